@@ -1,0 +1,38 @@
+"""Errors a user can act on. Each message names the file or value and says what to do.
+
+Every class also subclasses a builtin, so that callers who know nothing of vl3edge can write `except OSError`.
+"""
+
+from __future__ import annotations
+
+
+class Vl3EdgeError(Exception):
+    """Base of all errors raised on purpose by the runtime."""
+
+
+class MediaError(Vl3EdgeError, OSError):
+    """A media file is missing, unreadable, damaged or holds no usable frame."""
+
+    __str__ = Exception.__str__  # OSError's own __str__ expects (errno, message)
+
+
+class BundleError(Vl3EdgeError, OSError):
+    """A bundle is missing, incomplete, changed, or of a version this runtime does not know."""
+
+    __str__ = Exception.__str__
+
+
+class ConfigError(Vl3EdgeError, ValueError):
+    """An option has a value that cannot work; the message lists the valid ones."""
+
+
+class BackendError(Vl3EdgeError, RuntimeError):
+    """The inference backend asked for is not installed or not usable on this machine."""
+
+
+class ContextLengthError(Vl3EdgeError, ValueError):
+    """The prompt and the tokens asked for do not fit the model's context."""
+
+
+class MediaWarning(UserWarning):
+    """A media file was usable only in part; the message counts what was lost."""
