@@ -1,0 +1,226 @@
+"""Reads a checkpoint's JSON files, of either layout, into a ModelConfig.
+
+A key that is absent takes the default of the class that would read it: transformers' `VideoLlama3*` classes,
+or the authors' processor (from their public release). Whatever changes the result and is not implemented here
+(other activations, scaled rotary positions, sliding windows, other resampling) is refused, so that no
+checkpoint loads into a model that only looks right.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .config import MediaProcessing, ModelConfig, TextConfig, VisionConfig
+from .errors import CheckpointError
+from .json_section import Section
+
+_BICUBIC = 3  # PIL.Image.Resampling.BICUBIC, as processor files write it
+_HALF = (0.5, 0.5, 0.5)
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The configuration of the checkpoint in `folder`.
+
+    Raises:
+        CheckpointError: a file or key is missing, has the wrong type, or asks for something unsupported.
+    """
+    config = Section.read(folder / "config.json")
+    model_type = config.string("model_type")
+    if model_type == "video_llama_3":
+        return _read_transformers(folder, config)
+    if model_type == "videollama3_qwen2":
+        return _read_authors(folder, config)
+    raise config.error(
+        "model_type",
+        f"is {model_type!r}; supported: 'video_llama_3' (transformers), 'videollama3_qwen2' (the authors)",
+    )
+
+
+def _read_transformers(folder: Path, config: Section) -> ModelConfig:
+    text = config.section("text_config")
+    text.one_of("model_type", ("qwen2",), "qwen2")
+    vision = _vision(config.section("vision_config"))
+    processor = Section.read_if_there(folder / "processor_config.json")
+    preprocessor = Section.read_if_there(folder / "preprocessor_config.json")
+    # transformers 5 nests both in processor_config.json; older files stand alone, and the oldest share one.
+    image = processor.section("image_processor") if "image_processor" in processor else preprocessor
+    video = Section.read_if_there(folder / "video_preprocessor_config.json")
+    if "video_processor" in processor:
+        video = processor.section("video_processor")
+    elif not video.values:
+        video = preprocessor
+    for section in (image, video):
+        if not section.values:
+            raise CheckpointError(
+                f"{section.file} is missing or empty: it says how images and videos are resized"
+            )
+        _check_pixels(section, vision.patch_size)
+    mean, std = _normalization(image)
+    if _normalization(video) != (mean, std):
+        raise video.error("image_mean", "and image_std differ from those of images; they must be the same")
+    # The flag of either level ties, as in transformers' VideoLlama3Config.
+    tied = config.boolean("tie_word_embeddings", False) or text.boolean("tie_word_embeddings", False)
+    return ModelConfig(
+        name=_name(folder, config),
+        layout="transformers",
+        vision=vision,
+        text=_text(text, tied),
+        image=_pixel_budget(image, merge_size=1, minimum=56 * 56, maximum=28 * 28 * 1280),
+        video=_pixel_budget(video, merge_size=2, minimum=128 * 28 * 28, maximum=28 * 28 * 768),
+        image_token_id=config.integer("image_token_id", 151655, at_least=0),
+        video_token_id=config.integer("video_token_id", 151656, at_least=0),
+        eos_token_ids=_eos(folder, config, text),
+        image_mean=mean,
+        image_std=std,
+        fps=video.number("fps", 1.0),
+        max_frames=video.integer("max_frames", 180),
+        use_token_compression=video.boolean("use_token_compression", True),
+        quantization=_quantization(folder, config),
+    )
+
+
+def _read_authors(folder: Path, config: Section) -> ModelConfig:
+    vision = _vision(config.section("vision_encoder_config"))
+    config.one_of("mm_projector_type", ("mlp2x_gelu",), "mlp2x_gelu")
+    preprocessor = Section.read(folder / "preprocessor_config.json")
+    _check_pixels(preprocessor, vision.patch_size)
+    mean, std = _normalization(preprocessor)
+    processor = Section.read_if_there(folder / "processor_config.json")
+    minimum = preprocessor.integer("min_tokens", 16)
+    maximum = preprocessor.integer("max_tokens", 16384)
+    placeholder = config.integer("image_token_index", at_least=0)
+    return ModelConfig(
+        name=_name(folder, config),
+        layout="authors",
+        vision=vision,
+        text=_text(config, config.boolean("tie_word_embeddings", False)),
+        image=MediaProcessing(processor.integer("image_merge_size", 1), "authors", minimum, maximum),
+        video=MediaProcessing(processor.integer("video_merge_size", 2), "authors", minimum, maximum),
+        image_token_id=placeholder,
+        video_token_id=placeholder,
+        eos_token_ids=_eos(folder, config),
+        image_mean=mean,
+        image_std=std,
+        fps=processor.number("fps", 1.0),
+        max_frames=processor.integer("max_frames", 128),
+        use_token_compression=config.boolean("use_token_compression", True),
+        quantization=_quantization(folder, config),
+    )
+
+
+def _name(folder: Path, config: Section) -> str:
+    """The hub name that the checkpoint was saved under, else its folder's name."""
+    saved = config.string("_name_or_path", "").rstrip("/")
+    return saved if saved.count("/") == 1 and not saved.startswith((".", "/")) else folder.resolve().name
+
+
+def _vision(section: Section) -> VisionConfig:
+    rope_theta = _rope_theta(section, ("default", "axial"))
+    vision = VisionConfig(
+        hidden_size=section.integer("hidden_size", 768),
+        intermediate_size=section.integer("intermediate_size", 3072),
+        num_layers=section.integer("num_hidden_layers", 12),
+        num_heads=section.integer("num_attention_heads", 12),
+        patch_size=section.integer("patch_size", 16),
+        num_channels=section.integer("num_channels", 3),
+        layer_norm_eps=section.number("layer_norm_eps", 1e-6),
+        hidden_act=section.one_of("hidden_act", ("gelu_pytorch_tanh", "gelu"), "gelu_pytorch_tanh"),
+        rope_theta=rope_theta,
+    )
+    if vision.num_channels != 3:
+        raise section.error("num_channels", f"must be 3 (RGB), not {vision.num_channels}")
+    if vision.hidden_size % vision.num_heads or vision.head_dim % 4:
+        raise section.error(
+            "num_attention_heads",
+            f"({vision.num_heads}) must split hidden_size ({vision.hidden_size}) into multiples of 4",
+        )
+    return vision
+
+
+def _text(section: Section, tied: bool) -> TextConfig:
+    section.one_of("hidden_act", ("silu",), "silu")
+    if section.boolean("use_sliding_window", False):
+        raise section.error("use_sliding_window", "is true; sliding-window attention is not supported")
+    hidden_size = section.integer("hidden_size", 4096)
+    num_heads = section.integer("num_attention_heads", 32)
+    num_kv_heads = section.integer("num_key_value_heads", 32)
+    head_dim = section.integer("head_dim", hidden_size // num_heads)
+    if num_heads % num_kv_heads:
+        raise section.error(
+            "num_key_value_heads", f"({num_kv_heads}) must divide the {num_heads} attention heads"
+        )
+    if head_dim % 2:
+        raise section.error("head_dim", f"({head_dim}) must be even for rotary positions")
+    return TextConfig(
+        hidden_size=hidden_size,
+        intermediate_size=section.integer("intermediate_size", 22016),
+        num_layers=section.integer("num_hidden_layers", 32),
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        vocab_size=section.integer("vocab_size", 151936),
+        rms_norm_eps=section.number("rms_norm_eps", 1e-6),
+        rope_theta=_rope_theta(section, ("default",)),
+        max_position_embeddings=section.integer("max_position_embeddings", 32768),
+        tie_word_embeddings=tied,
+    )
+
+
+def _rope_theta(section: Section, types: tuple[str, ...]) -> float:
+    """Newer files have `rope_parameters`, older ones `rope_theta` and `rope_scaling`."""
+    top = section.number("rope_theta", 10000.0)
+    for key in ("rope_scaling", "rope_parameters"):
+        rope = section.section(key, {})
+        rope.one_of("rope_type" if "rope_type" in rope else "type", types, types[0])
+        top = rope.number("rope_theta", top)
+    return top
+
+
+def _check_pixels(section: Section, patch_size: int) -> None:
+    """Everything about pixels that the runtime takes for granted."""
+    for key in ("do_resize", "do_rescale", "do_normalize"):
+        section.one_of(key, (True,), True)
+    section.one_of("resample", (_BICUBIC,), _BICUBIC)
+    section.one_of("temporal_patch_size", (1,), 1)
+    if abs(section.number("rescale_factor", 1 / 255) - 1 / 255) > 1e-9:
+        raise section.error("rescale_factor", "must be 1/255")
+    if section.integer("patch_size", patch_size) != patch_size:
+        raise section.error("patch_size", f"differs from the vision encoder's ({patch_size})")
+
+
+def _normalization(section: Section) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    std = section.numbers("image_std", 3, _HALF)
+    if min(std) <= 0:
+        raise section.error("image_std", f"must be above zero, not {list(std)}")
+    return section.numbers("image_mean", 3, _HALF), std
+
+
+def _pixel_budget(section: Section, merge_size: int, minimum: int, maximum: int) -> MediaProcessing:
+    """`size` in pixels; top-level `min_pixels` and `max_pixels` (older files) win, as in transformers."""
+    size = section.section("size", {"shortest_edge": minimum, "longest_edge": maximum})
+    low = section if "min_pixels" in section else size
+    high = section if "max_pixels" in section else size
+    return MediaProcessing(
+        merge_size=section.integer("merge_size", merge_size),
+        rule="transformers",
+        minimum=low.integer("min_pixels" if low is section else "shortest_edge"),
+        maximum=high.integer("max_pixels" if high is section else "longest_edge"),
+    )
+
+
+def _eos(folder: Path, *sections: Section) -> tuple[int, ...]:
+    """generation_config.json says when to stop; without it, the model's own configuration does."""
+    candidates = (Section.read_if_there(folder / "generation_config.json"), *sections)
+    for section in candidates:
+        if ids := section.integers("eos_token_id"):
+            return ids
+    files = " and ".join(sorted({section.file.name for section in candidates}))
+    raise CheckpointError(f"{folder}: eos_token_id is in neither {files}, so generation would never end")
+
+
+def _quantization(folder: Path, config: Section) -> dict[str, object] | None:
+    """config.json's `quantization_config`; the oldest GPTQ writers left it in quantize_config.json alone."""
+    if "quantization_config" in config:
+        return dict(config.section("quantization_config").values)
+    beside = Section.read_if_there(folder / "quantize_config.json")
+    return dict(beside.values) or None

@@ -1,0 +1,10 @@
+"""The one error of this package: a checkpoint that cannot be used, and why."""
+
+from __future__ import annotations
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is missing, damaged, incomplete, or of a kind that vl3edge does not know.
+
+    The message names the file, and the key or tensor in it.
+    """
