@@ -1,0 +1,94 @@
+"""A quantized linear layer as the rest of the package passes it around: numpy, whatever file it came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from .grid import Grid
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """How far a quantized layer's outputs are from the original's, on its calibration inputs x with H = Σ
+    w·x·xᵀ.
+
+    gptq, rtn: tr((W − Q) H (W − Q)ᵀ), of the codes kept and of plain round-to-nearest on a min-max grid.
+    signal: tr(W H Wᵀ), so that gptq / signal is a relative squared error.
+    damp: the share of H's mean diagonal that had to be added to it before its Cholesky factorization
+        succeeded.
+    """
+
+    gptq: float
+    rtn: float
+    signal: float
+    damp: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedLinear:
+    """A weight [out, in] as codes on a grid: W[n, k] = scales[n, g] · (codes[n, k] − zeros[n, g]), g = k //
+    group.
+
+    codes: uint8 [out, in]. scales: float16 [out, groups]. zeros: uint8 [out, groups].
+    bits: of a code; every code and zero is below 2**bits.
+    order: int64 [in], or None for the identity. Column k of codes multiplies input x[order[k]]. Only
+        checkpoints that
+        were quantized elsewhere with activation order have one: gather x with it first, then multiply.
+    bias: float32 [out] or None.
+    error: figures of the solver, None for a layer read from a file.
+    """
+
+    codes: npt.NDArray[np.uint8]
+    scales: npt.NDArray[np.float16]
+    zeros: npt.NDArray[np.uint8]
+    bits: int
+    order: npt.NDArray[np.int64] | None = None
+    bias: npt.NDArray[np.float32] | None = None
+    error: LayerError | None = None
+
+    @property
+    def out_features(self) -> int:
+        return int(self.codes.shape[0])
+
+    @property
+    def in_features(self) -> int:
+        return int(self.codes.shape[1])
+
+    @property
+    def group_size(self) -> int:
+        return self.in_features // int(self.scales.shape[1])
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether every zero is the middle code, so that formats may leave the zeros out."""
+        return bool((self.zeros == 2 ** (self.bits - 1)).all())
+
+    @property
+    def grid(self) -> Grid:
+        return Grid(self.bits, self.group_size, self.symmetric)
+
+    def dequantized(self) -> npt.NDArray[np.float32]:
+        """The weight, float32 [out, in], with its columns in the order of the layer's own input."""
+        groups = self.codes.reshape(*self.scales.shape, -1).astype(np.float32)
+        groups -= self.zeros[..., None]
+        groups *= self.scales[..., None].astype(np.float32)
+        weight = groups.reshape(self.codes.shape)
+        if self.order is None:
+            return weight
+        original = np.empty_like(weight)
+        original[:, self.order] = weight
+        return original
+
+    def rows(self, start: int, stop: int) -> QuantizedLinear:
+        """The layer of output rows start…stop−1 alone, without error figures: those were of all rows."""
+        return replace(
+            self,
+            codes=self.codes[start:stop],
+            scales=self.scales[start:stop],
+            zeros=self.zeros[start:stop],
+            bias=None if self.bias is None else self.bias[start:stop],
+            error=None,
+        )
