@@ -1,0 +1,265 @@
+"""The decoder as an ONNX graph, built operator by operator.
+
+Why not traced: the operators that matter are fused ones that no tracer emits. Queries, keys and values are one product;
+`GroupQueryAttention` rotates, appends to the KV cache in place (input and output share one buffer) and masks;
+`SkipSimplifiedLayerNormalization` adds the residual on the way; everything after the last layer's attention runs for
+the last position alone, so that a prefill of a thousand tokens computes one row of logits.
+
+Inputs  inputs_embeds float32 [B, S, H]; seqlens_k int32 [B] (tokens in the cache after this call, minus one);
+        total_sequence_length int32 [] (the largest of them plus one);
+        past_key_values.{i}.{key,value} float32 [B, kv_heads, capacity, head_dim]
+Outputs logits float32 [B, vocab] of the last position; token int64 [B], their argmax;
+        present.{i}.{key,value}: bind the buffers of past_key_values here
+With S > 1, B must be 1 (a limit of GroupQueryAttention); batches are prefilled one row at a time into one cache.
+
+GroupQueryAttention wants head sizes that are multiples of 16. Others are widened with zeros between the two halves that
+rotate against each other, which leaves every product as it was; a Gather takes the real columns out again.
+
+Precision "fp16" stores weights as float16 and computes in float32: half the bytes on disk, the same arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from onnx import TensorProto
+
+from vl3edge.models.config import TextConfig
+
+from .graph import GraphWriter
+
+MS = "com.microsoft"
+PREFIX = "model.language_model."
+
+
+class TensorSource(Protocol):
+    """Weights by canonical name, as float32 arrays."""
+
+    def array(self, name: str) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class StoredMatrix:
+    """Where a [rows, cols] matrix already lies on disk, for weights shared between files."""
+
+    file: str
+    offset_bytes: int
+    shape: tuple[int, int]
+    dtype: np.dtype
+
+
+def rotary_tables(head_dim: int, theta: float, positions: int) -> tuple[np.ndarray, np.ndarray]:
+    """cos and sin of the rotary angles, float32 [positions, padded_head_dim // 2] each."""
+    # float32 throughout, as transformers computes them: at long positions the rounding of the angle shows.
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    inverse_frequency = (1.0 / np.power(np.float32(theta), exponents)).astype(np.float32)
+    angles = np.arange(positions, dtype=np.float32)[:, None] * inverse_frequency[None, :]
+    missing = (padded_head_dim(head_dim) - head_dim) // 2
+    angles = np.pad(angles, ((0, 0), (0, missing)))
+    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+
+def padded_head_dim(head_dim: int) -> int:
+    """The head size inside the graph and the KV cache: head_dim rounded up to a multiple of 16."""
+    return -(-head_dim // 16) * 16
+
+
+def pad_heads(rows: np.ndarray, head_dim: int) -> np.ndarray:
+    """[heads * head_dim, ...] -> [heads * padded, ...]: zeros after each half of every head."""
+    halves = rows.reshape(-1, head_dim // 2, *rows.shape[1:])
+    width = [(0, 0), (0, (padded_head_dim(head_dim) - head_dim) // 2)] + [(0, 0)] * (rows.ndim - 1)
+    return np.pad(halves, width).reshape(-1, *rows.shape[1:])
+
+
+class DecoderBuilder:
+    """Emits the graph for one TextConfig. `linear` may be overridden to emit quantized products."""
+
+    def __init__(self, graph: GraphWriter, config: TextConfig, source: TensorSource, precision: str) -> None:
+        self.graph = graph
+        self.config = config
+        self.source = source
+        self.cache_head_dim = padded_head_dim(config.head_dim)
+        self.storage = np.dtype(np.float16 if precision == "fp16" else np.float32)
+
+    def stored(self, name: str, value: np.ndarray) -> str:
+        """Writes a weight in the storage type; returns a float32 value in the graph."""
+        if self.storage == np.float32:
+            return self.graph.weight(name, value.astype(np.float32, copy=False))
+        half = self.graph.weight(name + ".half", value.astype(self.storage))
+        return str(self.graph.node("Cast", [half], name, to=TensorProto.FLOAT))
+
+    def linear(self, x: str, name: str, parts: list[str]) -> str:
+        """x · Wᵀ (+ bias) for the linears `parts` side by side: one product, outputs concatenated.
+
+        parts are tensor name stems such as `…layers.0.self_attn.q_proj`, biased or not as the architecture says.
+        """
+        weight = np.concatenate([self.source.array(f"{part}.weight") for part in parts])
+        is_qkv = parts[0].endswith("q_proj")
+        if is_qkv:
+            weight = pad_heads(weight, self.config.head_dim)
+        product = self.graph.node("MatMul", [x, self.stored(f"{name}.weight", weight.T)], f"{name}.matmul")
+        if not is_qkv:
+            return str(product)
+        bias = np.concatenate([self.source.array(f"{part}.bias") for part in parts])
+        bias = pad_heads(bias, self.config.head_dim)
+        return str(self.graph.node("Add", [product, self.stored(f"{name}.bias", bias)], f"{name}.biased"))
+
+    def norm_weight(self, name: str) -> str:
+        return self.graph.weight(name, self.source.array(name).astype(np.float32))
+
+    def add_and_norm(self, residual: str, update: str, weight: str, name: str) -> tuple[str, str]:
+        """RMSNorm(residual + update) and the sum itself."""
+        normed, summed = f"{name}.normed", f"{name}.sum"
+        self.graph.node(
+            "SkipSimplifiedLayerNormalization",
+            [residual, update, self.norm_weight(weight)],
+            name,
+            outputs=[normed, "", "", summed],
+            domain=MS,
+            epsilon=self.config.rms_norm_eps,
+        )
+        return normed, summed
+
+    def attention(self, x: str, layer: int, cos: str, sin: str) -> str:
+        stem = f"{PREFIX}layers.{layer}.self_attn."
+        qkv = self.linear(x, f"layers.{layer}.qkv", [stem + "q_proj", stem + "k_proj", stem + "v_proj"])
+        past = [f"past_key_values.{layer}.key", f"past_key_values.{layer}.value"]
+        out = f"layers.{layer}.attention"
+        self.graph.node(
+            "GroupQueryAttention",
+            [qkv, "", "", *past, "seqlens_k", "total_sequence_length", cos, sin],
+            out,
+            outputs=[out, f"present.{layer}.key", f"present.{layer}.value"],
+            domain=MS,
+            num_heads=self.config.num_heads,
+            kv_num_heads=self.config.num_kv_heads,
+            scale=self.config.head_dim**-0.5,
+            do_rotary=1,
+            rotary_interleaved=0,
+        )
+        if self.cache_head_dim == self.config.head_dim:
+            return out
+        columns = np.arange(self.config.num_heads * self.config.head_dim)
+        padded_columns = pad_heads(columns + 1, self.config.head_dim).nonzero()[0]
+        index = self.graph.weight(f"{out}.columns", padded_columns.astype(np.int64))
+        return str(self.graph.node("Gather", [out, index], f"{out}.unpadded", axis=-1))
+
+    def mlp(self, x: str, layer: int) -> str:
+        stem = f"{PREFIX}layers.{layer}.mlp."
+        both = self.linear(x, f"layers.{layer}.gate_up", [stem + "gate_proj", stem + "up_proj"])
+        gate, up = self.graph.node(
+            "Split", [both], f"layers.{layer}.split", outputs=2, axis=-1, num_outputs=2
+        )
+        active = self.graph.node("QuickGelu", [gate], f"layers.{layer}.silu", domain=MS, alpha=1.0)
+        gated = self.graph.node("Mul", [active, up], f"layers.{layer}.gated")
+        return self.linear(gated, f"layers.{layer}.down", [stem + "down_proj"])
+
+    def last_position(self, x: str, name: str) -> str:
+        """[B, S, H] -> [B, 1, H]: the last of the S positions."""
+        last = self.graph.weight(f"{name}.index", np.array([-1], np.int64))
+        return str(self.graph.node("Gather", [x, last], name, axis=1))
+
+    def head(self, x: str, embeddings: StoredMatrix | None) -> str:
+        """Logits [B, vocab] of x [B, 1, H]; the tied matrix is read from the embeddings' own file."""
+        axis = self.graph.weight("head.axis", np.array([1], np.int64))
+        flat = self.graph.node("Squeeze", [x, axis], "head.input")
+        if embeddings is None:
+            weight = self.stored("lm_head.weight", self.source.array("lm_head.weight"))
+        else:
+            weight = self._shared(embeddings)
+        return str(self.graph.node("Gemm", [flat, weight], "logits", transB=1))
+
+    def _shared(self, matrix: StoredMatrix) -> str:
+        half = matrix.dtype == np.float16
+        name = "lm_head.weight.half" if half else "lm_head.weight"
+        self.graph.external(
+            name,
+            matrix.shape,
+            TensorProto.FLOAT16 if half else TensorProto.FLOAT,
+            matrix.file,
+            matrix.offset_bytes,
+            matrix.shape[0] * matrix.shape[1] * matrix.dtype.itemsize,
+        )
+        if half:
+            return str(self.graph.node("Cast", [name], "lm_head.weight", to=TensorProto.FLOAT))
+        return name
+
+    def layers(self) -> Iterator[int]:
+        """Declares the inputs, then emits one layer at each step, then the head and the outputs."""
+        config, graph = self.config, self.graph
+        hidden = graph.input("inputs_embeds", TensorProto.FLOAT, ["batch", "sequence", config.hidden_size])
+        graph.input("seqlens_k", TensorProto.INT32, ["batch"])
+        graph.input("total_sequence_length", TensorProto.INT32, [])
+        cache = ["batch", config.num_kv_heads, "capacity", self.cache_head_dim]
+        for layer in range(config.num_layers):
+            for kind in ("key", "value"):
+                graph.input(f"past_key_values.{layer}.{kind}", TensorProto.FLOAT, cache)
+        cos_table, sin_table = rotary_tables(config.head_dim, config.rope_theta, config.max_position_embeddings)
+        cos, sin = graph.weight("rotary.cos", cos_table), graph.weight("rotary.sin", sin_table)
+
+        update = ""
+        for layer in range(config.num_layers):
+            stem = f"{PREFIX}layers.{layer}."
+            if layer == 0:
+                weight = self.norm_weight(stem + "input_layernorm.weight")
+                normed = graph.node(
+                    "SimplifiedLayerNormalization",
+                    [hidden, weight],
+                    "layers.0.input_norm",
+                    axis=-1,
+                    epsilon=config.rms_norm_eps,
+                    stash_type=1,
+                )
+            else:
+                normed, hidden = self.add_and_norm(
+                    hidden, update, stem + "input_layernorm.weight", f"layers.{layer}.input_norm"
+                )
+            attended = self.attention(normed, layer, cos, sin)
+            if layer == config.num_layers - 1:
+                attended = self.last_position(attended, "last.attended")
+                hidden = self.last_position(hidden, "last.hidden")
+            output = self.linear(attended, f"layers.{layer}.output", [stem + "self_attn.o_proj"])
+            normed, hidden = self.add_and_norm(
+                hidden, output, stem + "post_attention_layernorm.weight", f"layers.{layer}.mlp_norm"
+            )
+            update = self.mlp(normed, layer)
+            yield layer
+        self._last = self.add_and_norm(hidden, update, PREFIX + "norm.weight", "final_norm")[0]
+
+    def finish(self, embeddings: StoredMatrix | None) -> None:
+        """Emits the output head and declares the outputs; after the last layer."""
+        config, graph = self.config, self.graph
+        logits = self.head(self._last, embeddings)
+        graph.node("ArgMax", [logits], "token", axis=-1, keepdims=0)
+        graph.output("logits", TensorProto.FLOAT, ["batch", config.vocab_size])
+        graph.output("token", TensorProto.INT64, ["batch"])
+        cache = ["batch", config.num_kv_heads, "capacity", self.cache_head_dim]
+        for layer in range(config.num_layers):
+            for kind in ("key", "value"):
+                graph.output(f"present.{layer}.{kind}", TensorProto.FLOAT, cache)
+
+
+def export_decoder(
+    source: TensorSource,
+    config: TextConfig,
+    folder: Path,
+    precision: str,
+    embeddings: StoredMatrix | None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Path]:
+    """Writes `decoder.onnx` and its data into folder; returns the files written.
+
+    embeddings: where the embedding table lies, when the output head is tied to it; None for a head of its own.
+    progress: called with (layers done, layers in all).
+    """
+    with GraphWriter(folder / "decoder.onnx") as graph:
+        builder = DecoderBuilder(graph, config, source, precision)
+        for layer in builder.layers():
+            if progress:
+                progress(layer + 1, config.num_layers)
+        builder.finish(embeddings)
+        return graph.save()

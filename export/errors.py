@@ -1,0 +1,7 @@
+"""The one error of this package: an export that cannot be done, and what to change."""
+
+from __future__ import annotations
+
+
+class ExportError(RuntimeError):
+    """An export was refused or failed; nothing is left behind that looks like a bundle."""

@@ -1,0 +1,64 @@
+"""A clip: what `encode` returns, an immutable value that can be asked about any number of times."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from .splice import Visual
+
+MediaKind = Literal["image", "video"]
+_uids = itertools.count()
+
+
+@dataclass(frozen=True)
+class EncodeStats:
+    """Where the time of one `encode` went, in seconds. read_s covers decoding and resizing."""
+
+    read_s: float
+    prune_s: float
+    vision_s: float
+    projector_s: float
+
+    @property
+    def seconds(self) -> float:
+        return self.read_s + self.prune_s + self.vision_s + self.projector_s
+
+
+@dataclass(frozen=True)
+class Clip:
+    """The visual tokens of a video or an image, ready for the decoder.
+
+    name: the file's name, or a description of where the frames came from.
+    timestamps_s: of the sampled frames, from the start of the stream; (0.0,) for an image.
+    height_px, width_px: of the frames as the model saw them.
+    tokens_per_frame: visual tokens kept, frame by frame. num_pruned: those DiffFP dropped.
+    """
+
+    kind: MediaKind
+    name: str
+    timestamps_s: tuple[float, ...]
+    height_px: int
+    width_px: int
+    tokens_per_frame: tuple[int, ...]
+    num_pruned: int
+    stats: EncodeStats
+    visual: Visual
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.timestamps_s)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(self.tokens_per_frame)
+
+
+def make_visual(parts: list[np.ndarray], tokens_per_frame: tuple[int, ...]) -> Visual:
+    """Joins the tokens of a clip's chunks, float32 [n, hidden] each, and gives them an identity of their own."""
+    tokens = np.concatenate(parts)
+    tokens.setflags(write=False)
+    return Visual(tokens, tokens_per_frame, next(_uids))

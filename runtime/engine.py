@@ -1,0 +1,98 @@
+"""ONNX Runtime behind a small protocol: what the vision path and the decoder need of an inference engine.
+
+The module is imported only when an engine is made, because the base install has no ONNX Runtime (two distributions
+provide the one module); the error then says which extra to install. There is no fallback from one backend to another:
+what runs is what was asked for, and `Backend.providers` says it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from .errors import BackendError, BundleError, ConfigError
+
+BACKENDS = ("auto", "cpu", "cuda")
+_INSTALL = "pip install 'vl3edge[cpu]' (or [cuda], [rtx] on an NVIDIA GPU)"
+
+
+class Engine(Protocol):
+    """One compiled graph: named arrays in, named arrays out."""
+
+    def run(self, inputs: dict[str, np.ndarray]) -> list[np.ndarray]: ...
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Where graphs run. name is "cpu" or "cuda"; num_threads 0 leaves the choice to ONNX Runtime."""
+
+    name: str
+    providers: tuple[str, ...]
+    version: str
+    num_threads: int = 0
+
+    def session(self, path: Path) -> Any:
+        """An onnxruntime.InferenceSession of the graph at path; BundleError if it cannot be loaded."""
+        ort = import_onnxruntime()
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = self.num_threads
+        try:
+            session = ort.InferenceSession(str(path), options, providers=list(self.providers))
+        except Exception as e:  # ONNX Runtime's errors have no common base class
+            raise BundleError(f"{path} cannot be loaded by ONNX Runtime {self.version}: {_first_line(e)}") from e
+        if session.get_providers()[0] != self.providers[0]:
+            raise BackendError(
+                f"ONNX Runtime did not start {self.providers[0]} (it offers {', '.join(session.get_providers())}); "
+                "check the driver, or use backend='cpu'."
+            )
+        return session
+
+    def engine(self, path: Path) -> OrtEngine:
+        return OrtEngine(self.session(path))
+
+
+class OrtEngine:
+    """An ONNX Runtime session as an `Engine`."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+
+    def run(self, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """Runs the graph; returns its outputs in the graph's order."""
+        return list(self._session.run(None, inputs))
+
+
+def import_onnxruntime() -> Any:
+    """The onnxruntime module; BackendError that says what to install when there is none."""
+    try:
+        import onnxruntime
+    except ImportError as e:
+        raise BackendError(f"ONNX Runtime is not installed: {_INSTALL}.") from e
+    return onnxruntime
+
+
+def select_backend(name: str = "auto", num_threads: int = 0) -> Backend:
+    """The backend of this name; "auto" takes CUDA when this ONNX Runtime was built with it, else the CPU.
+
+    Raises ConfigError for an unknown name, BackendError when the backend is not available here.
+    """
+    if name not in BACKENDS:
+        raise ConfigError(f"backend must be one of {', '.join(BACKENDS)}, not {name!r}")
+    ort = import_onnxruntime()
+    available = ort.get_available_providers()
+    has_cuda = "CUDAExecutionProvider" in available
+    if name == "cuda" and not has_cuda:
+        raise BackendError(
+            f"this ONNX Runtime has no CUDA (it offers {', '.join(available)}): pip install 'vl3edge[cuda]'."
+        )
+    use_cuda = name == "cuda" or (name == "auto" and has_cuda)
+    providers = ("CUDAExecutionProvider", "CPUExecutionProvider") if use_cuda else ("CPUExecutionProvider",)
+    return Backend("cuda" if use_cuda else "cpu", providers, ort.__version__, num_threads)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,100 @@
+"""Reading one image as the reference processors do: upright, RGB, 8 bits.
+
+Takes what Pillow reads, by content and not by file name. Of an animated image it takes the first frame; the frames
+themselves are a video and read by `video.py`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from .errors import MediaError
+
+MAX_FRAME_PX = 8192 * 8192
+"""Largest height × width that is decoded, for images and for frames of a video: 200 MB as RGB."""
+
+
+def check_frame_size(name: str, height: int, width: int) -> None:
+    """Raises MediaError if a frame of `height` × `width` pixels is larger than MAX_FRAME_PX."""
+    if height * width > MAX_FRAME_PX:
+        raise MediaError(
+            f"{name}: {width}×{height} pixels is more than the {MAX_FRAME_PX:,} that are read; make it smaller first"
+        )
+
+
+def load_image(source: str | Path | Image.Image | npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """The image as uint8 [H, W, 3], turned upright by its EXIF orientation.
+
+    Every mode becomes RGB as Pillow's `convert("RGB")` does it: alpha is dropped, palettes are looked up, CMYK is
+    converted without a profile. 16-bit greyscale is scaled to 8 bits (Pillow alone would clip it).
+    An array must be uint8 [H, W, 3], [H, W, 4] (alpha is dropped) or [H, W].
+
+    Raises MediaError if the file is missing, empty, damaged, not an image, or larger than MAX_FRAME_PX.
+    """
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    if isinstance(source, Image.Image):
+        check_frame_size("the image given", source.height, source.width)
+        return to_rgb(source)
+    with open_image(source) as image:
+        try:
+            return to_rgb(image)
+        except (OSError, SyntaxError, ValueError, EOFError) as e:
+            raise MediaError(f"{source}: the image is damaged or cut short ({e})") from e
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """The image file opened by Pillow, its header checked, its pixels not read yet. Raises MediaError."""
+    path = Path(path)
+    try:
+        if path.stat().st_size == 0:
+            raise MediaError(f"{path}: the file is empty")
+        with warnings.catch_warnings():
+            # Pillow warns from 89 million pixels on and refuses from twice that; our own limit is lower than both.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(path)
+    except MediaError:
+        raise
+    except FileNotFoundError as e:
+        raise MediaError(f"{path}: there is no such file") from e
+    except PermissionError as e:
+        raise MediaError(f"{path}: no permission to read it") from e
+    except IsADirectoryError as e:
+        raise MediaError(f"{path}: this is a folder, not an image") from e
+    except UnidentifiedImageError as e:
+        raise MediaError(f"{path}: not an image in a format that Pillow reads") from e
+    except Image.DecompressionBombError as e:
+        raise MediaError(f"{path}: more than the {MAX_FRAME_PX:,} pixels that are read; make it smaller first") from e
+    except (OSError, SyntaxError, ValueError) as e:
+        raise MediaError(f"{path}: the image is damaged or cannot be read ({e})") from e
+    try:
+        check_frame_size(str(path), image.height, image.width)
+    except MediaError:
+        image.close()
+        raise
+    return image
+
+
+def to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """The current frame of a Pillow image, upright: uint8 [H, W, 3]."""
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I;16") or (upright.mode == "I" and upright.format == "PNG"):
+        levels = np.asarray(upright).astype(np.uint32)
+        upright = Image.fromarray((levels >> 8).astype(np.uint8))
+    return np.asarray(upright.convert("RGB"))
+
+
+def _from_array(array: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    if array.dtype != np.uint8:
+        raise MediaError(f"an image array must be uint8 with levels 0 to 255, not {array.dtype}")
+    if array.ndim == 2:
+        array = np.repeat(array[:, :, None], 3, axis=2)
+    if array.ndim != 3 or array.shape[2] not in (3, 4) or 0 in array.shape:
+        raise MediaError(f"an image array must have the shape [H, W, 3], not {list(array.shape)}")
+    check_frame_size("the array given", array.shape[0], array.shape[1])
+    return np.ascontiguousarray(array[:, :, :3])

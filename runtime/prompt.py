@@ -1,0 +1,227 @@
+"""Messages to prompt pieces: the checkpoint's chat template, with media slots and without injection.
+
+The template (Jinja, run in a sandbox) turns messages into one string with placeholder tokens for media. Added tokens
+that stand in *users'* text are masked before the template runs and restored, as plain text, afterwards; so whatever a
+user writes, only the template itself can place a special token. Text between special tokens is kept in one piece, so
+it is tokenized as the reference tokenizes it, across the border of template and user text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NoReturn
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from .errors import BundleError, ConfigError
+from .manifest import TokenSpec
+from .tokenizer import Tokenizer
+
+ROLES = ("system", "user", "assistant", "stream")
+_MAX_TEMPLATE_CHARS = 1 << 20
+_PRIVATE_USE = range(0xE000, 0xF8FF)
+
+
+@dataclass(frozen=True)
+class MediaItem:
+    """What a prompt needs to know of an image or a video: its kind and its frames' times in seconds."""
+
+    kind: str
+    timestamps_s: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class VisualSlot:
+    """The place of one frame's (or image's) visual tokens: the media-th item of the conversation, its frame-th frame."""
+
+    media: int
+    frame: int
+
+
+Piece = int | str | VisualSlot  # a special token's id, plain text, or visual tokens
+
+
+class PromptTemplate:
+    """A checkpoint's chat template, compiled once."""
+
+    def __init__(self, source: str, tokenizer: Tokenizer, tokens: TokenSpec, layout: str) -> None:
+        if len(source) > _MAX_TEMPLATE_CHARS:
+            raise BundleError("chat_template.jinja is too large to be a chat template.")
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment.globals["raise_exception"] = _raise_exception
+        environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
+        try:
+            self._template = environment.from_string(source)
+            self._image, self._video = tokenizer.token(tokens.image_id), tokenizer.token(tokens.video_id)
+        except jinja2.TemplateError as e:
+            raise BundleError(f"chat_template.jinja cannot be compiled ({e}). Export the bundle again.") from e
+        except KeyError as e:
+            raise BundleError(f"tokenizer.json has no token of id {e}, which stands for media in prompts.") from e
+        self._per_frame = layout == "authors"
+        self._added = tokenizer.added
+        by_length = sorted(self._added, key=len, reverse=True)
+        self._splitter = re.compile("|".join(map(re.escape, by_length)) or r"(?!)")
+
+    def pieces(
+        self, messages: Sequence[Mapping[str, Any]], media: Sequence[MediaItem], add_generation_prompt: bool = True
+    ) -> list[Piece]:
+        """The prompt of a conversation.
+
+        messages: {"role", "content"}; content is a string or a list of {"type": "text", "text"}, {"type": "image"} and
+        {"type": "video"} items; the k-th image or video item, over all messages, is media[k].
+        Raises ConfigError for malformed messages or a template that does not take them.
+        """
+        escape = _Escape(self._splitter, messages)
+        context = {
+            "messages": _template_messages(messages, media, escape),
+            "add_generation_prompt": add_generation_prompt,
+            "add_system_prompt": False,
+            "image_token": self._image,
+            "tools": None,
+            "bos_token": "",
+        }
+        try:
+            rendered = self._template.render(context)
+        except jinja2.TemplateError as e:
+            raise ConfigError(f"the chat template refuses this conversation: {e}") from e
+        except (TypeError, ValueError, KeyError, AttributeError) as e:
+            raise ConfigError(f"the chat template fails on this conversation: {type(e).__name__}: {e}") from e
+        return self._split(rendered, media, escape)
+
+    def _split(self, rendered: str, media: Sequence[MediaItem], escape: _Escape) -> list[Piece]:
+        slots = self._slots(media)
+        pieces: list[Piece] = []
+        text: list[str] = []
+
+        def flush() -> None:
+            if joined := escape.restore("".join(text)):
+                pieces.append(joined)
+            text.clear()
+
+        position = 0
+        for match in self._splitter.finditer(rendered):
+            text.append(rendered[position : match.start()])
+            position = match.end()
+            if match.group() not in (self._image, self._video):
+                flush()
+                pieces.append(self._added[match.group()])
+                continue
+            for part in next(slots, ()):
+                if isinstance(part, str):
+                    text.append(part)
+                else:
+                    flush()
+                    pieces.append(part)
+        text.append(rendered[position:])
+        flush()
+        placed = sum(isinstance(piece, VisualSlot) for piece in pieces)
+        wanted = sum(len(item.timestamps_s) for item in media)
+        if placed != wanted or next(slots, None) is not None:
+            raise ConfigError(
+                f"the chat template placed {placed} of {wanted} frames and images; does it support this conversation?"
+            )
+        return pieces
+
+    def _slots(self, media: Sequence[MediaItem]) -> Any:
+        """For each placeholder the template writes, in order: text and visual slots to put in its place."""
+        for index, item in enumerate(media):
+            frames = [VisualSlot(index, frame) for frame in range(len(item.timestamps_s))]
+            if item.kind == "image" or self._per_frame:  # the authors' template writes the times itself
+                yield from ([slot] for slot in frames)
+                continue
+            parts: list[str | VisualSlot] = []
+            for slot, time_s in zip(frames, item.timestamps_s, strict=True):
+                parts += [f"{',' if slot.frame else ''}Time {time_s:.1f}s:", slot]
+            yield parts
+
+
+class _Escape:
+    """Masks added tokens in users' text through the template, as a private-use character around a number."""
+
+    def __init__(self, tokens: re.Pattern[str], messages: Sequence[Mapping[str, Any]]) -> None:
+        taken = set(repr(messages)) | {c for text in _texts(messages) for c in text}
+        self._mark = next(chr(code) for code in _PRIVATE_USE if chr(code) not in taken)
+        self._tokens = tokens
+        self._found: list[str] = []
+        self._marked = re.compile(f"{self._mark}(\\d+){self._mark}")
+
+    def mask(self, text: str) -> str:
+        def replace(match: re.Match[str]) -> str:
+            self._found.append(match.group())
+            return f"{self._mark}{len(self._found) - 1}{self._mark}"
+
+        return self._tokens.sub(replace, text)
+
+    def restore(self, text: str) -> str:
+        return self._marked.sub(lambda match: self._found[int(match.group(1))], text)
+
+
+def media_items(messages: Sequence[Mapping[str, Any]]) -> list[tuple[str, Any]]:
+    """(kind, source) of every image and video of a conversation, in order; ConfigError for malformed messages."""
+    found = []
+    for message in messages:
+        if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
+            raise ConfigError("each message must be a mapping with 'role' and 'content'")
+        if message["role"] not in ROLES:
+            raise ConfigError(f"role must be one of {', '.join(ROLES)}, not {message['role']!r}")
+        content = message["content"]
+        if isinstance(content, str):
+            continue
+        if not isinstance(content, Sequence):
+            raise ConfigError(f"content must be a string or a list of items, not {type(content).__name__}")
+        for item in content:
+            kind = item.get("type") if isinstance(item, Mapping) else None
+            if kind not in ("text", "image", "video"):
+                raise ConfigError(f"each content item needs a 'type' of text, image or video, not {item!r}")
+            if kind not in item:
+                raise ConfigError(f"a content item of type {kind!r} needs a {kind!r} entry")
+            if kind == "text" and not isinstance(item["text"], str):
+                raise ConfigError(f"the text of a content item must be a string, not {type(item['text']).__name__}")
+            if kind != "text":
+                found.append((kind, item[kind]))
+    return found
+
+
+def _texts(messages: Sequence[Mapping[str, Any]]) -> list[str]:
+    texts = []
+    for message in messages:
+        content = message["content"]
+        if isinstance(content, str):
+            texts.append(content)
+        else:
+            texts += [item["text"] for item in content if item["type"] == "text"]
+    return texts
+
+
+def _template_messages(
+    messages: Sequence[Mapping[str, Any]], media: Sequence[MediaItem], escape: _Escape
+) -> list[dict[str, Any]]:
+    """The messages as templates expect them: masked text, and media described instead of contained."""
+    result = []
+    items = iter(media)
+    for message in messages:
+        content = message["content"]
+        if isinstance(content, str):
+            result.append({"role": message["role"], "content": escape.mask(content)})
+            continue
+        parts: list[dict[str, Any]] = []
+        for item in content:
+            if item["type"] == "text":
+                parts.append({"type": "text", "text": escape.mask(item["text"])})
+                continue
+            described = next(items)
+            part: dict[str, Any] = {"type": described.kind, described.kind: ""}
+            if described.kind == "video":
+                times = list(described.timestamps_s)
+                part |= {"num_frames": len(times), "timestamps": times}
+            parts.append(part)
+        result.append({"role": message["role"], "content": parts})
+    return result
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)

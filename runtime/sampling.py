@@ -1,0 +1,59 @@
+"""Logits to the next token: greedy or sampled, in the order and with the meaning of transformers' processors."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .config import GenerationConfig
+
+
+class Sampler:
+    """Chooses tokens for one answer.
+
+    needs_logits: False when the decoder's own greedy choice is the answer and no logits have to be read.
+    """
+
+    def __init__(self, config: GenerationConfig) -> None:
+        self._config = config
+        self._random = np.random.default_rng(config.seed)
+        self.needs_logits = config.temperature > 0 or config.repetition_penalty != 1.0
+
+    def choose(self, logits: np.ndarray, history: np.ndarray) -> int:
+        """The next token's id, from logits float32 [vocab] and the ids int64 [n] of prompt and answer so far."""
+        scores = penalize_repetition(logits, history, self._config.repetition_penalty)
+        if self._config.temperature == 0:
+            return int(scores.argmax())
+        probabilities = filtered_probabilities(scores, self._config)
+        cumulative = np.cumsum(probabilities)
+        return int(np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right"))
+
+
+def penalize_repetition(logits: np.ndarray, history: np.ndarray, penalty: float) -> np.ndarray:
+    """Logits with those of ids that occurred divided by penalty if positive, multiplied if negative."""
+    if penalty == 1.0:
+        return logits
+    scores = logits.copy()
+    seen = np.unique(history)
+    scores[seen] = np.where(scores[seen] < 0, scores[seen] * penalty, scores[seen] / penalty)
+    return scores
+
+
+def filtered_probabilities(scores: np.ndarray, config: GenerationConfig) -> np.ndarray:
+    """Probabilities float64 [vocab] after temperature, top-k and top-p, in this order; temperature must be above 0.
+
+    top-k keeps the k best and whatever ties with the k-th; top-p keeps the smallest set of best tokens whose
+    probabilities reach top_p, at least one.
+    """
+    scaled = scores.astype(np.float64) / config.temperature
+    if 0 < config.top_k < len(scaled):
+        kth = np.partition(scaled, -config.top_k)[-config.top_k]
+        scaled = np.where(scaled < kth, -np.inf, scaled)
+    probabilities = np.exp(scaled - scaled.max())
+    probabilities /= probabilities.sum()
+    if config.top_p < 1.0:
+        order = np.argsort(probabilities, kind="stable")
+        # From the least likely up: drop while what is dropped stays within 1 − top_p.
+        dropped = order[:-1][np.cumsum(probabilities[order])[:-1] <= 1.0 - config.top_p]
+        probabilities[dropped] = 0.0
+        probabilities /= probabilities.sum()
+    return probabilities

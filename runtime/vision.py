@@ -1,0 +1,46 @@
+"""Frames to visual tokens: the vision engine and one projector engine per kind of media.
+
+Attention is per frame, so frames are a batch, encoded in chunks of bounded memory. The projector sees kept tokens only:
+that is where pruning saves work. Engines are loaded at first use; a model that is only asked about videos never loads
+the image projector.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .bundle import Bundle
+from .engine import Backend, Engine
+
+PATCHES_PER_CALL = 8192  # bounds the encoder's activations: about 150 MB in float32 at the released models' width
+
+
+class VisionPath:
+    """The vision encoder and the projectors of a bundle."""
+
+    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+        self._bundle = bundle
+        self._backend = backend
+        self._engines: dict[str, Engine] = {}
+        self._patch_size = bundle.manifest.vision.patch_size
+
+    def frames_per_call(self, height: int, width: int) -> int:
+        """How many frames of this size in pixels are encoded at once, at least one."""
+        return max(1, PATCHES_PER_CALL // ((height // self._patch_size) * (width // self._patch_size)))
+
+    def features(self, frames: np.ndarray) -> np.ndarray:
+        """Features float32 [F, h, w, C] of frames uint8 [F, H, W, 3]; h and w count patches."""
+        return self._engine("vision").run({"frames": frames})[0]
+
+    def tokens(self, features: np.ndarray, kind: str, keep: np.ndarray) -> np.ndarray:
+        """Visual tokens float32 [K, hidden] of features float32 [F, h, w, C].
+
+        kind: "image" or "video", which choose the merge size. keep: bool [F, tokens of a frame], K of them true.
+        """
+        indices = np.flatnonzero(keep)
+        return self._engine(f"projector-{kind}").run({"features": features, "keep": indices})[0]
+
+    def _engine(self, name: str) -> Engine:
+        if name not in self._engines:
+            self._engines[name] = self._backend.engine(self._bundle.path(f"{name}.onnx"))
+        return self._engines[name]
