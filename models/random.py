@@ -106,6 +106,9 @@ PRESETS = tuple(_PRESETS)
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # Standard deviation of the logits: large enough that the best token is clear and not the same everywhere.
 _LOGIT_STD = 3.0
+# Weights that are not scaled to keep the size of their input. Sharper attention, so that positions matter;
+# layers that outweigh the residual stream, as otherwise tied embeddings repeat the last token forever.
+_GAINS = {"q_proj": 2.0, "k_proj": 2.0, "o_proj": 3.0, "down_proj": 2.0}
 
 
 def preset(name: str, layout: Layout = "transformers") -> ModelConfig:
@@ -179,7 +182,8 @@ def write_random_checkpoint(
 
 def random_tensor(name: str, shape: Shape, seed: int) -> torch.Tensor:
     """The float32 tensor of this canonical name; the same for the same name, shape and seed."""
-    generator = torch.Generator().manual_seed((seed << 32) + zlib.crc32(name.encode()))
+    # torch's CPU generator uses 32 bits of its seed, so both go into one hash.
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
     noise = torch.randn(shape, generator=generator)
     if name.endswith(".bias"):
         return noise.mul_(0.2)
@@ -187,10 +191,8 @@ def random_tensor(name: str, shape: Shape, seed: int) -> torch.Tensor:
         return noise.mul_(0.2).add_(1.0)
     if name in (EMBEDDINGS, LM_HEAD):
         return noise.mul_(_LOGIT_STD / shape[1] ** 0.5)
-    fan_in = torch.Size(shape[1:]).numel()
-    # Sharper attention than 1 would give, so that positions matter.
-    gain = 1.5 if name.endswith(("q_proj.weight", "k_proj.weight")) else 1.0
-    return noise.mul_(gain / fan_in**0.5)
+    gain = next((gain for part, gain in _GAINS.items() if part in name), 1.0)
+    return noise.mul_(gain / torch.Size(shape[1:]).numel() ** 0.5)
 
 
 def main(arguments: list[str] | None = None) -> int:
