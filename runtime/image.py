@@ -1,7 +1,7 @@
 """Reading one image as the reference processors do: upright, RGB, 8 bits.
 
-Takes what Pillow reads, by content and not by file name. Of an animated image it takes the first frame; the frames
-themselves are a video and read by `video.py`.
+Takes what Pillow reads, by content and not by file name. Of an animated image it takes the first frame; the
+frames themselves are a video and read by `video.py`.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ def check_frame_size(name: str, height: int, width: int) -> None:
     """Raises MediaError if a frame of `height` × `width` pixels is larger than MAX_FRAME_PX."""
     if height * width > MAX_FRAME_PX:
         raise MediaError(
-            f"{name}: {width}×{height} pixels is more than the {MAX_FRAME_PX:,} that are read; make it smaller first"
+            f"{name}: {width}×{height} pixels is more than the {MAX_FRAME_PX:,} that are read; "
+            "make it smaller first"
         )
 
 
 def load_image(source: str | Path | Image.Image | npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """The image as uint8 [H, W, 3], turned upright by its EXIF orientation.
 
-    Every mode becomes RGB as Pillow's `convert("RGB")` does it: alpha is dropped, palettes are looked up, CMYK is
-    converted without a profile. 16-bit greyscale is scaled to 8 bits (Pillow alone would clip it).
-    An array must be uint8 [H, W, 3], [H, W, 4] (alpha is dropped) or [H, W].
+    Every mode becomes RGB as Pillow's `convert("RGB")` does it: alpha is dropped, palettes are looked up,
+    CMYK is converted without a profile. 16-bit greyscale is scaled to 8 bits (Pillow alone would clip it). An
+    array must be uint8 [H, W, 3], [H, W, 4] (alpha is dropped) or [H, W].
 
     Raises MediaError if the file is missing, empty, damaged, not an image, or larger than MAX_FRAME_PX.
     """
@@ -69,7 +70,9 @@ def open_image(path: str | Path) -> Image.Image:
     except UnidentifiedImageError as e:
         raise MediaError(f"{path}: not an image in a format that Pillow reads") from e
     except Image.DecompressionBombError as e:
-        raise MediaError(f"{path}: more than the {MAX_FRAME_PX:,} pixels that are read; make it smaller first") from e
+        raise MediaError(
+            f"{path}: more than the {MAX_FRAME_PX:,} pixels that are read; make it smaller first"
+        ) from e
     except (OSError, SyntaxError, ValueError) as e:
         raise MediaError(f"{path}: the image is damaged or cannot be read ({e})") from e
     try:

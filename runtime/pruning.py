@@ -1,10 +1,10 @@
 """DiffFP, the differential frame pruner: which video tokens are dropped because they did not change.
 
-A token covers a block of (patch × merge)² pixels. It is kept when its block differs from the same block of the
-previous *sampled* frame (not of the last kept one) by more than a threshold, measured on normalized pixels times 255.
-The mean of normalization cancels out, so only sums of differences of 8-bit levels are needed: those are whole
-numbers, and the result is exact whatever the machine. Blocks whose difference is exactly the threshold are dropped;
-a float32 implementation may decide such a tie either way.
+A token covers a block of (patch × merge)² pixels. It is kept when its block differs from the same block of
+the previous *sampled* frame (not of the last kept one) by more than a threshold, measured on normalized
+pixels times 255. The mean of normalization cancels out, so only sums of differences of 8-bit levels are
+needed: those are whole numbers, and the result is exact whatever the machine. Blocks whose difference is
+exactly the threshold are dropped; a float32 implementation may decide such a tie either way.
 
 Source: VideoLLaMA3 (arXiv 2501.13106) and `_get_compression_mask` of transformers' video_llama_3.
 """
@@ -12,6 +12,7 @@ Source: VideoLLaMA3 (arXiv 2501.13106) and `_get_compression_mask` of transforme
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,8 @@ RELEASED_THRESHOLD = 0.1
 class FramePruner:
     """Decides frame by frame, holding one previous frame; a clip may be given whole or in chunks.
 
-    patch_size, merge_size: of the vision encoder; a token is a block of patch_size × merge_size pixels squared.
+    patch_size, merge_size: of the vision encoder; a token is a block of patch_size × merge_size pixels
+        squared.
     std: of the processor's normalization, per channel.
     threshold: see PruningConfig.
     """
@@ -73,7 +75,8 @@ def keep_mask(
     std: Sequence[float] = RELEASED_STD,
     threshold: float = RELEASED_THRESHOLD,
 ) -> npt.NDArray[np.bool_]:
-    """Which tokens of a whole clip are kept: bool [F, h·w] for `frames` uint8 [F, H, W, 3], h = H/(patch·merge)."""
+    """Which tokens of a whole clip are kept: bool [F, h·w] for `frames` uint8 [F, H, W, 3], h =
+    H/(patch·merge)."""
     pruner = FramePruner(patch_size, merge_size, std, threshold)
     return np.stack([pruner.push(frame) for frame in frames])
 
@@ -85,7 +88,7 @@ def token_differences(
     block = patch_size * merge_size
     height, width = _grid(frames[0], block)
     first = np.full(height * width, np.inf)
-    pairs = zip(frames[:-1], frames[1:], strict=True)
+    pairs = pairwise(frames)
     return np.stack([first, *(_difference(a, b, block, std) for a, b in pairs)])
 
 

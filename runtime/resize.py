@@ -1,9 +1,9 @@
 """How large a frame is made before it is encoded, and the resizing itself.
 
-Both checkpoint layouts round the sides to multiples of patch × merge and then fit the area into a budget; they differ
-in how a budget is shared and in which limit wins. Pixels are resampled with Pillow's antialiased bicubic filter, which
-is what the authors' processor uses; transformers' port uses torchvision's, whose weights are rounded to 16 bits, so
-single values may differ by one level there.
+Both checkpoint layouts round the sides to multiples of patch × merge and then fit the area into a budget;
+they differ in how a budget is shared and in which limit wins. Pixels are resampled with Pillow's antialiased
+bicubic filter, which is what the authors' processor uses; transformers' port uses torchvision's, whose
+weights are rounded to 16 bits, so single values may differ by one level there.
 
 Source: `smart_resize` of transformers' video_llama_3 and the image processor of the authors' release.
 """
@@ -32,11 +32,11 @@ class PixelBudget:
 
     patch_size: side of a patch of the vision encoder, in pixels.
     merge_size: side of a merge block, in patches; a visual token covers (patch_size × merge_size)² pixels.
-    min_pixels, max_pixels: limits of height × width after resizing. max_pixels is for everything that shares the
-        budget: it is divided by `num_frames_sharing` in `target_size`, min_pixels is not.
-    rule: "transformers": `size.shortest_edge` and `size.longest_edge` of the processor files, which hold pixels;
-        a size too large is not tested against min_pixels again.
-        "authors": see `from_tokens`; min_pixels is applied last, and so wins.
+    min_pixels, max_pixels: limits of height × width after resizing. max_pixels is for everything that shares
+        the budget: it is divided by `num_frames_sharing` in `target_size`, min_pixels is not.
+    rule: "transformers": `size.shortest_edge` and `size.longest_edge` of the processor files, which hold
+        pixels; a size too large is not tested against min_pixels again. "authors": see `from_tokens`;
+        min_pixels is applied last, and so wins.
     """
 
     patch_size: int
@@ -50,11 +50,14 @@ class PixelBudget:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.rule not in ("transformers", "authors"):
-            raise ConfigError(f"the rule of a pixel budget must be 'transformers' or 'authors', not {self.rule!r}")
+            raise ConfigError(
+                f"the rule of a pixel budget must be 'transformers' or 'authors', not {self.rule!r}"
+            )
 
     @classmethod
     def from_tokens(cls, patch_size: int, merge_size: int, min_tokens: int, max_tokens: int) -> PixelBudget:
-        """The authors' budget: `min_tokens` and `max_tokens` of preprocessor_config.json, in merged tokens."""
+        """The authors' budget: `min_tokens` and `max_tokens` of preprocessor_config.json, in merged
+        tokens."""
         factor = patch_size * merge_size
         return cls(patch_size, merge_size, min_tokens * factor**2, max_tokens * factor**2, rule="authors")
 
@@ -67,10 +70,12 @@ class PixelBudget:
 def target_size(height: int, width: int, budget: PixelBudget, num_frames_sharing: int = 1) -> tuple[int, int]:
     """The (height, width) a frame of height × width pixels is resized to.
 
-    num_frames_sharing: how many images and frames share `budget.max_pixels`. "transformers": 1 for an image, the
-        number of frames of this video for a video; "authors": images plus video frames of the whole conversation.
+    num_frames_sharing: how many images and frames share `budget.max_pixels`. "transformers": 1 for an image,
+        the number of frames of this video for a video; "authors": images plus video frames of the whole
+        conversation.
 
-    Raises MediaError for an empty frame, or one more than MAX_ASPECT_RATIO times as long as wide (or the reverse).
+    Raises MediaError for an empty frame, or one more than MAX_ASPECT_RATIO times as long as wide (or the
+    reverse).
     """
     if height < 1 or width < 1:
         raise MediaError(f"a frame of {width}×{height} pixels is empty")
@@ -85,7 +90,7 @@ def target_size(height: int, width: int, budget: PixelBudget, num_frames_sharing
     max_pixels = budget.max_pixels // num_frames_sharing
     if max_pixels < 1:
         raise ConfigError(
-            f"{num_frames_sharing} frames cannot share a budget of {budget.max_pixels} pixels: lower max_frames"
+            f"{num_frames_sharing} frames cannot share {budget.max_pixels} pixels: lower max_frames"
         )
     new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
     too_large = new_height * new_width > max_pixels
@@ -100,9 +105,6 @@ def target_size(height: int, width: int, budget: PixelBudget, num_frames_sharing
         scale = math.sqrt(budget.min_pixels / (height * width))
         new_height = math.ceil(height * scale / factor) * factor
         new_width = math.ceil(width * scale / factor) * factor
-    if new_height < 1 or new_width < 1:
-        # A long thin frame and a min_pixels below factor²: either reference goes on with an empty image here.
-        new_height, new_width = max(factor, new_height), max(factor, new_width)
     return new_height, new_width
 
 

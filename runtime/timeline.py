@@ -1,12 +1,14 @@
 """Which frames of a clip are sampled, from the times at which its frames are shown; no pixels here.
 
-The clip's clock starts where players and the FFmpeg program start it: at the container's start time, so a stream that
-begins later than the others has its first frame after 0.
+The clip's clock starts where players and the FFmpeg program start it: at the container's start time, so a
+stream that begins later than the others has its first frame after 0.
 
 Rule "fps" gives the frames of FFmpeg's filter `fps=fps=R:round=down`: its output n is the last frame with
-floor(t·R) ≤ n, outputs run from the first frame's floor(t·R) to floor(end·R), where a clip ends one frame duration
-after its last frame. As in the authors' release, sample k is labelled with the first frame's time plus k/R. Two
-deliberate differences: a clip so short that the filter gives nothing still gives one frame; and a part of a clip
+floor(t·R) ≤ n, outputs run from the first frame's floor(t·R) to floor(end·R), where a clip ends one frame
+duration after its last frame. As in the authors' release, sample k is labelled with the first frame's time
+plus k/R. Two
+deliberate differences: a clip so short that the filter gives nothing still gives one frame; and a part of a
+    clip
 (`start_s`, `end_s`) starts with the frame on screen at `start_s` and ends at `end_s` itself, where the FFmpeg
 program skips to the next frame and loses the last sample.
 
@@ -55,7 +57,8 @@ class Timeline:
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """The frames chosen: numbers into the timeline, int64 [F] (one may repeat), and the time each stands for."""
+    """The frames chosen: numbers into the timeline, int64 [F] (one may repeat), and the time each stands
+    for."""
 
     indices: npt.NDArray[np.int64]
     timestamps_s: tuple[float, ...]
@@ -84,8 +87,8 @@ def choose(timeline: Timeline, plan: SamplingPlan, name: str) -> Samples:
     first_time = int(times[0]) * base
     if start >= clip_end or end <= first_time:
         raise MediaError(
-            f"{name}: nothing to see there: the clip runs from {float(first_time):.3f} to {float(clip_end):.3f} s, "
-            f"start_s is {plan.start_s}, end_s is {plan.end_s}"
+            f"{name}: nothing to see between start_s {plan.start_s} and end_s {plan.end_s}: "
+            f"the clip runs from {float(first_time):.3f} to {float(clip_end):.3f} s"
         )
     if plan.rule == "index":
         return _by_index(timeline, plan, start, end)
@@ -97,7 +100,9 @@ def choose(timeline: Timeline, plan: SamplingPlan, name: str) -> Samples:
     return _by_rate(timeline, plan, origin, label, end)
 
 
-def _by_rate(timeline: Timeline, plan: SamplingPlan, origin: Fraction, label: Fraction, end: Fraction) -> Samples:
+def _by_rate(
+    timeline: Timeline, plan: SamplingPlan, origin: Fraction, label: Fraction, end: Fraction
+) -> Samples:
     """Rule "fps" on the part of the clip that the origin of counting and the end delimit."""
     rate = as_fraction(DEFAULT_FPS if plan.fps is None else plan.fps)
     base = timeline.time_base

@@ -1,0 +1,147 @@
+"""Videos that are not video files: folders of pictures, animated pictures, and frames already in memory.
+
+All of them offer what `videofile.VideoFile` offers: height, width, a timeline, and the frames wanted, one by
+one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from .errors import ConfigError, MediaError
+from .image import check_frame_size, load_image, open_image, to_rgb
+from .timeline import Timeline, regular_timeline
+
+Frame = npt.NDArray[np.uint8]
+
+FOLDER_FPS = 3.0
+"""Pictures of a folder count as so many per second, as in the authors' release."""
+
+PICTURE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".avif"}
+)
+ANIMATION_SUFFIXES = frozenset({".gif", ".webp", ".png", ".apng", ".avif"})
+
+MICROSECOND = Fraction(1, 1_000_000)
+
+
+class PictureList:
+    """Pictures as the frames of a video: files of a folder in natural order (2 before 10), or Pillow
+    images."""
+
+    def __init__(self, name: str, pictures: Sequence[Path | Image.Image], timeline: Timeline) -> None:
+        self.name = name
+        self.timeline = timeline
+        self.num_lost = 0
+        self._pictures = pictures
+        self.height, self.width = load_image(pictures[0]).shape[:2]
+
+    @classmethod
+    def from_folder(cls, folder: str | Path, source_fps: float | None = None) -> PictureList:
+        """Raises MediaError if there is no picture in the folder."""
+        try:
+            files = [p for p in Path(folder).iterdir() if not p.name.startswith(".")]
+        except PermissionError as e:
+            raise MediaError(f"{folder}: no permission to read it") from e
+        pictures = sorted((p for p in files if p.suffix.lower() in PICTURE_SUFFIXES), key=_natural)
+        if not pictures:
+            raise MediaError(
+                f"{folder}: there are no pictures in this folder "
+                f"(looked for {', '.join(sorted(PICTURE_SUFFIXES))})"
+            )
+        return cls(str(folder), pictures, regular_timeline(len(pictures), source_fps or FOLDER_FPS))
+
+    def frames(self, indices: Sequence[int]) -> Iterator[Frame]:
+        """The pictures with these numbers: uint8 [H, W, 3], each in its own size."""
+        for i in indices:
+            yield load_image(self._pictures[i])
+
+
+class FrameArray:
+    """Frames in memory: uint8 [F, H, W, 3]."""
+
+    name = "the array given"
+    num_lost = 0
+
+    def __init__(self, frames: npt.NDArray[np.uint8], timeline: Timeline) -> None:
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
+            raise MediaError(f"frames must be uint8 [F, H, W, 3], not {frames.dtype} {list(frames.shape)}")
+        self.timeline = timeline
+        self._frames = frames
+        self.height, self.width = frames.shape[1:3]
+        check_frame_size(self.name, self.height, self.width)
+
+    def frames(self, indices: Sequence[int]) -> Iterator[Frame]:
+        """The frames with these numbers: views of uint8 [H, W, 3]."""
+        for i in indices:
+            yield self._frames[i]
+
+
+class Animation:
+    """A GIF, animated WebP or PNG with its own clock; a still picture is a video of one frame."""
+
+    STILL_MS = 1000
+    HASTY_MS, USUAL_MS = 20, 100
+    """Browsers and FFmpeg take a delay below 20 ms for a mistake and show the frame for 100 ms."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.name = str(path)
+        self.num_lost = 0
+        durations = []
+        with open_image(path) as image:
+            self.height, self.width = to_rgb(image).shape[:2]
+            count = getattr(image, "n_frames", 1)
+            for i in range(count):
+                image.seek(i)
+                image.load()
+                ms = round(image.info.get("duration", 0) if count > 1 else self.STILL_MS)
+                durations.append(ms if ms >= self.HASTY_MS else self.USUAL_MS)
+        starts = np.cumsum([0, *durations]).astype(np.int64)
+        fps = count / (int(starts[-1]) / 1000)
+        self.timeline = Timeline(starts[:-1], int(starts[-1]), Fraction(1, 1000), fps)
+
+    def frames(self, indices: Sequence[int]) -> Iterator[Frame]:
+        """The frames with these numbers, ascending: uint8 [H, W, 3] each."""
+        with open_image(self.name) as image:
+            for i in indices:
+                try:
+                    image.seek(i)
+                    yield to_rgb(image)
+                except (OSError, SyntaxError, ValueError, EOFError) as e:
+                    raise MediaError(f"{self.name}: frame {i} is damaged ({e})") from e
+
+
+def timeline_of(num_frames: int, source_fps: float | None, timestamps_s: Sequence[float] | None) -> Timeline:
+    """The timeline of frames in memory, from their rate or their times. Raises ConfigError unless one is
+    given."""
+    if (source_fps is None) == (timestamps_s is None):
+        raise ConfigError(
+            "frames in memory have no clock of their own: give either source_fps or timestamps_s"
+        )
+    if source_fps is not None:
+        if not source_fps > 0:
+            raise ConfigError(f"source_fps must be above 0, not {source_fps}")
+        return regular_timeline(num_frames, source_fps)
+    assert timestamps_s is not None
+    if len(timestamps_s) != num_frames:
+        raise ConfigError(f"there are {num_frames} frames but {len(timestamps_s)} timestamps")
+    ticks = np.array([round(t / MICROSECOND) for t in timestamps_s], dtype=np.int64)
+    if (np.diff(ticks) <= 0).any() or ticks[0] < 0:
+        raise ConfigError("timestamps_s must start at 0 or later, and each must be after the one before")
+    # The last frame lasts as long as the others do on average.
+    span = int(ticks[-1] - ticks[0])
+    step = max(1, round(span / (num_frames - 1))) if num_frames > 1 else 1_000_000
+    return Timeline(ticks, int(ticks[-1]) + step, MICROSECOND, 1_000_000 / step)
+
+
+def _natural(path: Path) -> list[tuple[int, int, str]]:
+    """Sorts digits by their value: frame2 before frame10."""
+    parts = re.findall(r"\d+|\D+", path.name.lower())
+    return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in parts]

@@ -1,0 +1,200 @@
+"""Sampling a video: from a file, a folder of pictures, an animation or frames in memory to a few resized
+frames.
+
+`open_video` reads no more than it needs to know which frames it will take and when they are shown, so that
+sizes and budgets can be decided; frames then come one by one or in chunks, each resized as soon as it is
+decoded, so no more than one frame of full size is in memory. `read_video` collects them.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from .config import SamplingPlan
+from .errors import MediaError, MediaWarning
+from .framesets import ANIMATION_SUFFIXES, FOLDER_FPS, Animation, FrameArray, PictureList, timeline_of
+from .resize import PixelBudget, resize_rgb, target_size
+from .timeline import Timeline, choose
+from .videofile import VideoFile
+
+Frame = npt.NDArray[np.uint8]
+VideoSource: TypeAlias = "str | Path | npt.NDArray[np.uint8] | Sequence[Image.Image]"
+
+
+class _Source(Protocol):
+    name: str
+    height: int
+    width: int
+    timeline: Timeline
+    num_lost: int
+
+    def frames(self, indices: Sequence[int]) -> Iterator[Frame]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class SampledFrame:
+    """One sampled frame: its number among the samples, the time it stands for, pixels uint8 [H, W, 3]."""
+
+    index: int
+    timestamp_s: float
+    pixels: Frame
+
+
+@dataclass(frozen=True, eq=False)
+class FrameChunk:
+    """Consecutive samples: the number of the first, their times, frames uint8 [F, H, W, 3]."""
+
+    start: int
+    timestamps_s: tuple[float, ...]
+    frames: npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
+class Video:
+    """A sampled video.
+
+    frames: uint8 [F, H, W, 3], resized.
+    timestamps_s: the time each frame stands for, in seconds on the clip's clock.
+    source_fps, num_source_frames, duration_s: of the clip it was taken from.
+    warnings: what was lost, in words; empty for a sound clip.
+    """
+
+    frames: npt.NDArray[np.uint8]
+    timestamps_s: tuple[float, ...]
+    source_fps: float
+    num_source_frames: int
+    duration_s: float
+    warnings: tuple[str, ...] = ()
+
+
+class VideoReader:
+    """A video opened for sampling: what will come is known, nothing but its first frame has been decoded.
+
+    name: of the source, for messages.
+    height, width: of its frames before resizing, upright, in pixels.
+    num_frames, timestamps_s: of the samples.
+    source_fps, num_source_frames, duration_s: of the clip.
+    """
+
+    def __init__(self, source: _Source, plan: SamplingPlan) -> None:
+        samples = choose(source.timeline, plan, source.name)
+        self._source = source
+        self._indices = samples.indices
+        self.name = source.name
+        self.height, self.width = source.height, source.width
+        self.timestamps_s = samples.timestamps_s
+        self.num_frames = len(samples.timestamps_s)
+        self.source_fps = source.timeline.average_fps
+        self.num_source_frames = len(source.timeline.ticks)
+        self.duration_s = source.timeline.duration_s
+        self.warnings: tuple[str, ...] = ()
+
+    def frames(self, size: tuple[int, int] | None = None) -> Iterator[SampledFrame]:
+        """The samples in order, decoded as they are taken and resized to `size` = (height, width).
+
+        None keeps the size of the clip's first frame. May be called again; each call decodes anew. At the end
+        one MediaWarning says how many samples could not be decoded, and what was taken instead.
+        """
+        size = size or (self.height, self.width)
+        wanted, repeats = np.unique(self._indices, return_counts=True)
+        number = 0
+        for full, count in zip(self._source.frames(wanted.tolist()), repeats.tolist(), strict=True):
+            pixels = resize_rgb(full, size)
+            for _ in range(count):
+                yield SampledFrame(number, self.timestamps_s[number], pixels)
+                number += 1
+        if lost := self._source.num_lost:
+            message = (
+                f"{self.name}: {lost} of the {len(wanted)} frames sampled could not be decoded (the file is "
+                "damaged); for each, the nearest earlier frame stands in"
+            )
+            self.warnings = (message,)
+            warnings.warn(message, MediaWarning, stacklevel=2)
+
+    def chunks(self, size: tuple[int, int] | None = None, chunk_frames: int = 8) -> Iterator[FrameChunk]:
+        """The samples in chunks of `chunk_frames` (the last may be shorter); see `frames`."""
+        held: list[SampledFrame] = []
+        for frame in self.frames(size):
+            held.append(frame)
+            if len(held) == chunk_frames:
+                yield _chunk(held)
+                held = []
+        if held:
+            yield _chunk(held)
+
+    def read(self, size: tuple[int, int] | None = None) -> Video:
+        """All samples at once."""
+        height, width = size or (self.height, self.width)
+        frames = np.empty((self.num_frames, height, width, 3), np.uint8)
+        for frame in self.frames((height, width)):
+            frames[frame.index] = frame.pixels
+        return Video(
+            frames, self.timestamps_s, self.source_fps, self.num_source_frames, self.duration_s, self.warnings
+        )
+
+
+def open_video(
+    source: VideoSource,
+    plan: SamplingPlan | None = None,
+    *,
+    source_fps: float | None = None,
+    timestamps_s: Sequence[float] | None = None,
+) -> VideoReader:
+    """Opens a video and chooses its samples; see VideoReader.
+
+    source: a video file (path or URL), an animated GIF, WebP or PNG, a folder of pictures (sorted by name,
+        numbers by value), an array uint8 [F, H, W, 3], or a list of Pillow images.
+    plan: which frames; None is one per second, at most 180. Fields that are None have these defaults, too.
+    source_fps: frames per second of an array, a list or a folder; lists and folders count as 3 otherwise.
+    timestamps_s: instead of it, the time of each frame of an array or a list.
+
+    Raises MediaError if there is nothing to see; ConfigError if the clock of an array is not given.
+    """
+    return VideoReader(_source(source, source_fps, timestamps_s), plan or SamplingPlan())
+
+
+def read_video(
+    source: VideoSource,
+    plan: SamplingPlan | None = None,
+    budget: PixelBudget | None = None,
+    *,
+    source_fps: float | None = None,
+    timestamps_s: Sequence[float] | None = None,
+) -> Video:
+    """Samples a whole video at once, resized within `budget` (None keeps its size); arguments as of
+    `open_video`."""
+    reader = open_video(source, plan, source_fps=source_fps, timestamps_s=timestamps_s)
+    size = None
+    if budget is not None:
+        size = target_size(reader.height, reader.width, budget, reader.num_frames)
+    return reader.read(size)
+
+
+def _source(source: VideoSource, source_fps: float | None, timestamps_s: Sequence[float] | None) -> _Source:
+    if isinstance(source, np.ndarray):
+        return FrameArray(source, timeline_of(len(source), source_fps, timestamps_s))
+    if not isinstance(source, str | Path):
+        if not len(source):
+            raise MediaError("the list of images is empty")
+        if source_fps is None and timestamps_s is None:
+            source_fps = FOLDER_FPS
+        return PictureList("the list of images", source, timeline_of(len(source), source_fps, timestamps_s))
+    if Path(source).is_dir():
+        return PictureList.from_folder(source, source_fps)
+    if Path(source).suffix.lower() in ANIMATION_SUFFIXES:
+        return Animation(source)
+    return VideoFile(source)
+
+
+def _chunk(frames: Sequence[SampledFrame]) -> FrameChunk:
+    return FrameChunk(
+        frames[0].index, tuple(f.timestamp_s for f in frames), np.stack([f.pixels for f in frames])
+    )
