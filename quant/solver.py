@@ -68,9 +68,7 @@ def factorize(hessian: torch.Tensor, *, act_order: bool = True, damp: float = 0.
     diagonal = hessian.diagonal()
     mean = float(diagonal.double().mean())
     if not np.isfinite(mean) or not bool(torch.isfinite(hessian).all()):
-        raise QuantError(
-            "the Hessian holds NaN or infinity: a calibration input or an earlier layer overflowed"
-        )
+        raise QuantError("the Hessian holds NaN or infinity: a calibration input or an earlier layer overflowed")
     if mean <= 0:
         raise QuantError("the Hessian is zero: no calibration input reached this layer")
 

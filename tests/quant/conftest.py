@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 import torch
@@ -27,3 +29,17 @@ def layer() -> Callable[..., Layer]:
         return weight, inputs.T @ inputs
 
     return make
+
+
+@pytest.fixture
+def benchmark_clock() -> Callable[[], AbstractContextManager[Callable[[], float]]]:
+    """`with benchmark_clock() as seconds:` then seconds() is the CPU time the block took."""
+
+    @contextmanager
+    def clock() -> Iterator[Callable[[], float]]:
+        start = time.process_time()
+        end: list[float] = []
+        yield lambda: end[0] - start
+        end.append(time.process_time())
+
+    return clock

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from vl3edge.quant import grid as grids
 from vl3edge.quant.errors import QuantError
 from vl3edge.quant.grid import Grid

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from plain_gptq import plain_gptq
+
 from vl3edge.quant import grid as grids
 from vl3edge.quant import solver
 from vl3edge.quant.errors import QuantError
