@@ -151,9 +151,7 @@ class DecoderBuilder:
     def mlp(self, x: str, layer: int) -> str:
         stem = f"{PREFIX}layers.{layer}.mlp."
         both = self.linear(x, f"layers.{layer}.gate_up", [stem + "gate_proj", stem + "up_proj"])
-        gate, up = self.graph.node(
-            "Split", [both], f"layers.{layer}.split", outputs=2, axis=-1, num_outputs=2
-        )
+        gate, up = self.graph.node("Split", [both], f"layers.{layer}.split", outputs=2, axis=-1, num_outputs=2)
         active = self.graph.node("QuickGelu", [gate], f"layers.{layer}.silu", domain=MS, alpha=1.0)
         gated = self.graph.node("Mul", [active, up], f"layers.{layer}.gated")
         return self.linear(gated, f"layers.{layer}.down", [stem + "down_proj"])

@@ -83,12 +83,15 @@ class GraphWriter:
         offset = self._data.tell()
         self._data.write(array.data)
         return self.external(
-            name, array.shape, helper.np_dtype_to_tensor_dtype(array.dtype), self._data_path.name, offset, array.nbytes
+            name,
+            array.shape,
+            helper.np_dtype_to_tensor_dtype(array.dtype),
+            self._data_path.name,
+            offset,
+            array.nbytes,
         )
 
-    def external(
-        self, name: str, shape: Sequence[int], dtype: int, location: str, offset: int, num_bytes: int
-    ) -> str:
+    def external(self, name: str, shape: Sequence[int], dtype: int, location: str, offset: int, num_bytes: int) -> str:
         """Declares a weight that lies in another file of the same folder; nothing is written."""
         tensor = TensorProto(name=name, data_type=dtype, dims=list(shape), data_location=TensorProto.EXTERNAL)
         for key, entry in (("location", location), ("offset", offset), ("length", num_bytes)):

@@ -92,9 +92,7 @@ def export_bundle(
     return ExportReport(target, report.files, measured)
 
 
-def _write_stages(
-    checkpoint: Checkpoint, folder: Path, options: ExportOptions, progress: Progress
-) -> dict[str, Any]:
+def _write_stages(checkpoint: Checkpoint, folder: Path, options: ExportOptions, progress: Progress) -> dict[str, Any]:
     config, precision = checkpoint.config, options.precision
     (folder / "tokenizer.json").write_text(checkpoint.tokenizer_json(), encoding="utf-8")
     (folder / "chat_template.jinja").write_text(checkpoint.chat_template(), encoding="utf-8")
@@ -127,9 +125,7 @@ def _write_manifest(
     checkpoint: Checkpoint, folder: Path, options: ExportOptions, measured: dict[str, Any]
 ) -> ExportReport:
     files = {
-        path.relative_to(folder).as_posix(): hash_file(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        path.relative_to(folder).as_posix(): hash_file(path) for path in sorted(folder.rglob("*")) if path.is_file()
     }
     manifest = make_manifest(checkpoint.config, options, measured, files, checkpoint.commit)
     text = json.dumps(manifest.to_json(), indent=1, ensure_ascii=False)
@@ -153,7 +149,11 @@ def make_manifest(
         precision=options.precision,
         targets=options.targets,
         vision=VisionSpec(
-            vision.hidden_size, vision.num_layers, vision.num_heads, vision.intermediate_size, vision.patch_size
+            vision.hidden_size,
+            vision.num_layers,
+            vision.num_heads,
+            vision.intermediate_size,
+            vision.patch_size,
         ),
         text=TextSpec(
             hidden_size=text.hidden_size,

@@ -1,0 +1,16 @@
+"""Caption videos and answer questions about them from a VideoLLaMA3 bundle, without torch."""
+
+from .config import GenerationConfig, PruningConfig, SamplingPlan
+from .errors import Vl3EdgeError
+from .generation import Answer, Chunk
+from .model import VideoLlama3
+
+__all__ = [
+    "Answer",
+    "Chunk",
+    "GenerationConfig",
+    "PruningConfig",
+    "SamplingPlan",
+    "VideoLlama3",
+    "Vl3EdgeError",
+]

@@ -24,9 +24,7 @@ Frame = npt.NDArray[np.uint8]
 FOLDER_FPS = 3.0
 """Pictures of a folder count as so many per second, as in the authors' release."""
 
-PICTURE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".avif"}
-)
+PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".avif"})
 ANIMATION_SUFFIXES = frozenset({".gif", ".webp", ".png", ".apng", ".avif"})
 
 MICROSECOND = Fraction(1, 1_000_000)
@@ -53,8 +51,7 @@ class PictureList:
         pictures = sorted((p for p in files if p.suffix.lower() in PICTURE_SUFFIXES), key=_natural)
         if not pictures:
             raise MediaError(
-                f"{folder}: there are no pictures in this folder "
-                f"(looked for {', '.join(sorted(PICTURE_SUFFIXES))})"
+                f"{folder}: there are no pictures in this folder (looked for {', '.join(sorted(PICTURE_SUFFIXES))})"
             )
         return cls(str(folder), pictures, regular_timeline(len(pictures), source_fps or FOLDER_FPS))
 
@@ -122,9 +119,7 @@ def timeline_of(num_frames: int, source_fps: float | None, timestamps_s: Sequenc
     """The timeline of frames in memory, from their rate or their times. Raises ConfigError unless one is
     given."""
     if (source_fps is None) == (timestamps_s is None):
-        raise ConfigError(
-            "frames in memory have no clock of their own: give either source_fps or timestamps_s"
-        )
+        raise ConfigError("frames in memory have no clock of their own: give either source_fps or timestamps_s")
     if source_fps is not None:
         if not source_fps > 0:
             raise ConfigError(f"source_fps must be above 0, not {source_fps}")

@@ -59,9 +59,7 @@ class Answer:
 class Generator:
     """Answers prompts with one decoder, one at a time: starting an answer ends the one before."""
 
-    def __init__(
-        self, decoder: Decoder, table: EmbeddingTable, tokenizer: Tokenizer, eos_ids: tuple[int, ...]
-    ) -> None:
+    def __init__(self, decoder: Decoder, table: EmbeddingTable, tokenizer: Tokenizer, eos_ids: tuple[int, ...]) -> None:
         self._decoder = decoder
         self._table = table
         self._tokenizer = tokenizer
@@ -143,5 +141,6 @@ def join(chunks: Iterator[Chunk]) -> Answer:
     """One answer from its chunks."""
     parts = list(chunks)
     last = parts[-1]
-    assert last.finish_reason and last.stats  # the last chunk always has both
+    assert last.finish_reason is not None  # the last chunk always has both
+    assert last.stats is not None
     return Answer("".join(part.text for part in parts), last.finish_reason, last.stats)

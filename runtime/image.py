@@ -23,8 +23,7 @@ def check_frame_size(name: str, height: int, width: int) -> None:
     """Raises MediaError if a frame of `height` × `width` pixels is larger than MAX_FRAME_PX."""
     if height * width > MAX_FRAME_PX:
         raise MediaError(
-            f"{name}: {width}×{height} pixels is more than the {MAX_FRAME_PX:,} that are read; "
-            "make it smaller first"
+            f"{name}: {width}×{height} pixels is more than the {MAX_FRAME_PX:,} that are read; make it smaller first"
         )
 
 
@@ -70,9 +69,7 @@ def open_image(path: str | Path) -> Image.Image:
     except UnidentifiedImageError as e:
         raise MediaError(f"{path}: not an image in a format that Pillow reads") from e
     except Image.DecompressionBombError as e:
-        raise MediaError(
-            f"{path}: more than the {MAX_FRAME_PX:,} pixels that are read; make it smaller first"
-        ) from e
+        raise MediaError(f"{path}: more than the {MAX_FRAME_PX:,} pixels that are read; make it smaller first") from e
     except (OSError, SyntaxError, ValueError) as e:
         raise MediaError(f"{path}: the image is damaged or cannot be read ({e})") from e
     try:

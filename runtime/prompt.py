@@ -36,7 +36,7 @@ class MediaItem:
 
 @dataclass(frozen=True)
 class VisualSlot:
-    """The place of one frame's (or image's) visual tokens: the media-th item of the conversation, its frame-th frame."""
+    """The place of the visual tokens of one frame (or image): frame number `frame` of media item `media`."""
 
     media: int
     frame: int
@@ -67,7 +67,10 @@ class PromptTemplate:
         self._splitter = re.compile("|".join(map(re.escape, by_length)) or r"(?!)")
 
     def pieces(
-        self, messages: Sequence[Mapping[str, Any]], media: Sequence[MediaItem], add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        media: Sequence[MediaItem],
+        add_generation_prompt: bool = True,
     ) -> list[Piece]:
         """The prompt of a conversation.
 

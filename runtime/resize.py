@@ -50,9 +50,7 @@ class PixelBudget:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.rule not in ("transformers", "authors"):
-            raise ConfigError(
-                f"the rule of a pixel budget must be 'transformers' or 'authors', not {self.rule!r}"
-            )
+            raise ConfigError(f"the rule of a pixel budget must be 'transformers' or 'authors', not {self.rule!r}")
 
     @classmethod
     def from_tokens(cls, patch_size: int, merge_size: int, min_tokens: int, max_tokens: int) -> PixelBudget:
@@ -89,9 +87,7 @@ def target_size(height: int, width: int, budget: PixelBudget, num_frames_sharing
     factor = budget.factor
     max_pixels = budget.max_pixels // num_frames_sharing
     if max_pixels < 1:
-        raise ConfigError(
-            f"{num_frames_sharing} frames cannot share {budget.max_pixels} pixels: lower max_frames"
-        )
+        raise ConfigError(f"{num_frames_sharing} frames cannot share {budget.max_pixels} pixels: lower max_frames")
     new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
     too_large = new_height * new_width > max_pixels
     if too_large:

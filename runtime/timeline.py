@@ -100,9 +100,7 @@ def choose(timeline: Timeline, plan: SamplingPlan, name: str) -> Samples:
     return _by_rate(timeline, plan, origin, label, end)
 
 
-def _by_rate(
-    timeline: Timeline, plan: SamplingPlan, origin: Fraction, label: Fraction, end: Fraction
-) -> Samples:
+def _by_rate(timeline: Timeline, plan: SamplingPlan, origin: Fraction, label: Fraction, end: Fraction) -> Samples:
     """Rule "fps" on the part of the clip that the origin of counting and the end delimit."""
     rate = as_fraction(DEFAULT_FPS if plan.fps is None else plan.fps)
     base = timeline.time_base

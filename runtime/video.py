@@ -136,9 +136,7 @@ class VideoReader:
         frames = np.empty((self.num_frames, height, width, 3), np.uint8)
         for frame in self.frames((height, width)):
             frames[frame.index] = frame.pixels
-        return Video(
-            frames, self.timestamps_s, self.source_fps, self.num_source_frames, self.duration_s, self.warnings
-        )
+        return Video(frames, self.timestamps_s, self.source_fps, self.num_source_frames, self.duration_s, self.warnings)
 
 
 def open_video(
@@ -195,6 +193,4 @@ def _source(source: VideoSource, source_fps: float | None, timestamps_s: Sequenc
 
 
 def _chunk(frames: Sequence[SampledFrame]) -> FrameChunk:
-    return FrameChunk(
-        frames[0].index, tuple(f.timestamp_s for f in frames), np.stack([f.pixels for f in frames])
-    )
+    return FrameChunk(frames[0].index, tuple(f.timestamp_s for f in frames), np.stack([f.pixels for f in frames]))
