@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
 from reference import Visual, load_reference, reference_features, reference_tokens
+
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.config import ModelConfig
 from vl3edge.models.decoder import Decoder, DecoderLayer, rotary
