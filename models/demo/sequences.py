@@ -1,0 +1,188 @@
+"""Training sequences of the decoder: the exact text of the chat template, with visual tokens in place.
+
+Several questions are asked of one clip in one sequence. Most sequences ask them *side by side*: every question sees the
+clip and itself alone, at the positions it would have if it were the only one, so each is a single-turn conversation and
+the clip's tokens are computed once. The others are real conversations of several turns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from .clips import TOKEN_PX, Clip
+from .model import encode_frames, merge_features
+from .questions import Question
+from .render import DIRECTIONS, Scene
+from .stock import VideoLlama3ForConditionalGeneration
+from .tokenizer import token_id
+
+NO_LABEL = -100
+MOVES = ("rests", *DIRECTIONS, "first frame")
+EVENTS = ("none", "start", "turn", "stop")
+
+
+@dataclass(frozen=True)
+class EncodedClip:
+    """A clip after the frozen encoder. features: float16 [F, 4, 4, 96], merged; image: float16 [8, 8, 96], frame
+    `image_frame` unmerged; difference: float32 [F - 1, 4, 4], DiffFP's measure between neighbouring frames."""
+
+    scene: Scene
+    features: Tensor
+    image: Tensor
+    difference: NDArray[np.float32]
+
+
+@torch.no_grad()
+def encode_clip(model: VideoLlama3ForConditionalGeneration, clip: Clip, image_frame: int = 0) -> EncodedClip:
+    """Runs the vision encoder over a clip's frames."""
+    features = encode_frames(model, torch.from_numpy(clip.frames))
+    f, height, width, _ = clip.frames.shape
+    h, w = height // TOKEN_PX, width // TOKEN_PX
+    difference = np.abs(clip.frames[1:].astype(np.int16) - clip.frames[:-1].astype(np.int16))
+    sums = difference.reshape(f - 1, h, TOKEN_PX, w, TOKEN_PX, 3).sum(axis=(2, 4, 5), dtype=np.int64)
+    return EncodedClip(
+        clip.scene,
+        merge_features(features).half(),
+        features[image_frame].half(),
+        (2.0 * sums / (TOKEN_PX * TOKEN_PX * 3)).astype(np.float32),
+    )
+
+
+def keep_above(difference: NDArray[np.float32], threshold: float | None) -> NDArray[np.bool_]:
+    """Kept tokens [F, h, w] for a threshold on `EncodedClip.difference`; None keeps all (see clips.diff_prune)."""
+    keep = np.ones((difference.shape[0] + 1, *difference.shape[1:]), dtype=np.bool_)
+    if threshold is not None:
+        keep[1:] = difference > threshold
+        keep[~keep.any(axis=(1, 2)), 0, 0] = True
+    return keep
+
+
+@dataclass
+class Sequence:
+    """One row of a batch. All lists have one entry per token.
+
+    targets: the next token where it belongs to an answer, else -100. blocks: 0 for what all later tokens may see, k > 0
+    for the k-th question, which only itself may see. moves, events: what the frame of a visual token shows, an index
+    into MOVES and EVENTS, else -100. visual: [tokens, 96] features in the order of their placeholders.
+    """
+
+    ids: list[int] = field(default_factory=list)
+    targets: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    blocks: list[int] = field(default_factory=list)
+    moves: list[int] = field(default_factory=list)
+    events: list[int] = field(default_factory=list)
+    visual: Tensor = field(default_factory=lambda: torch.zeros(0, 96))
+
+    def add(self, ids: list[int], block: int, start: int, move: int = NO_LABEL, event: int = NO_LABEL) -> None:
+        """Appends tokens at the positions from `start` on, none of them to be predicted."""
+        self.ids += ids
+        self.targets += [NO_LABEL] * len(ids)
+        self.positions += range(start, start + len(ids))
+        self.blocks += [block] * len(ids)
+        self.moves += [move] * len(ids)
+        self.events += [event] * len(ids)
+
+
+class SequenceBuilder:
+    """Builds sequences with one tokenizer; the pieces' ids are cached."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.image_id = token_id(tokenizer, "<|image_pad|>")
+        self.video_id = token_id(tokenizer, "<|video_pad|>")
+        self.encode = lru_cache(maxsize=None)(self._encode)
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        return tuple(self._tokenizer.encode(text).ids)
+
+    def video(self, clip: EncodedClip, keep: NDArray[np.bool_], questions: list[Question], chain: bool) -> Sequence:
+        """A clip with the kept tokens of each frame, then questions side by side or, with `chain`, in turns."""
+        sequence = Sequence()
+        sequence.add(list(self.encode("<|im_start|>user\n")), 0, 0)
+        moves, events = _frame_labels(clip.scene)
+        for n, kept in enumerate(keep.reshape(len(keep), -1).sum(axis=1).tolist()):
+            sequence.add(list(self.encode(f"{',' if n else ''}Time {n}.0s:")), 0, len(sequence.ids))
+            sequence.add([self.video_id] * kept, 0, len(sequence.ids), moves[n], events[n])
+        sequence.visual = clip.features[torch.from_numpy(keep)].float()
+        self._ask(sequence, questions, chain)
+        return sequence
+
+    def image(self, features: Tensor, questions: list[Question], chain: bool) -> Sequence:
+        """A still, features [h, w, 96] unmerged, then questions."""
+        sequence = Sequence()
+        sequence.add(list(self.encode("<|im_start|>user\n")), 0, 0)
+        sequence.visual = features.flatten(0, 1).float()
+        sequence.add([self.image_id] * len(sequence.visual), 0, len(sequence.ids))
+        self._ask(sequence, questions, chain)
+        return sequence
+
+    def _ask(self, sequence: Sequence, questions: list[Question], chain: bool) -> None:
+        """The media's closing line end, then each question's turn and its answer with <|im_end|> as targets."""
+        sequence.add(list(self.encode("\n")), 0, len(sequence.ids))
+        prefix = len(sequence.ids)
+        for k, question in enumerate(questions):
+            opening = "<|im_end|>\n<|im_start|>user\n" if chain and k else ""
+            turn = list(self.encode(f"{opening}{question.text}<|im_end|>\n<|im_start|>assistant\n"))
+            if opening:
+                turn = turn[1:]  # the previous answer has brought its <|im_end|>
+            answer = list(self.encode(f"{question.answer}<|im_end|>"))
+            block = 1 if chain else k + 1
+            start = len(sequence.ids) if chain else prefix
+            sequence.add(turn + answer, block, start)
+            sequence.targets[-len(answer) - 1 : -1] = answer
+
+
+def _frame_labels(scene: Scene) -> tuple[list[int], list[int]]:
+    """Per frame: how the shape came from the frame before, and which event happened *at* the frame before."""
+    moves, events = [MOVES.index("first frame")], [0]
+    for n in range(1, scene.frames):
+        step = np.sign(np.rint(scene.centres[n] - scene.centres[n - 1])).astype(int).tolist()
+        name = next((name for name, way in DIRECTIONS.items() if list(way) == step), "rests")
+        moves.append(MOVES.index(name))
+        at = n - 1
+        started = bool(scene.legs) and scene.wait_s > 0 and at == scene.wait_s
+        events.append(1 if started else 2 if at == scene.turn_time else 3 if at == scene.stop_time else 0)
+    return moves, events
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Padded sequences: ids, targets, positions, moves, events int64 [B, S]; mask bool [B, S, S]; visual [K, 96]."""
+
+    ids: Tensor
+    targets: Tensor
+    positions: Tensor
+    moves: Tensor
+    events: Tensor
+    mask: Tensor
+    visual: Tensor
+
+
+def collate(sequences: list[Sequence]) -> Batch:
+    """Pads sequences on the right."""
+    length = max(len(sequence.ids) for sequence in sequences)
+
+    def padded(name: str, fill: int) -> Tensor:
+        rows = [getattr(sequence, name) for sequence in sequences]
+        return torch.tensor([row + [fill] * (length - len(row)) for row in rows])
+
+    blocks = padded("blocks", -1)
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    mask = causal & ((blocks[:, None, :] == 0) | (blocks[:, None, :] == blocks[:, :, None]))
+    return Batch(
+        padded("ids", 0),
+        padded("targets", NO_LABEL),
+        padded("positions", 0),
+        padded("moves", NO_LABEL),
+        padded("events", NO_LABEL),
+        mask,
+        torch.cat([sequence.visual for sequence in sequences]),
+    )

@@ -1,0 +1,111 @@
+"""Trains the demo model from scratch, in about an hour and a half on two cores:
+
+    python -m vl3edge.models.demo.train --out DIR
+
+Two stages (vision_stage.py, language_stage.py), each in two processes of one thread, which on a small machine is far
+quicker than two threads. All randomness follows from fixed seeds. Progress is saved in DIR: the same command continues
+an interrupted run. The result is DIR/checkpoint, in the layout of the released models; DIR/checkpoint of an unfinished
+run is written by `--export-only`.
+
+Training never sees the held-out seeds (see render.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import tempfile
+from pathlib import Path
+
+import torch
+import torch.distributed
+
+from .clips import make_clip
+from .language_stage import LanguageTrainer
+from .model import make_config, make_model
+from .producer import produced_clips
+from .render import HELD_OUT_SEED, TRAIN_SEED
+from .sequences import encode_clip
+from .stock import VideoLlama3ForConditionalGeneration
+from .tokenizer import make_processor, save_processor, special_ids, train_tokenizer
+from .vision_stage import train_vision
+
+WORKERS = 2
+_PROGRESS_CLIPS = 128
+_PROGRESS_SEED = HELD_OUT_SEED + 500_000  # not those that evaluate.py asks by default
+
+
+def save_checkpoint(model: VideoLlama3ForConditionalGeneration, folder: Path) -> None:
+    """Writes the model in float16 with its tokenizer, template and processor files."""
+    tokenizer = train_tokenizer()
+    model.half().save_pretrained(folder)
+    generation = model.generation_config
+    generation.eos_token_id = model.config.text_config.eos_token_id
+    generation.pad_token_id = model.config.text_config.pad_token_id
+    generation.do_sample = False
+    generation.save_pretrained(folder)
+    save_processor(make_processor(tokenizer), folder)
+
+
+def _vision_stage(out: Path, steps: int) -> None:
+    torch.set_num_threads(1)
+    model = make_model(make_config(special_ids(train_tokenizer())))
+    clips = produced_clips(TRAIN_SEED)
+    train_vision(model, clips, steps)
+    torch.save(model.model.vision_model.state_dict(), out / "vision.pt")
+
+
+def _trainer(out: Path, steps: int, rank: int) -> LanguageTrainer:
+    torch.set_num_threads(1)
+    tokenizer = train_tokenizer()
+    model = make_model(make_config(special_ids(tokenizer)))
+    model.model.vision_model.load_state_dict(torch.load(out / "vision.pt"))
+    trainer = LanguageTrainer(model, tokenizer, steps, rank=rank, ranks=WORKERS)
+    if (out / "language.pt").exists():
+        trainer.load(out / "language.pt")
+    return trainer
+
+
+def _language_worker(rank: int, out: Path, steps: int, meeting: str) -> None:
+    trainer = _trainer(out, steps, rank)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=WORKERS)
+    seeds = range(_PROGRESS_SEED, _PROGRESS_SEED + _PROGRESS_CLIPS) if rank == 0 else range(0)
+    trainer.run(out / "language.pt", [encode_clip(trainer.model, make_clip(seed)) for seed in seeds])
+    torch.distributed.destroy_process_group()
+
+
+def _language_stage(out: Path, steps: int) -> None:
+    """Runs the workers. Raises RuntimeError if one fails."""
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        meeting = str(Path(folder) / "meeting")
+        workers = [
+            context.Process(target=_language_worker, args=(rank, out, steps, meeting), daemon=True)
+            for rank in range(WORKERS)
+        ]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    if any(worker.exitcode for worker in workers):
+        raise RuntimeError(f"a training process failed: exit codes {[worker.exitcode for worker in workers]}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train the demo model from scratch.")
+    parser.add_argument("--out", type=Path, required=True, help="folder for progress and the checkpoint")
+    parser.add_argument("--vision-steps", type=int, default=2000)
+    parser.add_argument("--language-steps", type=int, default=6000)
+    parser.add_argument("--export-only", action="store_true", help="write the checkpoint of a run's progress so far")
+    arguments = parser.parse_args()
+    out: Path = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    if not arguments.export_only:
+        if not (out / "vision.pt").exists():
+            _vision_stage(out, arguments.vision_steps)
+        _language_stage(out, arguments.language_steps)
+    save_checkpoint(_trainer(out, arguments.language_steps, 0).average, out / "checkpoint")
+
+
+if __name__ == "__main__":
+    main()
