@@ -48,7 +48,7 @@ class PictureList:
             files = [p for p in Path(folder).iterdir() if not p.name.startswith(".")]
         except PermissionError as e:
             raise MediaError(f"{folder}: no permission to read it") from e
-        pictures = sorted((p for p in files if p.suffix.lower() in PICTURE_SUFFIXES), key=_natural)
+        pictures = sorted((p for p in files if p.suffix.lower() in PICTURE_SUFFIXES), key=natural_key)
         if not pictures:
             raise MediaError(
                 f"{folder}: there are no pictures in this folder (looked for {', '.join(sorted(PICTURE_SUFFIXES))})"
@@ -136,7 +136,7 @@ def timeline_of(num_frames: int, source_fps: float | None, timestamps_s: Sequenc
     return Timeline(ticks, int(ticks[-1]) + step, MICROSECOND, 1_000_000 / step)
 
 
-def _natural(path: Path) -> list[tuple[int, int, str]]:
+def natural_key(path: Path) -> list[tuple[int, int, str]]:
     """Sorts digits by their value: frame2 before frame10."""
     parts = re.findall(r"\d+|\D+", path.name.lower())
     return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in parts]

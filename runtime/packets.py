@@ -1,6 +1,8 @@
-"""The packets of a video file: its best video stream, when its frames are shown, what must be decoded for some.
+"""The packets of a video file: its best video stream, when its frames are shown, what must be decoded for
+some.
 
-Packets are read without being decoded, which costs a few percent of decoding. All times are ticks of the stream.
+Packets are read without being decoded, which costs a few percent of decoding. All times are ticks of the
+stream.
 """
 
 from __future__ import annotations
@@ -33,20 +35,23 @@ class PacketTable:
 
     ticks: int64 [P], when the frame of each packet is shown; distinct.
     is_key: bool [P], decoding may start here.
+    is_clean: bool [P], nothing after this keyframe refers to anything before it, not even in passing. An open group
+        of pictures may begin with a keyframe that is not clean: decoding it alone is right, but not free of errors.
     is_shown: bool [P]; the others are decoded only because frames depend on them (the cut of an edit list).
     last_duration: ticks for which the last frame is shown, 0 if not known.
     """
 
     ticks: npt.NDArray[np.int64]
     is_key: npt.NDArray[np.bool_]
+    is_clean: npt.NDArray[np.bool_]
     is_shown: npt.NDArray[np.bool_]
     last_duration: int
 
     def needed_for(self, wanted: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Which packets must be decoded for the frames shown at the ticks `wanted`: bool [P].
 
-        Each stretch begins at a keyframe shown at or before the frame: those that are decoded after a keyframe but
-        shown before it may depend on the stretch before.
+        Each stretch begins at a keyframe shown at or before the frame: those that are decoded after a
+        keyframe but shown before it may depend on the stretch before.
         """
         needed = np.zeros(len(self.ticks), np.bool_)
         keys = np.flatnonzero(self.is_key)
@@ -63,6 +68,11 @@ class PacketTable:
             if not needed[left + 1] and right - left < MIN_GAP:
                 needed[left + 1 : right + 1] = True
         return needed
+
+    def starts_cleanly(self, needed: npt.NDArray[np.bool_]) -> bool:
+        """Whether every stretch of `needed` begins with a clean keyframe or at the start of the file."""
+        starts = np.flatnonzero(needed & ~np.concatenate([[False], needed[:-1]]))
+        return bool((self.is_clean[starts] | (starts == 0)).all())
 
     def has_leading(self, key: int) -> bool:
         """Whether packets after the keyframe number `key` are shown before it (an open group of pictures)."""
@@ -129,16 +139,56 @@ def read_packets(container: InputContainer, stream: VideoStream) -> Iterator[Pac
 
 def scan(container: InputContainer, stream: VideoStream) -> PacketTable | None:
     """All packets, or None if their times do not tell the frames apart."""
-    ticks, keys, shown = [], [], []
+    ticks, keys, clean, shown = [], [], [], []
+    is_h264 = stream.codec_context.name == "h264"
+    length_bytes = _nal_length_bytes(stream.codec_context.extradata)
     last, last_duration = None, 0
     for packet in read_packets(container, stream):
         if packet.pts is None:
             return None
         ticks.append(packet.pts)
-        keys.append(packet.is_keyframe)
+        is_key = is_clean = packet.is_keyframe
+        if is_key and is_h264:
+            is_key, is_clean = _h264_start(bytes(packet), length_bytes)
+        keys.append(is_key)
+        clean.append(is_clean)
         shown.append(not packet.is_discard)
         if shown[-1] and (last is None or packet.pts > last):
             last, last_duration = packet.pts, packet.duration or 0
-    if len(set(ticks)) != len(ticks):
+    times = np.array(ticks, np.int64)
+    if len(np.unique(times)) != len(times):
         return None
-    return PacketTable(np.array(ticks, np.int64), np.array(keys, np.bool_), np.array(shown, np.bool_), last_duration)
+    if container.format.name == "avi" and stream.codec_context.has_b_frames and (np.diff(times) > 0).all():
+        return None  # AVI knows the order of decoding only, and the parser could not work out the other
+    flags = [np.array(f, np.bool_) for f in (keys, clean, shown)]
+    return PacketTable(times, *flags, last_duration=last_duration)
+
+
+def _nal_length_bytes(extradata: bytes | None) -> int:
+    """How many bytes hold the length of a unit of H.264, or 0 where units are set apart by start codes."""
+    return (extradata[4] & 3) + 1 if extradata and len(extradata) > 4 and extradata[0] == 1 else 0
+
+
+def _h264_start(data: bytes, length_bytes: int) -> tuple[bool, bool]:
+    """Whether decoding may start at an H.264 packet that the container calls a keyframe, and whether cleanly.
+
+    Cleanly at an instantaneous decoding refresh (unit type 5); else at a picture of intra slices. Gradual refresh,
+    which containers also mark, begins with a picture that is predicted in part.
+    """
+    at = 0
+    while True:
+        if length_bytes:
+            unit = at + length_bytes
+            at = unit + int.from_bytes(data[at:unit], "big")
+        else:
+            start = data.find(b"\x00\x00\x01", at)
+            unit = at = start + 3 if start >= 0 else len(data)
+        if unit + 1 >= len(data):
+            return False, False
+        kind = data[unit] & 31
+        if kind == 5:
+            return True, True
+        if kind == 1:
+            # Exp-Golomb codes of first_mb_in_slice, 0, and slice_type, 7 or 2: the two names of an intra slice.
+            head = data[unit + 1]
+            return head == 0b10001000 or head >> 4 == 0b1011, False

@@ -1,16 +1,18 @@
 """A video file read through FFmpeg: when its frames are shown, and the pixels of those that are wanted.
 
-Of the packets only those are decoded that the wanted frames depend on: from the last keyframe shown at or before each,
-and, for H.264, without the frames in between that no other frame refers to. The file is read a second time rather
+Of the packets only those are decoded that the wanted frames depend on: from the last keyframe shown at or
+before each, and, for H.264, without the frames in between that no other frame refers to. The file is read a
+second time rather
 than sought in: seeking is inexact in several containers, and reading costs a few percent of decoding.
 
-What is wanted comes out as decoding everything would give it. At the first sign of damage, or if the times of the
-packets do not tell the frames apart, everything is decoded from the start; a frame that cannot be decoded is replaced
-by the last one before it (at the beginning, by the first that can), and counted.
+What is wanted comes out as decoding everything would give it. At the first sign of damage, or if the times of
+the packets do not tell the frames apart, everything is decoded from the start; a frame that cannot be decoded
+is replaced by the last one before it (at the beginning, by the first that can), and counted.
 
-Colours are converted as PyAV's `to_ndarray(format="rgb24")` does it, which is what transformers' PyAV backend gives.
-The display matrix (rotation, mirroring) is applied; the sample aspect ratio is not, as neither reference does it.
-PyAV keeps FFmpeg's messages off stderr unless a program asks for them; nothing here changes that.
+Colours are converted as PyAV's `to_ndarray(format="rgb24")` does it, which is what transformers' PyAV backend
+gives. The display matrix (rotation, mirroring) is applied; the sample aspect ratio is not, as neither
+reference does it. PyAV keeps FFmpeg's messages off stderr unless a program asks for them; nothing here
+changes that.
 """
 
 from __future__ import annotations
@@ -51,10 +53,6 @@ SKIPPABLE = frozenset({"h264"})
 nothing. HEVC is not among them: its mark speaks of one temporal layer only."""
 
 
-class _DamageFound(Exception):
-    """The decoder met an error in packets that wanted frames depend on."""
-
-
 class VideoFile:
     """The best video stream of a file, scanned; holds no open file.
 
@@ -67,7 +65,7 @@ class VideoFile:
         """Reads all packets and decodes the first frame. Raises MediaError if there is no video to decode."""
         self.name = str(path)
         self.num_lost = 0
-        self._damaged = False
+        self._first_attempt = 0
         with open_container(self.name) as container:
             stream = best_video_stream(container, self.name)
             check_frame_size(self.name, stream.codec_context.height, stream.codec_context.width)
@@ -76,7 +74,7 @@ class VideoFile:
             base, zero = time_base(stream), clock_zero(container, stream)
             rate = stream.average_rate or stream.guessed_rate
             self._step = max(1, round(1 / (rate * base))) if rate else 1
-            self._packets = scan(container, stream)
+            self._packets: PacketTable | None = scan(container, stream)
         self._ticks = self._frame_ticks()
         if not len(self._ticks):
             raise self._undecodable()
@@ -97,20 +95,32 @@ class VideoFile:
         """
         wanted = deque(self._ticks[list(indices)].tolist())
         self.num_lost = 0
-        if self._packets is not None and not self._damaged:
-            with closing(self._decode_wanted(self._packets, wanted)) as found:
+        attempts = (self._decode_stretches, self._decode_through, self._decode_up_to)
+        # Each takes away from `wanted` what it has found; what failed once is not tried again.
+        while wanted:
+            with closing(attempts[self._first_attempt](wanted)) as found:
                 yield from map(self._to_rgb, found)
-        if wanted:
-            self._damaged |= self._packets is not None
-            with closing(self._decode_up_to(wanted)) as found:
-                yield from map(self._to_rgb, found)
+            self._first_attempt += bool(wanted)
 
-    def _decode_wanted(self, packets: PacketTable, wanted: deque[int]) -> Generator[VideoFrame]:
-        """The frames shown at the ticks `wanted`, which it takes away; it ends early when it finds damage."""
+    def _decode_stretches(self, wanted: deque[int]) -> Generator[VideoFrame]:
+        """First attempt: the packets that the wanted frames depend on, and no others."""
+        if self._packets is not None:
+            yield from self._decode_packets(wanted, self._packets, self._packets.needed_for(np.array(wanted)))
+
+    def _decode_through(self, wanted: deque[int]) -> Generator[VideoFrame]:
+        """Second attempt, for streams whose keyframes are not enough to start from: all packets."""
+        if self._packets is not None:
+            yield from self._decode_packets(wanted, self._packets, np.ones_like(self._packets.is_key))
+
+    def _decode_packets(
+        self, wanted: deque[int], packets: PacketTable, needed: npt.NDArray[np.bool_]
+    ) -> Generator[VideoFrame]:
+        """The frames shown at the ticks `wanted`, from the packets `needed`; it ends early if it finds damage."""
         targets = set(wanted)
-        needed = packets.needed_for(np.array(wanted))
+        # An error must end it, as what follows would be decoded from a damaged frame.
+        options = {"err_detect": "explode"} if packets.starts_cleanly(needed) else {}
         with open_container(self.name) as container:
-            stream = self._stream(container, err_detect="explode")
+            stream = self._stream(container, options)
             codec = stream.codec_context
             running = settled = False
             for number, packet in enumerate(chain(read_packets(container, stream), [None])):
@@ -143,7 +153,7 @@ class VideoFile:
                     return
 
     def _decode_up_to(self, wanted: deque[int]) -> Generator[VideoFrame]:
-        """For each tick of `wanted` the last frame shown at or before it, everything being decoded."""
+        """Last attempt: decodes everything; for each tick of `wanted`, the last frame shown until then."""
         latest: VideoFrame | None = None
         latest_ticks = 0
         for ticks, frame in self._decode_all():
@@ -162,7 +172,7 @@ class VideoFile:
     def _decode_all(self) -> Iterator[tuple[int, VideoFrame]]:
         """Every frame that can be decoded, in the order shown, with its ticks."""
         with open_container(self.name) as container:
-            stream = self._stream(container)
+            stream = self._stream(container, {})
             previous = -self._step
             for packet in chain(read_packets(container, stream), [None]):
                 try:
@@ -170,8 +180,11 @@ class VideoFile:
                 except av.FFmpegError:
                     continue  # damaged: the decoder goes on with the next packet
                 for frame in frames:
-                    times = (t for t in (frame.pts, frame.dts) if t is not None)
-                    previous = next(times, previous + self._step)
+                    times = [t for t in (frame.pts, frame.dts) if t is not None]
+                    if self._packets is None:
+                        # Times may be wrong as well as missing; the frames themselves come in order.
+                        times = [t for t in times if t > previous]
+                    previous = times[0] if times else previous + self._step
                     yield previous, frame
 
     def _frame_ticks(self) -> npt.NDArray[np.int64]:
@@ -180,10 +193,10 @@ class VideoFile:
             return np.sort(self._packets.ticks[self._packets.is_shown])
         return np.sort(np.array([ticks for ticks, _ in self._decode_all()], dtype=np.int64))
 
-    def _stream(self, container: InputContainer, **options: str) -> VideoStream:
+    def _stream(self, container: InputContainer, options: dict[str, str]) -> VideoStream:
         stream = next(s for s in container.streams.video if s.index == self._stream_index)
         # With threads, damaged frames come out different from run to run.
-        stream.thread_type = "NONE" if self._damaged else "AUTO"
+        stream.thread_type = "NONE" if self._packets and self._first_attempt == 2 else "AUTO"
         stream.codec_context.options = options
         return stream
 
