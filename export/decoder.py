@@ -29,6 +29,7 @@ import numpy as np
 from onnx import TensorProto
 
 from vl3edge.models.config import TextConfig
+from vl3edge.runtime.manifest import TextSpec
 
 from .graph import GraphWriter
 
@@ -66,6 +67,20 @@ def rotary_tables(head_dim: int, theta: float, positions: int) -> tuple[np.ndarr
 def padded_head_dim(head_dim: int) -> int:
     """The head size inside the graph and the KV cache: head_dim rounded up to a multiple of 16."""
     return -(-head_dim // 16) * 16
+
+
+def text_spec(config: TextConfig) -> TextSpec:
+    """What the runtime has to know of the decoder graph; head_dim is the cache's."""
+    return TextSpec(
+        hidden_size=config.hidden_size,
+        num_layers=config.num_layers,
+        num_heads=config.num_heads,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=padded_head_dim(config.head_dim),
+        intermediate_size=config.intermediate_size,
+        vocab_size=config.vocab_size,
+        max_position_embeddings=config.max_position_embeddings,
+    )
 
 
 def pad_heads(rows: np.ndarray, head_dim: int) -> np.ndarray:
@@ -192,7 +207,7 @@ class DecoderBuilder:
         hidden = graph.input("inputs_embeds", TensorProto.FLOAT, ["batch", "sequence", config.hidden_size])
         graph.input("seqlens_k", TensorProto.INT32, ["batch"])
         graph.input("total_sequence_length", TensorProto.INT32, [])
-        cache = ["batch", config.num_kv_heads, "capacity", self.cache_head_dim]
+        cache: list[int | str] = ["batch", config.num_kv_heads, "capacity", self.cache_head_dim]
         for layer in range(config.num_layers):
             for kind in ("key", "value"):
                 graph.input(f"past_key_values.{layer}.{kind}", TensorProto.FLOAT, cache)
@@ -235,7 +250,7 @@ class DecoderBuilder:
         graph.node("ArgMax", [logits], "token", axis=-1, keepdims=0)
         graph.output("logits", TensorProto.FLOAT, ["batch", config.vocab_size])
         graph.output("token", TensorProto.INT64, ["batch"])
-        cache = ["batch", config.num_kv_heads, "capacity", self.cache_head_dim]
+        cache: list[int | str] = ["batch", config.num_kv_heads, "capacity", self.cache_head_dim]
         for layer in range(config.num_layers):
             for kind in ("key", "value"):
                 graph.output(f"present.{layer}.{kind}", TensorProto.FLOAT, cache)

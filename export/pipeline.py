@@ -27,13 +27,12 @@ from vl3edge.runtime.manifest import (
     Manifest,
     MediaSpec,
     ProcessorSpec,
-    TextSpec,
     TokenSpec,
     VisionSpec,
 )
 
 from .check import check_decoder
-from .decoder import export_decoder, padded_head_dim
+from .decoder import export_decoder, text_spec
 from .embeddings import export_embeddings
 from .staging import staged_folder
 from .vision import export_projectors, export_vision
@@ -155,16 +154,7 @@ def make_manifest(
             vision.intermediate_size,
             vision.patch_size,
         ),
-        text=TextSpec(
-            hidden_size=text.hidden_size,
-            num_layers=text.num_layers,
-            num_heads=text.num_heads,
-            num_kv_heads=text.num_kv_heads,
-            head_dim=padded_head_dim(text.head_dim),
-            intermediate_size=text.intermediate_size,
-            vocab_size=text.vocab_size,
-            max_position_embeddings=text.max_position_embeddings,
-        ),
+        text=text_spec(text),
         processor=ProcessorSpec(
             rule=config.layout,
             image=_media_spec(config.image, vision.patch_size),

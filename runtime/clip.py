@@ -33,6 +33,7 @@ class Clip:
     """The visual tokens of a video or an image, ready for the decoder.
 
     name: the file's name, or a description of where the frames came from.
+    start_s, end_s: the part of the video that was sampled; None for an image.
     timestamps_s: of the sampled frames, from the start of the stream; (0.0,) for an image.
     height_px, width_px: of the frames as the model saw them.
     tokens_per_frame: visual tokens kept, frame by frame. num_pruned: those DiffFP dropped.
@@ -40,6 +41,8 @@ class Clip:
 
     kind: MediaKind
     name: str
+    start_s: float | None
+    end_s: float | None
     timestamps_s: tuple[float, ...]
     height_px: int
     width_px: int

@@ -6,12 +6,10 @@ between steps. Going back is setting the length: that is how a second question a
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .engine import Backend
 from .errors import ContextLengthError
 from .manifest import TextSpec
 
@@ -22,14 +20,15 @@ _CAPACITY_STEP = 256
 class Decoder:
     """One sequence's decoder. Not thread-safe.
 
+    session: an onnxruntime.InferenceSession of `decoder.onnx`.
     length: tokens in the cache. capacity: tokens the cache has room for; grows when `reserve` asks.
     """
 
-    def __init__(self, path: Path, spec: TextSpec, backend: Backend) -> None:
+    def __init__(self, session: Any, spec: TextSpec) -> None:
         self.spec = spec
         self.length = 0
         self.capacity = 0
-        self._session = backend.session(path)
+        self._session = session
         self._cache: list[np.ndarray] = []
         self._seqlens = np.zeros(1, np.int32)
         self._total = np.zeros((), np.int32)

@@ -36,6 +36,8 @@ class OpenedMedia:
 
     kind: MediaKind
     name: str
+    start_s: float | None
+    end_s: float | None
     timestamps_s: tuple[float, ...]
     height: int
     width: int
@@ -64,7 +66,7 @@ class ClipEncoder:
             image = load_image(source)
             height, width = image.shape[:2]
             read_s = time.perf_counter() - begin
-            return OpenedMedia(kind, source_name(source), (0.0,), height, width, None, image, read_s)
+            return OpenedMedia(kind, source_name(source), None, None, (0.0,), height, width, None, image, read_s)
         plan = sampling or SamplingPlan()
         fps = self._processor.fps if plan.fps is None else plan.fps
         max_frames = self._processor.max_frames if plan.max_frames is None else plan.max_frames
@@ -72,8 +74,18 @@ class ClipEncoder:
         # Frames in memory without a clock count as already sampled, as in transformers: one per sampling interval.
         source_fps = fps if isinstance(source, np.ndarray | Sequence) and not isinstance(source, str) else None
         reader = open_video(source, plan, source_fps=source_fps)
-        read_s = time.perf_counter() - begin
-        return OpenedMedia(kind, reader.name, reader.timestamps_s, reader.height, reader.width, reader, None, read_s)
+        return OpenedMedia(
+            kind=kind,
+            name=reader.name,
+            start_s=plan.start_s or 0.0,
+            end_s=reader.duration_s if plan.end_s is None else min(plan.end_s, reader.duration_s),
+            timestamps_s=reader.timestamps_s,
+            height=reader.height,
+            width=reader.width,
+            reader=reader,
+            image=None,
+            read_s=time.perf_counter() - begin,
+        )
 
     def encode(self, media: OpenedMedia, pruning: PruningConfig | None, sharing: int) -> Clip:
         """Encodes opened media; `sharing` frames and images share the pixel budget (see `frames_sharing`)."""
@@ -92,6 +104,8 @@ class ClipEncoder:
         return Clip(
             kind=media.kind,
             name=media.name,
+            start_s=media.start_s,
+            end_s=media.end_s,
             timestamps_s=media.timestamps_s,
             height_px=size[0],
             width_px=size[1],

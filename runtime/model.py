@@ -39,7 +39,7 @@ class VideoLlama3:
         self._template = PromptTemplate(template, self._tokenizer, manifest.tokens, manifest.layout)
         text = manifest.text
         table = EmbeddingTable(bundle.path("embeddings.safetensors"), text.vocab_size, text.hidden_size)
-        decoder = Decoder(bundle.path("decoder.onnx"), text, backend)
+        decoder = Decoder(backend.session(bundle.path("decoder.onnx")), text)
         self._generator = Generator(decoder, table, self._tokenizer, manifest.tokens.eos_ids)
 
     @classmethod
@@ -90,6 +90,16 @@ class VideoLlama3:
         """
         opened = self._encoder.open(media, kind, sampling)
         return self._encode(opened, pruning, opened.num_frames)
+
+    def encode_all(
+        self, media: Sequence[Any], sampling: SamplingPlan | None = None, pruning: PruningConfig | None = None
+    ) -> list[Clip]:
+        """Encodes media that will stand in one conversation; each is what `encode` takes, or a clip.
+
+        The authors' layout shares one pixel budget among all frames of a conversation; apart from that, it is the same
+        as encoding one by one.
+        """
+        return self._clips([(None, source) for source in media], sampling, pruning)
 
     def stream(
         self, media: Clip | Sequence[Clip], question: str, config: GenerationConfig | None = None
@@ -142,17 +152,18 @@ class VideoLlama3:
         return splice(pieces, [clip.visual for clip in clips], placeholders, self._tokenizer)
 
     def _clips(
-        self, media: list[tuple[str, Any]], sampling: SamplingPlan | None, pruning: PruningConfig | None
+        self, media: Sequence[tuple[str | None, Any]], sampling: SamplingPlan | None, pruning: PruningConfig | None
     ) -> list[Clip]:
         # All are opened before one is encoded: how the authors' layout sizes frames depends on their number in all.
         opened: list[Clip | OpenedMedia] = []
         for kind, source in media:
             if isinstance(source, Clip):
-                if source.kind != kind:
+                if kind not in (None, source.kind):
                     raise ConfigError(f"{source.name} is given as {kind}, but was encoded as {source.kind}")
                 opened.append(source)
             else:
-                opened.append(self._encoder.open(source, "image" if kind == "image" else "video", sampling))
+                wanted: MediaKind | None = None if kind is None else "image" if kind == "image" else "video"
+                opened.append(self._encoder.open(source, wanted, sampling))
         frames = sum(item.num_frames for item in opened)
         return [item if isinstance(item, Clip) else self._encode(item, pruning, frames) for item in opened]
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from vl3edge.models.config import Layout
+from vl3edge.models.random import preset as preset_config
+from vl3edge.models.random import write_random_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -16,3 +21,19 @@ def media() -> Path:
     if not folder.is_dir():
         pytest.skip("the shared media folder is not beside this checkout")
     return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """checkpoints(preset, layout, **options): a random-weight checkpoint, written once a session."""
+    written: dict[str, Path] = {}
+
+    def make(preset: str = "tiny", layout: Layout = "transformers", **options: Any) -> Path:
+        key = f"{preset}-{layout}-{sorted(options.items())}"
+        if key not in written:
+            folder = tmp_path_factory.mktemp("checkpoint")
+            write_random_checkpoint(folder, preset_config(preset, layout), **options)
+            written[key] = folder
+        return written[key]
+
+    return make

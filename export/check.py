@@ -1,0 +1,76 @@
+"""How far an exported graph is from the torch modules, on inputs like those it will get."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+
+from vl3edge.models.checkpoint import Checkpoint
+from vl3edge.models.decoder import DecoderLayer, RMSNorm, rotary
+from vl3edge.models.tensors import DECODER, EMBEDDINGS, LM_HEAD
+from vl3edge.runtime.decoder import Decoder
+
+from .decoder import text_spec
+
+_TOKENS = 48  # enough for rotary positions and masks to matter, cheap at full size
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Between an engine's output and the torch module's, absolute; max_abs is the largest value of the latter."""
+
+    max_abs_diff: float
+    mean_abs_diff: float
+    max_abs: float
+
+    @classmethod
+    def between(cls, engine: np.ndarray, reference: np.ndarray) -> Difference:
+        difference = np.abs(engine.astype(np.float64) - reference)
+        return cls(float(difference.max()), float(difference.mean()), float(np.abs(reference).max()))
+
+
+def load_session(path: Path) -> onnxruntime.InferenceSession:
+    """A CPU session that reads weights from the mapped file instead of copying them: slower, and half the memory."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def check_decoder(checkpoint: Checkpoint, folder: Path, progress: Callable[[int, int], None]) -> Difference:
+    """Logits of the exported decoder against the torch layers, run one at a time, after a prefill and after a step.
+
+    The inputs are embeddings of tokens drawn from the whole vocabulary. progress: called with (layers done, in all).
+    """
+    config = checkpoint.config.text
+    ids = torch.randint(config.vocab_size, (_TOKENS,), generator=torch.Generator().manual_seed(0))
+    inputs = checkpoint.tensor(EMBEDDINGS)[ids].float()
+    reference = _reference_logits(checkpoint, inputs, progress)
+
+    decoder = Decoder(load_session(folder / "decoder.onnx"), text_spec(config))
+    decoder.prefill(inputs[:-1].numpy())
+    prefilled = decoder.logits.copy()
+    decoder.step(inputs[-1].numpy())
+    return Difference.between(np.stack([prefilled, decoder.logits]), reference)
+
+
+@torch.inference_mode()
+def _reference_logits(checkpoint: Checkpoint, inputs: torch.Tensor, progress: Callable[[int, int], None]) -> np.ndarray:
+    """Logits float32 [2, vocab] of the last two positions of inputs [S, hidden]."""
+    config = checkpoint.config.text
+    hidden = inputs[None]
+    turn = rotary(config, 0, len(inputs))
+    for index in range(config.num_layers):
+        hidden, _ = DecoderLayer.from_checkpoint(checkpoint, index)(hidden, turn)
+        progress(index + 1, config.num_layers)
+    norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+    norm.weight.copy_(checkpoint.tensor(f"{DECODER}norm.weight"))
+    last = norm(hidden[0, -2:])
+    head = checkpoint.tensor(LM_HEAD)
+    blocks = [last @ block.float().T for block in head.split(16384)]  # the whole head in float32 is a GB at full size
+    return torch.cat(blocks, dim=1).numpy()

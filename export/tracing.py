@@ -1,0 +1,183 @@
+"""Traces a torch module into an ONNX file without ever holding its weights.
+
+The module is traced with weights that take no memory. Each weight then streams from the checkpoint into the
+file's side file (`<name>.onnx.data`), one at a time. Nothing of this machine gets into the file: the
+tracer's notes (stack traces with paths) are removed. The result is opset 20, IR 10, loadable by ONNX
+Runtime 1.23.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from vl3edge.models.checkpoint import Checkpoint
+from vl3edge.models.weights import WeightSource
+
+from .errors import ExportError
+
+OPSET = 20
+IR_VERSION = 10
+Precision = Literal["fp32", "fp16"]
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+_LARGEST_FP16 = 65504.0
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a traced graph takes and gives, in order; sizes that vary are named, the others numbers.
+
+    examples: inputs to trace with; a named size may not be 0 or 1 there. sizes: for each input, its axes
+    that vary. outputs: shape of each output in the file.
+    """
+
+    examples: Mapping[str, torch.Tensor]
+    sizes: Mapping[str, Mapping[int, Any]]
+    inputs: Mapping[str, Sequence[str | int]]
+    outputs: Mapping[str, Sequence[str | int]]
+
+
+def microsoft_op(op: str, inputs: Sequence[torch.Tensor], like: torch.Tensor, **attributes: int) -> torch.Tensor:
+    """A com.microsoft operator in a traced graph, whose output is of the shape and type of `like`.
+
+    Outside of a trace it has no meaning: it returns zeros.
+    """
+    result: torch.Tensor = torch.onnx.ops.symbolic(
+        f"com.microsoft::{op}", inputs, attributes, dtype=like.dtype, shape=like.shape, version=1
+    )
+    return result
+
+
+def trace_to_file(
+    module: nn.Module,
+    sources: Mapping[str, WeightSource],
+    checkpoint: Checkpoint,
+    signature: Signature,
+    path: Path,
+    precision: Precision = "fp32",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Writes `path` and `path`.data.
+
+    module: with parameters on the meta device; they are replaced. sources: where each parameter comes from.
+    precision: "fp16" stores weights as float16 and casts them to float32 in the graph, so the arithmetic is
+    that of
+        float32 with rounded weights. progress: called with (weights written, weights in all).
+
+    Raises:
+        ExportError: precision is unknown, or a weight is too large for float16.
+    """
+    if precision not in _DTYPES:
+        raise ExportError(f"precision must be one of {', '.join(_DTYPES)}, not {precision!r}")
+    _drop_weights(module)
+    program = torch.onnx.export(
+        module.eval(),
+        tuple(signature.examples.values()),
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=list(signature.examples),
+        output_names=list(signature.outputs),
+        dynamic_shapes=tuple(dict(axes) for axes in signature.sizes.values()),
+        verbose=False,
+    )
+    if program is None:
+        raise ExportError(f"{path.name}: torch could not trace the module")
+    model = program.model
+    _clean(model, signature)
+    _attach_weights(model, sources, checkpoint, precision)
+    weights = len(sources)
+    written = 0
+
+    def count(tensor: ir.TensorProtocol, info: Any) -> None:
+        nonlocal written
+        written += 1
+        progress(min(written, weights), weights)
+
+    ir.save(model, path, external_data=f"{path.name}.data", callback=count)
+
+
+def _drop_weights(module: nn.Module) -> None:
+    """Parameters of one number each, seen at full shape. Each its own, or the tracer would merge equal
+    ones.
+    """
+    for i, (name, parameter) in enumerate(list(module.named_parameters())):
+        owner, _, leaf = name.rpartition(".")
+        stand_in = torch.full((), float(i)).expand(parameter.shape)
+        setattr(module.get_submodule(owner), leaf, nn.Parameter(stand_in, requires_grad=False))
+
+
+def _clean(model: ir.Model, signature: Signature) -> None:
+    """Takes out what the tracer noted down, and names the sizes that vary."""
+    model.ir_version = IR_VERSION
+    model.producer_name, model.producer_version, model.doc_string = "vl3edge", None, None
+    model.metadata_props.clear()
+    graph = model.graph
+    graph.metadata_props.clear()
+    graph.doc_string = None
+    for value in (*graph.inputs, *graph.outputs, *graph.initializers.values()):
+        value.metadata_props.clear()
+    for node in graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+        for output in node.outputs:
+            output.metadata_props.clear()
+            if not output.is_graph_output():
+                output.shape = None  # ONNX Runtime and TensorRT infer these themselves
+    shapes = {**signature.inputs, **signature.outputs}
+    for value in (*graph.inputs, *graph.outputs):
+        value.shape = ir.Shape(shapes[str(value.name)])
+
+
+def _attach_weights(
+    model: ir.Model, sources: Mapping[str, WeightSource], checkpoint: Checkpoint, precision: Precision
+) -> None:
+    """Replaces each stand-in by a tensor that is read from the checkpoint when it is written."""
+    graph = model.graph
+    if absent := set(sources) - set(graph.initializers):
+        raise ExportError(f"the traced graph has lost {', '.join(sorted(absent))}")
+    casts = []
+    for name, source in sources.items():
+        value = graph.initializers[name]
+        shape = ir.Shape(value.const_value.shape) if value.const_value is not None else value.shape
+        if shape is None:
+            raise ExportError(f"the traced graph gives {name} no shape")
+        if precision == "fp16":
+            del graph.initializers[name]
+            stored = ir.Value(name=name, shape=shape, type=ir.TensorType(ir.DataType.FLOAT16))
+            cast = ir.node("Cast", [stored], {"to": ir.DataType.FLOAT})
+            cast.name, cast.outputs[0].name = f"{name}/Cast", f"{name}/float32"
+            value.replace_all_uses_with(cast.outputs[0])
+            graph.register_initializer(_lazy(stored, name, source, checkpoint, ir.DataType.FLOAT16, shape))
+            casts.append(cast)
+        else:
+            _lazy(value, name, source, checkpoint, ir.DataType.FLOAT, shape)
+    if casts:
+        graph.insert_before(graph[0], casts)
+
+
+def _lazy(
+    value: ir.Value,
+    name: str,
+    source: WeightSource,
+    checkpoint: Checkpoint,
+    dtype: ir.DataType,
+    shape: ir.Shape,
+) -> ir.Value:
+    def read() -> ir.TensorProtocol:
+        tensor = source.read(checkpoint)
+        if dtype == ir.DataType.FLOAT16:
+            largest = tensor.abs().max().item()
+            if largest > _LARGEST_FP16:
+                raise ExportError(f"{source.name} has values up to {largest:.3g}, too large for fp16: use fp32")
+            tensor = tensor.half()
+        return ir.tensor(np.ascontiguousarray(tensor.numpy()), name=name)
+
+    value.const_value = ir.LazyTensor(read, dtype, shape, name=name)
+    return value

@@ -1,0 +1,130 @@
+"""The vision encoder and the projectors as ONNX files, traced from the torch modules of `models/`.
+
+`vision.onnx`: `frames` uint8 [F, H, W, 3] -> `features` float32 [F, h, w, C]; F, H and W vary freely, H and
+W in multiples of the patch size. `projector-image.onnx`, `projector-video.onnx`: `features` and `keep`
+int64 [K], flat indices into the merged grid -> `tokens` float32 [K, D].
+
+Attention comes in two flavours. "microsoft" is for ONNX Runtime: MultiHeadAttention and RotaryEmbedding, of
+which the first works through the patches in tiles on a CPU, so memory grows with their number and not with
+its square. "standard" has operators of the ONNX standard alone, for compilers that fuse attention
+themselves, as TensorRT does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from vl3edge.models.checkpoint import Checkpoint
+from vl3edge.models.projector import Projector
+from vl3edge.models.vision import TORCH_OPS, VisionEncoder, VisionOps
+
+from .check import Difference, load_session
+from .tracing import Precision, Signature, microsoft_op, trace_to_file
+
+Attention = Literal["microsoft", "standard"]
+_CHECK_GRID = (4, 6)  # merged and unmerged rows and columns, of two frames; not the sizes that are traced
+
+
+def export_vision(
+    checkpoint: Checkpoint,
+    folder: Path,
+    precision: Precision = "fp32",
+    attention: Attention = "microsoft",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Difference:
+    """Writes vision.onnx and vision.onnx.data into `folder`; returns how far it is from the float32 torch
+    module.
+
+    precision: see `trace_to_file`. progress: called with (weights written, weights in all).
+    """
+    path = folder / "vision.onnx"
+    patch, width = checkpoint.config.vision.patch_size, checkpoint.config.vision.hidden_size
+    with torch.device("meta"):
+        encoder = VisionEncoder(checkpoint.config, MICROSOFT_OPS if attention == "microsoft" else TORCH_OPS)
+    rows, columns = torch.export.Dim("h"), torch.export.Dim("w")
+    signature = Signature(
+        examples={"frames": torch.zeros(2, 3 * patch, 5 * patch, 3, dtype=torch.uint8)},
+        sizes={"frames": {0: torch.export.Dim("F"), 1: patch * rows, 2: patch * columns}},
+        inputs={"frames": ("F", "H", "W", 3)},
+        outputs={"features": ("F", "h", "w", width)},
+    )
+    trace_to_file(encoder, encoder.sources(), checkpoint, signature, path, precision, progress)
+    return check_vision(checkpoint, path)
+
+
+def export_projectors(checkpoint: Checkpoint, folder: Path, precision: Precision = "fp32") -> dict[str, Difference]:
+    """Writes both projectors into `folder`; returns each one's difference from torch, by the file's stem."""
+    config = checkpoint.config
+    merge_sizes = {"projector-image": config.image.merge_size, "projector-video": config.video.merge_size}
+    differences = {}
+    for stem, merge_size in merge_sizes.items():
+        path = folder / f"{stem}.onnx"
+        with torch.device("meta"):
+            projector = Projector(config, merge_size)
+        rows, columns = torch.export.Dim("rows"), torch.export.Dim("columns")
+        features = torch.zeros(2, 3 * merge_size, 5 * merge_size, config.vision.hidden_size)
+        signature = Signature(
+            examples={"features": features, "keep": torch.zeros(7, dtype=torch.int64)},
+            sizes={
+                "features": {0: torch.export.Dim("F"), 1: merge_size * rows, 2: merge_size * columns},
+                "keep": {0: torch.export.Dim("K")},
+            },
+            inputs={"features": ("F", "h", "w", config.vision.hidden_size), "keep": ("K",)},
+            outputs={"tokens": ("K", config.text.hidden_size)},
+        )
+        trace_to_file(projector, projector.sources(), checkpoint, signature, path, precision)
+        differences[stem] = check_projector(checkpoint, path, merge_size)
+    return differences
+
+
+def check_vision(checkpoint: Checkpoint, path: Path) -> Difference:
+    """Features of the file against those of the float32 torch module, for two frames of noise."""
+    patch = checkpoint.config.vision.patch_size
+    generator = torch.Generator().manual_seed(0)
+    frames = torch.randint(
+        256, (2, _CHECK_GRID[0] * patch, _CHECK_GRID[1] * patch, 3), dtype=torch.uint8, generator=generator
+    )
+    encoder = VisionEncoder.from_checkpoint(checkpoint)
+    with torch.inference_mode():
+        reference = encoder(frames).numpy()
+    del encoder  # its weights and the session's need not be in memory together
+    (features,) = load_session(path).run(None, {"frames": frames.numpy()})
+    return Difference.between(features, reference)
+
+
+def check_projector(checkpoint: Checkpoint, path: Path, merge_size: int) -> Difference:
+    """Tokens of the file against those of the float32 torch module, for normal features and half of the
+    tokens.
+    """
+    generator = torch.Generator().manual_seed(0)
+    rows, columns = _CHECK_GRID
+    features = torch.randn(
+        2,
+        rows * merge_size,
+        columns * merge_size,
+        checkpoint.config.vision.hidden_size,
+        generator=generator,
+    )
+    keep = torch.arange(0, 2 * rows * columns, 2)
+    with torch.inference_mode():
+        reference = Projector.from_checkpoint(checkpoint, merge_size)(features, keep).numpy()
+    (tokens,) = load_session(path).run(None, {"features": features.numpy(), "keep": keep.numpy()})
+    return Difference.between(tokens, reference)
+
+
+def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, num_heads: int) -> torch.Tensor:
+    return microsoft_op("MultiHeadAttention", (q, k, v), q, num_heads=num_heads)
+
+
+def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, num_heads: int) -> torch.Tensor:
+    # Its tables hold one row per position; ours hold one per patch, so patch n is at "position" n, starting
+    # at 0.
+    start = torch.zeros(1, dtype=torch.int64)
+    return microsoft_op("RotaryEmbedding", (x, start, cos, sin), x, num_heads=num_heads)
+
+
+MICROSOFT_OPS = VisionOps(_attend, _rotate)

@@ -1,0 +1,75 @@
+"""The `vl3edge` command: options, dispatch, and one clear line for every error.
+
+Results go to stdout, progress, warnings and errors to stderr. Exit status: 0, 1 if some inputs failed, 2 for bad usage.
+Commands that need torch live in sibling packages and are found by their entry points (group `vl3edge.commands`), so
+that this package imports none of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.metadata import entry_points, version
+
+from . import cli_ask, cli_caption, cli_info
+from .errors import ConfigError, Vl3EdgeError
+
+COMMANDS = (cli_caption, cli_ask, cli_info)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    warnings.showwarning = lambda message, *_, **__: print_line("warning", message)
+    try:
+        plugins = {entry.name: entry for entry in entry_points(group="vl3edge.commands")}
+        if arguments and arguments[0] in plugins:
+            return _run_plugin(plugins[arguments[0]], arguments[1:])
+        options = _parser(sorted(plugins)).parse_args(arguments)
+        status: int = options.run(options)
+        sys.stdout.flush()
+    except Vl3EdgeError as e:
+        print_line("error", e)
+        return 2 if isinstance(e, ConfigError) else 1
+    except KeyboardInterrupt:
+        print_line("error", "interrupted")
+        return 130
+    except BrokenPipeError:
+        # The reader of stdout has gone, which is how `| head` ends; a second flush at exit must not complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as e:
+        print_line("error", f"{e.filename}: {e.strerror}" if e.filename else e)
+        return 1
+    return status
+
+
+def print_line(kind: str, message: object) -> None:
+    """One message on stderr, on one line whatever it contains."""
+    print(f"vl3edge: {kind}: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+def _run_plugin(entry: object, arguments: list[str]) -> int:
+    name = entry.name  # type: ignore[attr-defined]
+    try:
+        command = entry.load()  # type: ignore[attr-defined]
+    except ImportError as e:
+        print_line("error", f"`vl3edge {name}` needs more than the runtime ({e}): pip install 'vl3edge[export]'.")
+        return 1
+    return int(command(arguments))
+
+
+def _parser(plugins: list[str]) -> argparse.ArgumentParser:
+    more = f"further commands: {', '.join(plugins)} (see `vl3edge NAME --help`)" if plugins else None
+    parser = argparse.ArgumentParser(prog="vl3edge", description=_DESCRIPTION, epilog=more)
+    parser.add_argument("--version", action="version", version=f"vl3edge {version('vl3edge')}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        command.add_to(commands)
+    return parser
+
+
+_DESCRIPTION = "Caption videos and answer questions about them with VideoLLaMA3, offline."

@@ -1,0 +1,76 @@
+"""`vl3edge info`: versions, what this machine offers, and what a bundle is and measured at its export."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from .bundle import Bundle, open_bundle
+from .engine import import_onnxruntime
+from .errors import BackendError
+from .manifest import FileEntry
+
+_PACKAGES = ("vl3edge", "numpy", "av", "pillow", "tokenizers", "jinja2")
+
+
+def add_to(commands: Any) -> None:
+    parser = commands.add_parser("info", help="versions, devices, and what a bundle is", description=__doc__)
+    parser.add_argument("bundle", nargs="?", type=Path, metavar="BUNDLE", help="bundle to check and describe")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    print(f"machine      {platform.machine()}, {platform.system()} {platform.release()}, {os.cpu_count()} CPUs")
+    print(f"python       {platform.python_version()}")
+    for name in _PACKAGES:
+        print(f"{name:<12} {_version(name)}")
+    try:
+        ort = import_onnxruntime()
+        print(f"{'onnxruntime':<12} {ort.__version__}: {', '.join(ort.get_available_providers())}")
+    except BackendError as e:
+        print(f"{'onnxruntime':<12} {e}")
+    if options.bundle is not None:
+        print()
+        _describe(open_bundle(options.bundle))
+    return 0
+
+
+def _describe(bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    text, vision = manifest.text, manifest.vision
+    print(f"bundle       {bundle.folder}: every file is there and unchanged")
+    print(f"model        {manifest.source}, layout {manifest.layout}")
+    print(f"targets      {', '.join(manifest.targets)}; {manifest.precision}; quantization {manifest.quantization}")
+    print(f"vision       {vision.num_layers} layers of {vision.hidden_size}, patches of {vision.patch_size} pixels")
+    print(
+        f"decoder      {text.num_layers} layers of {text.hidden_size}, {text.num_heads} heads on {text.num_kv_heads}, "
+        f"vocabulary {text.vocab_size}, context {text.max_position_embeddings}"
+    )
+    print(f"exported by  {', '.join(f'{name} {number}' for name, number in manifest.versions.items())}")
+    print()
+    print(contents_table(manifest.files, manifest.measured))
+
+
+def contents_table(files: Mapping[str, FileEntry], measured: Mapping[str, Any]) -> str:
+    """The files of a bundle with their sizes, and each stage's difference from the torch modules."""
+    lines = [f"{'file':<28} {'MB':>10}"]
+    lines += [f"{name:<28} {entry.bytes / 1e6:>10.2f}" for name, entry in files.items()]
+    lines += [f"{'total':<28} {sum(entry.bytes for entry in files.values()) / 1e6:>10.2f}", ""]
+    lines += [f"{'stage':<18} {'largest difference from torch':>30} {'mean':>12} {'largest value':>14}"]
+    lines += [
+        f"{stage:<18} {d['max_abs_diff']:>30.3g} {d['mean_abs_diff']:>12.3g} {d['max_abs']:>14.3g}"
+        for stage, d in measured.items()
+    ]
+    return "\n".join(lines)
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"

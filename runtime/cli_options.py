@@ -1,0 +1,91 @@
+"""Options that several commands share, and the configurations made from them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from .clip import Clip
+from .config import GenerationConfig, PruningConfig, SamplingPlan
+from .engine import BACKENDS
+from .generation import GenerationStats
+from .model import VideoLlama3
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument("-m", "--model", metavar="BUNDLE", help="bundle to use (default: the small demo bundle)")
+    group.add_argument("--backend", choices=BACKENDS, default="auto", help="where to run (default: auto)")
+    group.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: one per core)")
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("frames")
+    group.add_argument("--fps", type=float, help="frames sampled per second (default: the model's, 1)")
+    group.add_argument("--max-frames", type=int, metavar="N", help="at most N frames (default: the model's, 180)")
+    group.add_argument("--start", type=float, metavar="S", help="begin at second S")
+    group.add_argument("--end", type=float, metavar="S", help="end at second S")
+    group.add_argument(
+        "--sampling-rule", choices=("fps", "index"), default="fps", help="by time, or evenly by number as transformers"
+    )
+    group.add_argument("--threshold", type=float, help="DiffFP threshold: higher drops more tokens (default: 0.1)")
+    group.add_argument("--no-pruning", action="store_true", help="keep every video token")
+
+
+def add_generation(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("answer")
+    group.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="length limit (default: 256)")
+    group.add_argument("--temperature", type=float, default=0.0, help="0, the default, is greedy")
+    group.add_argument("--top-p", type=float, default=1.0)
+    group.add_argument("--top-k", type=int, default=0)
+    group.add_argument("--repetition-penalty", type=float, default=1.0)
+    group.add_argument("--seed", type=int)
+
+
+def load_model(options: argparse.Namespace) -> VideoLlama3:
+    """Loads the bundle asked for and says on stderr what runs where."""
+    model = VideoLlama3.load(options.model, options.backend, options.threads)
+    info = model.info
+    demo = " (demo bundle; give your own with -m)" if options.model is None else ""
+    progress(f"{info['name']}{demo}, {info['precision']}, on {info['backend']} with ONNX Runtime {info['onnxruntime']}")
+    return model
+
+
+def sampling_plan(options: argparse.Namespace) -> SamplingPlan:
+    return SamplingPlan(options.fps, options.max_frames, options.start, options.end, options.sampling_rule)
+
+
+def pruning_config(options: argparse.Namespace) -> PruningConfig:
+    defaults = PruningConfig()
+    threshold = defaults.threshold if options.threshold is None else options.threshold
+    return PruningConfig(threshold, enabled=False if options.no_pruning else None)
+
+
+def generation_config(options: argparse.Namespace) -> GenerationConfig:
+    return GenerationConfig(
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        top_k=options.top_k,
+        repetition_penalty=options.repetition_penalty,
+        seed=options.seed,
+    )
+
+
+def progress(message: str) -> None:
+    """One line of progress on stderr."""
+    print(f"vl3edge: {message}", file=sys.stderr, flush=True)
+
+
+def time_report(clip: Clip, stats: GenerationStats) -> str:
+    """Where the time of one clip went."""
+    encode = clip.stats
+    total = clip.num_tokens + clip.num_pruned
+    frames = "frame" if clip.num_frames == 1 else "frames"
+    rate = f" ({stats.generated_tokens / stats.decode_s:.0f}/s)" if stats.decode_s > 0 else ""
+    return (
+        f"{clip.num_frames} {frames} of {clip.width_px}×{clip.height_px}, {clip.num_tokens} of {total} visual tokens"
+        f" | read {encode.read_s:.2f} s, prune {encode.prune_s:.2f} s, vision {encode.vision_s:.2f} s,"
+        f" projector {encode.projector_s:.2f} s, prefill {stats.prefill_s:.2f} s"
+        f" ({stats.prompt_tokens} tokens), decode {stats.decode_s:.2f} s for {stats.generated_tokens} tokens{rate}"
+    )

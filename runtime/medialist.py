@@ -1,0 +1,54 @@
+"""What MEDIA on the command line means: a file, a folder or a pattern, as a list of clips in a stable order."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterable
+from pathlib import Path
+
+from .encoder import IMAGE_SUFFIXES
+from .errors import MediaError
+from .framesets import ANIMATION_SUFFIXES, natural_key
+
+VIDEO_SUFFIXES = frozenset(
+    {".3gp", ".avi", ".flv", ".h264", ".h265", ".hevc", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg"}
+    | {".mpg", ".mts", ".mxf", ".ogv", ".ts", ".webm", ".wmv", ".y4m"}
+    | ANIMATION_SUFFIXES
+)
+
+
+def expand(arguments: Iterable[str]) -> list[str]:
+    """The clips that the arguments name, each once, in the order given (folders and patterns sorted by name).
+
+    A folder with video files in it, at any depth, stands for every video and image in it; a folder that holds images
+    alone is itself one clip, its images the frames. A file that exists is taken as it is, whatever its name; so is a
+    name with :// in it (a stream). Raises MediaError, naming all of them, if arguments match nothing.
+    """
+    found: dict[str, None] = {}
+    missing = []
+    for argument in arguments:
+        path = Path(argument)
+        if "://" in argument or path.is_file():
+            matches = [argument]
+        elif path.is_dir():
+            matches = _in_folder(path)
+        else:
+            matches = sorted(glob.glob(argument, recursive=True), key=lambda name: natural_key(Path(name)))
+        if not matches:
+            missing.append(argument)
+        found |= dict.fromkeys(matches)
+    if missing:
+        raise MediaError(f"{', '.join(missing)}: no such file, folder or pattern; check the path.")
+    return list(found)
+
+
+def _in_folder(folder: Path) -> list[str]:
+    files = [
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+    if not any(path.suffix.lower() in VIDEO_SUFFIXES for path in files):
+        return [str(folder)]  # frames of one clip, or nothing usable: reading it says what
+    media = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES]
+    return [str(path) for path in sorted(media, key=natural_key)]
