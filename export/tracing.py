@@ -44,7 +44,7 @@ class Signature:
     outputs: Mapping[str, Sequence[str | int]]
 
 
-def microsoft_op(op: str, inputs: Sequence[torch.Tensor], like: torch.Tensor, **attributes: int) -> torch.Tensor:
+def microsoft_op(op: str, inputs: Sequence[torch.Tensor], like: torch.Tensor, **attributes: Any) -> torch.Tensor:
     """A com.microsoft operator in a traced graph, whose output is of the shape and type of `like`.
 
     Outside of a trace it has no meaning: it returns zeros.
