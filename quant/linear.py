@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,8 +13,7 @@ from .grid import Grid
 
 @dataclass(frozen=True)
 class LayerError:
-    """How far a quantized layer's outputs are from the original's, on its calibration inputs x with H = Σ
-    w·x·xᵀ.
+    """How far a quantized layer's outputs are from the original's, on its calibration inputs x H = Σ w·x·xᵀ / Σ w.
 
     gptq, rtn: tr((W − Q) H (W − Q)ᵀ), of the codes kept and of plain round-to-nearest on a min-max grid.
     signal: tr(W H Wᵀ), so that gptq / signal is a relative squared error.
@@ -92,3 +92,40 @@ class QuantizedLinear:
             bias=None if self.bias is None else self.bias[start:stop],
             error=None,
         )
+
+
+def concatenated(parts: Sequence[QuantizedLinear]) -> QuantizedLinear:
+    """Layers that read one input as one layer, output rows one below the other; their errors add up.
+
+    Raises ValueError when they differ in bits, groups, input order, or in having a bias.
+    """
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    shared = [(part.bits, part.scales.shape[1], part.bias is None) for part in parts]
+    if any(facts != shared[0] for facts in shared) or not all(_same_order(p.order, first.order) for p in parts):
+        raise ValueError("layers of different bits, groups, input order or bias cannot be one product")
+    errors = [part.error for part in parts if part.error is not None]
+    return replace(
+        first,
+        codes=np.concatenate([part.codes for part in parts]),
+        scales=np.concatenate([part.scales for part in parts]),
+        zeros=np.concatenate([part.zeros for part in parts]),
+        bias=None if first.bias is None else np.concatenate([part.bias for part in parts if part.bias is not None]),
+        error=_sum(errors) if len(errors) == len(parts) else None,
+    )
+
+
+def _same_order(a: npt.NDArray[np.int64] | None, b: npt.NDArray[np.int64] | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return bool(np.array_equal(a, b))
+
+
+def _sum(errors: Sequence[LayerError]) -> LayerError:
+    return LayerError(
+        gptq=sum(error.gptq for error in errors),
+        rtn=sum(error.rtn for error in errors),
+        signal=sum(error.signal for error in errors),
+        damp=max(error.damp for error in errors),
+    )

@@ -26,9 +26,10 @@ import torch
 from . import grid as grids
 from .errors import QuantError
 from .grid import Grid, Scaling
-from .linear import LayerError, QuantizedLinear
+from .linear import LayerError, QuantizedLinear, concatenated
 
 _LEAF_COLUMNS = 16  # rounded one by one; wider ranges are halved, so that all other work is matrix products
+_PART_ELEMENTS = 1 << 26  # of a weight quantized at once: 256 MB in float32, several copies of it
 _MAX_DAMP = 10.0
 
 _log = logging.getLogger(__name__)
@@ -106,16 +107,22 @@ def quantize(
     if weight.shape[1] != hessian.shape[0]:
         raise QuantError(f"{name} has {weight.shape[1]} input columns, its Hessian {hessian.shape[0]}")
     factor = factorize(hessian) if factor is None else factor
-    weight = weight.to(hessian.dtype)
+    # Rows do not depend on each other, and an output head has too many for several float32 copies at once.
+    parts = weight.split(max(1, _PART_ELEMENTS // weight.shape[1]))
+    return concatenated([_quantize_rows(part.to(hessian.dtype), hessian, grid, factor) for part in parts])
+
+
+def _quantize_rows(weight: torch.Tensor, hessian: torch.Tensor, grid: Grid, factor: Factor) -> QuantizedLinear:
     scaling = grids.search(weight, grid, factor.importance)
     codes, loss = _sweep(weight, scaling, grid, factor)
     # The sweep's loss holds the damping's share, which no output ever sees.
     added = factor.damp * float(hessian.diagonal().double().mean())
     loss -= added * float((weight - grids.values(codes, scaling)).square().sum(dtype=torch.float64))
     plain = grids.min_max(weight, grid)
+    rounded = grids.values(grids.nearest(weight, plain, grid), plain)
     error = LayerError(
         gptq=max(loss, 0.0),
-        rtn=output_error(weight - grids.values(grids.nearest(weight, plain, grid), plain), hessian),
+        rtn=output_error(weight - rounded, hessian),
         signal=output_error(weight, hessian),
         damp=factor.damp,
     )
@@ -127,7 +134,12 @@ def round_to_nearest(
 ) -> QuantizedLinear:
     """The baseline: nearest codes on a min-max grid. hessian, if given, only measures the error."""
     _check(weight, grid, name)
-    weight = weight.to(torch.float32 if hessian is None else hessian.dtype)
+    dtype = torch.float32 if hessian is None else hessian.dtype
+    parts = weight.split(max(1, _PART_ELEMENTS // weight.shape[1]))
+    return concatenated([_round_rows(part.to(dtype), grid, hessian) for part in parts])
+
+
+def _round_rows(weight: torch.Tensor, grid: Grid, hessian: torch.Tensor | None) -> QuantizedLinear:
     scaling = grids.min_max(weight, grid)
     codes = grids.nearest(weight, scaling, grid)
     if hessian is None:
@@ -168,15 +180,17 @@ def _upper_factor(hessian: torch.Tensor, added: float, dtype: torch.dtype) -> to
     H is scaled to a unit diagonal first: real activations have channels a thousand times louder than others,
     and float32 would spend its digits on those alone.
     """
-    work = hessian.to(dtype, copy=True)
+    work = hessian.to(dtype).flip(0, 1)
     work.diagonal().add_(added)
     loudness = work.diagonal().clamp_min(torch.finfo(dtype).tiny).sqrt()
     work /= loudness
     work /= loudness[:, None]
-    lower, failed = torch.linalg.cholesky_ex(work.flip(0, 1))
+    lower, failed = torch.linalg.cholesky_ex(work)
+    del work
     if int(failed) != 0 or not bool(torch.isfinite(lower.diagonal()).all()):
         return None
-    return lower.flip(0, 1) * loudness[:, None]
+    lower *= loudness[:, None]
+    return lower.flip(0, 1)
 
 
 def _factor(upper: torch.Tensor, order: torch.Tensor, damp: float) -> Factor:

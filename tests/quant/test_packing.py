@@ -5,27 +5,12 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from quantized import random_linear
 
 from vl3edge.quant import packing
 from vl3edge.quant.errors import QuantError
-from vl3edge.quant.linear import QuantizedLinear
 
 MATMUL_GRIDS = [(3, 32), (4, 16), (4, 32), (4, 128), (4, 96), (4, -1), (8, 32), (8, 64), (8, 128)]
-
-
-def random_linear(bits, group_size, *, symmetric, permuted=False, out=64, columns=256, seed=0):
-    rng = np.random.default_rng(seed)
-    groups = columns // (group_size if group_size > 0 else columns)
-    zeros = np.full((out, groups), 2 ** (bits - 1), dtype=np.uint8)
-    if not symmetric:
-        zeros = rng.integers(1, 2**bits, (out, groups), dtype=np.uint8)
-    return QuantizedLinear(
-        codes=rng.integers(0, 2**bits, (out, columns), dtype=np.uint8),
-        scales=(rng.random((out, groups)) * 0.02 + 0.001).astype(np.float16),
-        zeros=zeros,
-        bits=bits,
-        order=rng.permutation(columns) if permuted else None,
-    )
 
 
 def plain_bits(codes, bits, words_dtype):
