@@ -97,10 +97,10 @@ def from_gptq(tensors: GptqTensors, bits: int, zero_format: ZeroFormat) -> Quant
     sizes = np.bincount(tensors.g_idx, minlength=groups) if tensors.g_idx.min(initial=0) >= 0 else np.zeros(0)
     if len(sizes) != groups or inputs % groups or not (sizes == inputs // groups).all():
         raise QuantError(f"g_idx does not split {inputs} columns into {groups} groups of one size")
-    codes = np.ascontiguousarray(_unpack_words(tensors.qweight, bits).T)
+    codes = np.ascontiguousarray(unpack_words(tensors.qweight, bits).T)
     order = np.argsort(tensors.g_idx, kind="stable")
     identity = bool((order == np.arange(inputs)).all())
-    stored_zeros = _unpack_words(tensors.qzeros.T, bits)
+    stored_zeros = unpack_words(tensors.qzeros.T, bits)
     return QuantizedLinear(
         codes=codes if identity else codes[:, order],
         scales=np.ascontiguousarray(tensors.scales.T.astype(np.float16)),
@@ -160,7 +160,7 @@ def _pack_words(codes: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.int32
     return words.reshape(-1, codes.shape[1]).view(np.int32)
 
 
-def _unpack_words(words: npt.NDArray[np.int32], bits: int) -> npt.NDArray[np.uint8]:
+def unpack_words(words: npt.NDArray[np.int32], bits: int) -> npt.NDArray[np.uint8]:
     """int32 [n·bits/32, m] -> uint8 [n, m]."""
     per_cycle = 32 // math.gcd(32, bits)
     words_per_cycle = per_cycle * bits // 32
