@@ -23,6 +23,7 @@ from .tokenizer_files import tokenizer_json
 
 _FLOATS = ("F32", "F16", "BF16")
 _GPTQ_OPTIONAL = ("g_idx", "bias")
+_GPTQ_BITS = (2, 3, 4, 8)
 
 
 class Checkpoint:
@@ -150,6 +151,9 @@ class Checkpoint:
             elif EMBEDDINGS not in self._stored:
                 del shapes[EMBEDDINGS]
         if self.config.quantization is not None:
+            method = self.config.quantization.get("quant_method", "gptq")
+            if method != "gptq":
+                raise CheckpointError(f"{self.folder}: quantized by {method!r}; of those, only 'gptq' can be read")
             for name in [
                 name for name in shapes if name.startswith(DECODER) and f"{name[:-6]}qweight" in self._stored
             ]:
@@ -159,13 +163,16 @@ class Checkpoint:
         return shapes, optional
 
     def _gptq_shapes(self, layer: str, weight: Shape) -> dict[str, Shape]:
-        """Shapes of a packed layer (REFERENCE: 32-bit words along the inputs; zero points along the
-        outputs).
+        """Shapes of a packed layer: 32-bit words along the inputs, zero points along the outputs.
+
+        The width is the one that fits, since it may differ from layer to layer.
         """
         section = Section(self.config.quantization or {}, self.folder / "config.json", "quantization_config")
-        bits = section.one_of("bits", (2, 4, 8), 4)
+        common = section.one_of("bits", _GPTQ_BITS, 4)
         group_size = section.integer("group_size", 128, at_least=-1)
         outputs, inputs = weight
+        words = self._files.shape(self._stored[f"{layer}qweight"])[0]
+        bits = next((bits for bits in _GPTQ_BITS if inputs * bits // 32 == words), common)
         groups = 1 if group_size <= 0 else -(-inputs // group_size)
         return {
             f"{layer}qweight": (inputs * bits // 32, outputs),
