@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import onnx_ir as ir
 import torch
 from torch import nn
@@ -76,6 +75,8 @@ def trace_to_file(
     """
     if precision not in _DTYPES:
         raise ExportError(f"precision must be one of {', '.join(_DTYPES)}, not {precision!r}")
+    if precision == "fp16":
+        _check_range(sources, checkpoint)
     _drop_weights(module)
     program = torch.onnx.export(
         module.eval(),
@@ -91,16 +92,16 @@ def trace_to_file(
         raise ExportError(f"{path.name}: torch could not trace the module")
     model = program.model
     _clean(model, signature)
-    _attach_weights(model, sources, checkpoint, precision)
-    weights = len(sources)
-    written = 0
+    seen: set[str] = set()
 
-    def count(tensor: ir.TensorProtocol, info: Any) -> None:
-        nonlocal written
-        written += 1
-        progress(min(written, weights), weights)
+    def read(name: str) -> torch.Tensor:
+        if name not in seen:  # small weights are asked for more than once
+            seen.add(name)
+            progress(len(seen), len(sources))
+        return sources[name].read(checkpoint, _DTYPES[precision])
 
-    ir.save(model, path, external_data=f"{path.name}.data", callback=count)
+    _attach_weights(model, sources, read, precision)
+    ir.save(model, path, external_data=f"{path.name}.data")
 
 
 def _drop_weights(module: nn.Module) -> None:
@@ -135,49 +136,47 @@ def _clean(model: ir.Model, signature: Signature) -> None:
         value.shape = ir.Shape(shapes[str(value.name)])
 
 
+def _check_range(sources: Mapping[str, WeightSource], checkpoint: Checkpoint) -> None:
+    large = {}
+    for source in sources.values():
+        low, high = torch.aminmax(checkpoint.tensor(source.name))
+        if (largest := max(-low.item(), high.item())) > _LARGEST_FP16:
+            large[source.name] = largest
+    if large:
+        listed = ", ".join(f"{name} (up to {value:.3g})" for name, value in sorted(large.items()))
+        raise ExportError(f"too large for fp16, use fp32: {listed}")
+
+
 def _attach_weights(
-    model: ir.Model, sources: Mapping[str, WeightSource], checkpoint: Checkpoint, precision: Precision
+    model: ir.Model,
+    sources: Mapping[str, WeightSource],
+    read: Callable[[str], torch.Tensor],
+    precision: Precision,
 ) -> None:
-    """Replaces each stand-in by a tensor that is read from the checkpoint when it is written."""
+    """Replaces each stand-in by a tensor that `read` gives when it is written."""
     graph = model.graph
     if absent := set(sources) - set(graph.initializers):
         raise ExportError(f"the traced graph has lost {', '.join(sorted(absent))}")
     casts = []
-    for name, source in sources.items():
+    for name in sources:
         value = graph.initializers[name]
-        shape = ir.Shape(value.const_value.shape) if value.const_value is not None else value.shape
-        if shape is None:
+        if value.const_value is None:
             raise ExportError(f"the traced graph gives {name} no shape")
+        shape = ir.Shape(value.const_value.shape)
         if precision == "fp16":
             del graph.initializers[name]
             stored = ir.Value(name=name, shape=shape, type=ir.TensorType(ir.DataType.FLOAT16))
+            stored.const_value = _lazy(name, read, ir.DataType.FLOAT16, shape)
             cast = ir.node("Cast", [stored], {"to": ir.DataType.FLOAT})
             cast.name, cast.outputs[0].name = f"{name}/Cast", f"{name}/float32"
             value.replace_all_uses_with(cast.outputs[0])
-            graph.register_initializer(_lazy(stored, name, source, checkpoint, ir.DataType.FLOAT16, shape))
+            graph.register_initializer(stored)
             casts.append(cast)
         else:
-            _lazy(value, name, source, checkpoint, ir.DataType.FLOAT, shape)
+            value.const_value = _lazy(name, read, ir.DataType.FLOAT, shape)
     if casts:
         graph.insert_before(graph[0], casts)
 
 
-def _lazy(
-    value: ir.Value,
-    name: str,
-    source: WeightSource,
-    checkpoint: Checkpoint,
-    dtype: ir.DataType,
-    shape: ir.Shape,
-) -> ir.Value:
-    def read() -> ir.TensorProtocol:
-        tensor = source.read(checkpoint)
-        if dtype == ir.DataType.FLOAT16:
-            largest = tensor.abs().max().item()
-            if largest > _LARGEST_FP16:
-                raise ExportError(f"{source.name} has values up to {largest:.3g}, too large for fp16: use fp32")
-            tensor = tensor.half()
-        return ir.tensor(np.ascontiguousarray(tensor.numpy()), name=name)
-
-    value.const_value = ir.LazyTensor(read, dtype, shape, name=name)
-    return value
+def _lazy(name: str, read: Callable[[str], torch.Tensor], dtype: ir.DataType, shape: ir.Shape) -> ir.LazyTensor:
+    return ir.LazyTensor(lambda: ir.tensor(read(name).numpy(), name=name), dtype, shape, name=name)
