@@ -147,11 +147,11 @@ def scan(container: InputContainer, stream: VideoStream) -> PacketTable | None:
         if packet.pts is None:
             return None
         ticks.append(packet.pts)
-        is_key = is_clean = packet.is_keyframe
-        if is_key and is_h264:
-            is_key, is_clean = _h264_start(bytes(packet), length_bytes)
-        keys.append(is_key)
-        clean.append(is_clean)
+        starts = cleanly = packet.is_keyframe
+        if starts and is_h264:
+            starts, cleanly = _h264_start(bytes(packet), length_bytes)
+        keys.append(starts)
+        clean.append(cleanly)
         shown.append(not packet.is_discard)
         if shown[-1] and (last is None or packet.pts > last):
             last, last_duration = packet.pts, packet.duration or 0
@@ -160,8 +160,8 @@ def scan(container: InputContainer, stream: VideoStream) -> PacketTable | None:
         return None
     if container.format.name == "avi" and stream.codec_context.has_b_frames and (np.diff(times) > 0).all():
         return None  # AVI knows the order of decoding only, and the parser could not work out the other
-    flags = [np.array(f, np.bool_) for f in (keys, clean, shown)]
-    return PacketTable(times, *flags, last_duration=last_duration)
+    is_key, is_clean, is_shown = (np.array(flags, np.bool_) for flags in (keys, clean, shown))
+    return PacketTable(times, is_key, is_clean, is_shown, last_duration)
 
 
 def _nal_length_bytes(extradata: bytes | None) -> int:

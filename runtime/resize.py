@@ -1,9 +1,8 @@
 """How large a frame is made before it is encoded, and the resizing itself.
 
-Both checkpoint layouts round the sides to multiples of patch × merge and then fit the area into a budget;
-they differ in how a budget is shared and in which limit wins. Pixels are resampled with Pillow's antialiased
-bicubic filter, which is what the authors' processor uses; transformers' port uses torchvision's, whose
-weights are rounded to 16 bits, so single values may differ by one level there.
+Both checkpoint layouts round the sides to multiples of patch × merge and then fit the area into a budget; they differ
+in how a budget is shared, in which limit wins, and in who resamples: torchvision in transformers' port, Pillow in the
+authors' processor. Both are antialiased bicubic; single values differ by a level or two.
 
 Source: `smart_resize` of transformers' video_llama_3 and the image processor of the authors' release.
 """
@@ -19,6 +18,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from .errors import ConfigError, MediaError
+from .resample import resample_bicubic
 
 BudgetRule = Literal["transformers", "authors"]
 
@@ -104,12 +104,16 @@ def target_size(height: int, width: int, budget: PixelBudget, num_frames_sharing
     return new_height, new_width
 
 
-def resize_rgb(frame: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+def resize_rgb(
+    frame: npt.NDArray[np.uint8], size: tuple[int, int], rule: BudgetRule = "transformers"
+) -> npt.NDArray[np.uint8]:
     """`frame` uint8 [H, W, 3] resampled to `size` = (height, width): uint8 [height, width, 3].
 
-    Antialiased bicubic (Pillow); the frame itself is returned when it has that size already.
+    rule: whose processor to agree with, to the last bit. The frame itself is returned when it has that size already.
     """
     height, width = size
     if frame.shape[:2] == (height, width):
         return frame
+    if rule == "transformers":
+        return resample_bicubic(frame, size)
     return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))

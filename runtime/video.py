@@ -21,7 +21,7 @@ from PIL import Image
 from .config import SamplingPlan
 from .errors import MediaError, MediaWarning
 from .framesets import ANIMATION_SUFFIXES, FOLDER_FPS, Animation, FrameArray, PictureList, timeline_of
-from .resize import PixelBudget, resize_rgb, target_size
+from .resize import BudgetRule, PixelBudget, resize_rgb, target_size
 from .timeline import Timeline, choose
 from .videofile import VideoFile
 
@@ -97,17 +97,17 @@ class VideoReader:
         self.duration_s = source.timeline.duration_s
         self.warnings: tuple[str, ...] = ()
 
-    def frames(self, size: tuple[int, int] | None = None) -> Iterator[SampledFrame]:
+    def frames(self, size: tuple[int, int] | None = None, rule: BudgetRule = "transformers") -> Iterator[SampledFrame]:
         """The samples in order, decoded as they are taken and resized to `size` = (height, width).
 
-        None keeps the size of the clip's first frame. May be called again; each call decodes anew. At the end
+        None keeps the size of the clip's first frame. rule: of `resize_rgb`. May be called again; each call decodes anew. At the end
         one MediaWarning says how many samples could not be decoded, and what was taken instead.
         """
         size = size or (self.height, self.width)
         wanted, repeats = np.unique(self._indices, return_counts=True)
         number = 0
         for full, count in zip(self._source.frames(wanted.tolist()), repeats.tolist(), strict=True):
-            pixels = resize_rgb(full, size)
+            pixels = resize_rgb(full, size, rule)
             for _ in range(count):
                 yield SampledFrame(number, self.timestamps_s[number], pixels)
                 number += 1
@@ -119,10 +119,12 @@ class VideoReader:
             self.warnings = (message,)
             warnings.warn(message, MediaWarning, stacklevel=2)
 
-    def chunks(self, size: tuple[int, int] | None = None, chunk_frames: int = 8) -> Iterator[FrameChunk]:
+    def chunks(
+        self, size: tuple[int, int] | None = None, chunk_frames: int = 8, rule: BudgetRule = "transformers"
+    ) -> Iterator[FrameChunk]:
         """The samples in chunks of `chunk_frames` (the last may be shorter); see `frames`."""
         held: list[SampledFrame] = []
-        for frame in self.frames(size):
+        for frame in self.frames(size, rule):
             held.append(frame)
             if len(held) == chunk_frames:
                 yield _chunk(held)
@@ -130,11 +132,11 @@ class VideoReader:
         if held:
             yield _chunk(held)
 
-    def read(self, size: tuple[int, int] | None = None) -> Video:
+    def read(self, size: tuple[int, int] | None = None, rule: BudgetRule = "transformers") -> Video:
         """All samples at once."""
         height, width = size or (self.height, self.width)
         frames = np.empty((self.num_frames, height, width, 3), np.uint8)
-        for frame in self.frames((height, width)):
+        for frame in self.frames((height, width), rule):
             frames[frame.index] = frame.pixels
         return Video(frames, self.timestamps_s, self.source_fps, self.num_source_frames, self.duration_s, self.warnings)
 
@@ -170,10 +172,9 @@ def read_video(
     """Samples a whole video at once, resized within `budget` (None keeps its size); arguments as of
     `open_video`."""
     reader = open_video(source, plan, source_fps=source_fps, timestamps_s=timestamps_s)
-    size = None
-    if budget is not None:
-        size = target_size(reader.height, reader.width, budget, reader.num_frames)
-    return reader.read(size)
+    if budget is None:
+        return reader.read()
+    return reader.read(target_size(reader.height, reader.width, budget, reader.num_frames), budget.rule)
 
 
 def _source(source: VideoSource, source_fps: float | None, timestamps_s: Sequence[float] | None) -> _Source:
