@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .clips import make_clip
+from .clips import keep_above, make_clip
 from .model import decode, encode_frames
 from .questions import IMAGE_KINDS, VIDEO_KINDS, Question, ask_image, ask_video, draw_wording
 from .render import TRAIN_SEED, Scene
@@ -37,7 +37,7 @@ from .sequences import (
     SequenceBuilder,
     collate,
     encode_clip,
-    keep_above,
+    frame_labels,
 )
 from .stock import VideoLlama3ForConditionalGeneration
 from .tokenizer import token_id
@@ -172,7 +172,8 @@ class LanguageTrainer:
             chain = rng.random() < _CHAIN_SHARE
             if rng.random() >= _IMAGE_SHARE:
                 questions = draw_questions(clip.scene, False, rng)
-                rows.append(self.builder.video(clip, draw_keep(clip, few, rng), questions, chain))
+                keep, labels = draw_keep(clip, few, rng), frame_labels(clip.scene)
+                rows.append(self.builder.video(clip.features, keep, questions, chain, labels))
             elif rng.random() < 0.5:
                 rows.append(self.builder.image(clip.image, draw_questions(clip.scene, True, rng), chain))
             else:
@@ -259,11 +260,11 @@ def held_out_shares(
         part = clips[start : start + 8]
         asked = [[ask_video(clip.scene, kind) for kind in VIDEO_KINDS] for clip in part]
         rows = [
-            builder.video(clip, keep_above(clip.difference, threshold), questions, chain=False)
+            builder.video(clip.features, keep_above(clip.difference, threshold), questions)
             for clip, questions in zip(part, asked, strict=True)
         ]
         stills = [[ask_image(clip.scene, kind) for kind in IMAGE_KINDS] for clip in part]
-        rows += [builder.image(clip.image, qs, chain=False) for clip, qs in zip(part, stills, strict=True)]
+        rows += [builder.image(clip.image, qs) for clip, qs in zip(part, stills, strict=True)]
         logits, targets, _ = answer_logits(model, collate(rows), builder)
         hits = (logits.argmax(-1) == targets).tolist()
         names = [q.kind if q.event else "never" for qs in asked for q in qs]

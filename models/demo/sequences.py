@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from .clips import TOKEN_PX, Clip
+from .clips import Clip, token_differences
 from .model import encode_frames, merge_features
 from .questions import Question
 from .render import DIRECTIONS, Scene
@@ -31,37 +31,24 @@ EVENTS = ("none", "start", "turn", "stop")
 @dataclass(frozen=True)
 class EncodedClip:
     """A clip after the frozen encoder. features: float16 [F, 4, 4, 96], merged; image: float16 [8, 8, 96], frame
-    `image_frame` unmerged; difference: float32 [F - 1, 4, 4], DiffFP's measure between neighbouring frames."""
+    `image_frame` unmerged; difference: [F - 1, 4, 4], DiffFP's measure between neighbouring frames."""
 
     scene: Scene
     features: Tensor
     image: Tensor
-    difference: NDArray[np.float32]
+    difference: NDArray[np.float64]
 
 
 @torch.no_grad()
 def encode_clip(model: VideoLlama3ForConditionalGeneration, clip: Clip, image_frame: int = 0) -> EncodedClip:
     """Runs the vision encoder over a clip's frames."""
     features = encode_frames(model, torch.from_numpy(clip.frames))
-    f, height, width, _ = clip.frames.shape
-    h, w = height // TOKEN_PX, width // TOKEN_PX
-    difference = np.abs(clip.frames[1:].astype(np.int16) - clip.frames[:-1].astype(np.int16))
-    sums = difference.reshape(f - 1, h, TOKEN_PX, w, TOKEN_PX, 3).sum(axis=(2, 4, 5), dtype=np.int64)
     return EncodedClip(
         clip.scene,
         merge_features(features).half(),
         features[image_frame].half(),
-        (2.0 * sums / (TOKEN_PX * TOKEN_PX * 3)).astype(np.float32),
+        token_differences(clip.frames),
     )
-
-
-def keep_above(difference: NDArray[np.float32], threshold: float | None) -> NDArray[np.bool_]:
-    """Kept tokens [F, h, w] for a threshold on `EncodedClip.difference`; None keeps all (see clips.diff_prune)."""
-    keep = np.ones((difference.shape[0] + 1, *difference.shape[1:]), dtype=np.bool_)
-    if threshold is not None:
-        keep[1:] = difference > threshold
-        keep[~keep.any(axis=(1, 2)), 0, 0] = True
-    return keep
 
 
 @dataclass
@@ -103,19 +90,27 @@ class SequenceBuilder:
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self._tokenizer.encode(text).ids)
 
-    def video(self, clip: EncodedClip, keep: NDArray[np.bool_], questions: list[Question], chain: bool) -> Sequence:
-        """A clip with the kept tokens of each frame, then questions side by side or, with `chain`, in turns."""
+    def video(
+        self,
+        features: Tensor,
+        keep: NDArray[np.bool_],
+        questions: list[Question],
+        chain: bool = False,
+        labels: list[tuple[int, int]] | None = None,
+    ) -> Sequence:
+        """A clip at 1 frame per second, features [F, h, w, 96] merged, of which `keep` [F, h, w] stay; then questions
+        side by side or, with `chain`, in turns. labels: see `frame_labels`; for training."""
         sequence = Sequence()
         sequence.add(list(self.encode("<|im_start|>user\n")), 0, 0)
-        moves, events = _frame_labels(clip.scene)
         for n, kept in enumerate(keep.reshape(len(keep), -1).sum(axis=1).tolist()):
             sequence.add(list(self.encode(f"{',' if n else ''}Time {n}.0s:")), 0, len(sequence.ids))
-            sequence.add([self.video_id] * kept, 0, len(sequence.ids), moves[n], events[n])
-        sequence.visual = clip.features[torch.from_numpy(keep)].float()
+            move, event = labels[n] if labels else (NO_LABEL, NO_LABEL)
+            sequence.add([self.video_id] * kept, 0, len(sequence.ids), move, event)
+        sequence.visual = features[torch.from_numpy(keep)].float()
         self._ask(sequence, questions, chain)
         return sequence
 
-    def image(self, features: Tensor, questions: list[Question], chain: bool) -> Sequence:
+    def image(self, features: Tensor, questions: list[Question], chain: bool = False) -> Sequence:
         """A still, features [h, w, 96] unmerged, then questions."""
         sequence = Sequence()
         sequence.add(list(self.encode("<|im_start|>user\n")), 0, 0)
@@ -140,17 +135,18 @@ class SequenceBuilder:
             sequence.targets[-len(answer) - 1 : -1] = answer
 
 
-def _frame_labels(scene: Scene) -> tuple[list[int], list[int]]:
-    """Per frame: how the shape came from the frame before, and which event happened *at* the frame before."""
-    moves, events = [MOVES.index("first frame")], [0]
+def frame_labels(scene: Scene) -> list[tuple[int, int]]:
+    """Per frame: how the shape came from the frame before, and which event happened *at* the frame before (indices into
+    MOVES and EVENTS)."""
+    labels = [(MOVES.index("first frame"), 0)]
     for n in range(1, scene.frames):
         step = np.sign(np.rint(scene.centres[n] - scene.centres[n - 1])).astype(int).tolist()
         name = next((name for name, way in DIRECTIONS.items() if list(way) == step), "rests")
-        moves.append(MOVES.index(name))
         at = n - 1
         started = bool(scene.legs) and scene.wait_s > 0 and at == scene.wait_s
-        events.append(1 if started else 2 if at == scene.turn_time else 3 if at == scene.stop_time else 0)
-    return moves, events
+        event = 1 if started else 2 if at == scene.turn_time else 3 if at == scene.stop_time else 0
+        labels.append((MOVES.index(name), event))
+    return labels
 
 
 @dataclass(frozen=True)
