@@ -20,6 +20,8 @@ from .pipeline import TARGETS, ExportOptions, export_bundle
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status."""
     options = _parser().parse_args(argv)
+    for category in (DeprecationWarning, FutureWarning):  # of the libraries, for their developers
+        warnings.simplefilter("ignore", category)
     warnings.showwarning = lambda message, *_, **__: _say(f"warning: {message}")
     try:
         checkpoint = Checkpoint.open(options.checkpoint, options.revision)

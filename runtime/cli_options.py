@@ -82,7 +82,8 @@ def time_report(clip: Clip, stats: GenerationStats) -> str:
     encode = clip.stats
     total = clip.num_tokens + clip.num_pruned
     frames = "frame" if clip.num_frames == 1 else "frames"
-    rate = f" ({stats.generated_tokens / stats.decode_s:.0f}/s)" if stats.decode_s > 0 else ""
+    steps = stats.generated_tokens - 1  # the first token comes with the prefill
+    rate = f" ({steps / stats.decode_s:.0f}/s)" if steps > 0 else ""
     return (
         f"{clip.num_frames} {frames} of {clip.width_px}×{clip.height_px}, {clip.num_tokens} of {total} visual tokens"
         f" | read {encode.read_s:.2f} s, prune {encode.prune_s:.2f} s, vision {encode.vision_s:.2f} s,"

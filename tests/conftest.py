@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from vl3edge.export.pipeline import export_bundle
+from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.config import Layout
 from vl3edge.models.random import preset as preset_config
 from vl3edge.models.random import write_random_checkpoint
@@ -37,3 +40,11 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
         return written[key]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def bundle(checkpoints: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of the tiny random checkpoint, fp32; copy it before changing anything in it."""
+    folder = tmp_path_factory.mktemp("bundle") / "tiny"
+    export_bundle(Checkpoint.open(checkpoints("tiny")), folder)
+    return folder

@@ -1,0 +1,51 @@
+# make demo   installs the runtime alone (no torch) and captions a real H.264 file with the demo bundle
+# make test   installs what the tests need and runs them; make lint checks style and types
+# Everything is installed into virtual environments inside this folder.
+
+PYTHON ?= python3
+VENV ?= .venv
+DEMO_VENV ?= .venv-demo
+# A CPU build where the package index offers one; installed first, so that nothing pulls a CUDA build.
+TORCH ?= torch==2.13.0
+WORKERS ?= 2
+
+BIN := $(VENV)/bin
+RUN := OMP_NUM_THREADS=1 $(BIN)/python -m
+
+.PHONY: demo test test-long lint format clean
+
+demo: $(DEMO_VENV)/.installed
+	$(DEMO_VENV)/bin/vl3edge caption tests/fixtures/demo_clip.mp4
+
+test: $(VENV)/.installed
+	$(RUN) pytest -n $(WORKERS) -m "not long" $(PYTEST_OPTIONS)
+
+test-long: $(VENV)/.installed
+	$(RUN) pytest -m long $(PYTEST_OPTIONS)
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	mkdir -p .cache/src/vl3edge
+	for part in runtime export quant models; do ln -sfn ../../../$$part .cache/src/vl3edge/$$part; done
+	$(BIN)/mypy
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) $(DEMO_VENV) .cache build *.egg-info
+
+$(DEMO_VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(DEMO_VENV)
+	$(DEMO_VENV)/bin/pip install --quiet --editable '.[cpu]'
+	touch $@
+
+# transformers imports torchvision for this model's video processor; its own requirements would pull another torch.
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet $(TORCH)
+	$(BIN)/pip install --quiet --editable '.[cpu,export,demo,test]'
+	$(BIN)/pip install --quiet --no-deps torchvision
+	touch $@

@@ -1,0 +1,72 @@
+"""What the released sizes cost on this machine: export and caption with random weights of VideoLLaMA3-2B's shapes.
+
+    python benchmarks/real_size.py --media CLIP --work FOLDER [--preset 2b] [--precision fp32 fp16]
+
+Every step is a process of its own, so that its peak memory (resident set, mapped weights included) is its own. Writes
+benchmarks/results/real_size.json. Needs about 25 GB of disk for the 2B model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from machine import describe
+
+RESULTS = Path(__file__).parent / "results" / "real_size.json"
+
+
+def measured(name: str, command: list[str], log: Path) -> dict[str, Any]:
+    """Runs a command with its output in a file; its wall time in seconds and peak resident memory in GB."""
+    print(f"{name}: {' '.join(command)}", file=sys.stderr, flush=True)
+    begin = time.perf_counter()
+    child = os.fork()
+    if child == 0:
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        os.execvp(command[0], command)
+    _, status, usage = os.wait4(child, 0)
+    seconds = time.perf_counter() - begin
+    if status:
+        raise SystemExit(f"{name} failed:\n{log.read_text(encoding='utf-8')}")
+    result = {"step": name, "seconds": round(seconds, 1), "peak_gb": round(usage.ru_maxrss * 1024 / 1e9, 2)}
+    print(result, file=sys.stderr, flush=True)
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--media", required=True, help="a video of at least 8 s")
+    parser.add_argument("--work", type=Path, required=True, help="an empty folder for checkpoint and bundles")
+    parser.add_argument("--preset", default="2b")
+    parser.add_argument("--precision", nargs="+", default=["fp32", "fp16"])
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    checkpoint, log = options.work / "checkpoint", options.work / "log.txt"
+    vl3edge = str(Path(sys.executable).parent / "vl3edge")
+    write = [sys.executable, "-m", "vl3edge.models.random", options.preset, str(checkpoint), "--dtype", "bfloat16"]
+    steps = [measured("write a random checkpoint (bf16)", write, log)]
+    for precision in options.precision:
+        bundle = options.work / f"bundle-{precision}"
+        export = [vl3edge, "export", str(checkpoint), "-o", str(bundle), "--quant", "none", "--precision", precision]
+        step = measured(f"export, {precision}", [*export, "--force"], log)
+        step["bundle_gb"] = round(sum(f.stat().st_size for f in bundle.iterdir()) / 1e9, 2)
+        steps.append(step)
+        caption = [vl3edge, "caption", options.media, "-m", str(bundle), "--max-frames", "8"]
+        step = measured(f"caption 8 frames, 32 tokens, {precision}", [*caption, "--max-new-tokens", "32"], log)
+        step["report"] = next(line for line in log.read_text(encoding="utf-8").splitlines() if "[1/1]" in line)
+        steps.append(step)
+        shutil.rmtree(bundle)
+    result = {"machine": describe(), "preset": options.preset, "media": Path(options.media).name, "steps": steps}
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
