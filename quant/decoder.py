@@ -15,14 +15,16 @@ from pathlib import Path
 import torch
 
 from vl3edge.models.checkpoint import Checkpoint
-from vl3edge.models.decoder import DecoderLayer, RMSNorm
+from vl3edge.models.decoder import DecoderLayer
 from vl3edge.models.tensors import DECODER, EMBEDDINGS, LM_HEAD
 
 from . import solver
+from .comparison import final_norm
 from .errors import QuantError
 from .layerwise import LayerQuantizer, quantize_group
 from .linear import LayerError, QuantizedLinear
 from .plan import LINEARS, QuantizationPlan
+from .sensitivity import choose_bits, measure
 from .sequences import CalibrationSequence, check_sequences, fingerprint
 from .workfolder import StoredLinears, WorkFolder
 
@@ -64,7 +66,7 @@ def quantize_decoder(
     """
     if checkpoint.config.quantization is not None:
         raise QuantError(f"{checkpoint.folder} is quantized already; export it as it is")
-    if sequences or plan.method == "gptq":
+    if sequences or plan.method == "gptq" or plan.bits == "auto":
         check_sequences(sequences, checkpoint.config.text.hidden_size)
     _check_weights(checkpoint, plan)
     folder = WorkFolder(work, _identity(checkpoint, sequences, plan))
@@ -101,7 +103,7 @@ class _Run:
             hidden = self.folder.load_hidden(self.first)
         weights = [None if s.weights is None else torch.from_numpy(s.weights) for s in self.sequences]
         quantizer = LayerQuantizer(self.checkpoint.config.text, self.plan, hidden, weights, self.device)
-        bits = self._bits_of_layers(hidden)
+        bits = self._bits_of_layers()
         for index in range(self.first, self.layers):
             layer = DecoderLayer.from_checkpoint(self.checkpoint, index).to(self.device)
             grids = {name: self.plan.grid(number) for name, number in bits[index].items()}
@@ -112,7 +114,7 @@ class _Run:
             self._finish_head(self._head(quantizer))
 
     def rounded(self) -> None:
-        bits = self._bits_of_layers([])
+        bits = self._bits_of_layers()
         for index in range(self.layers):
             if not self.folder.has(_part(index)):
                 linears = {
@@ -131,13 +133,18 @@ class _Run:
     def _tensor(self, name: str) -> torch.Tensor:
         return self.checkpoint.tensor(name)
 
-    def _bits_of_layers(self, hidden: list[torch.Tensor]) -> list[dict[str, int]]:
-        if self.plan.bits == "auto":
-            raise QuantError("bits 'auto' is not available yet")
-        return [dict.fromkeys(LINEARS, self.plan.bits)] * self.layers
+    def _bits_of_layers(self) -> list[dict[str, int]]:
+        if self.plan.bits != "auto":
+            return [dict.fromkeys(LINEARS, self.plan.bits)] * self.layers
+        chosen = self.folder.load_note("bits")
+        if chosen is None:
+            found = measure(self.checkpoint, self.sequences, self.plan, self.device)
+            chosen = choose_bits(found, self.plan.average_bits)
+            self.folder.save_note("bits", chosen)
+        return chosen
 
     def _head(self, quantizer: LayerQuantizer) -> QuantizedLinear:
-        norm = _final_norm(self.checkpoint).to(self.device)
+        norm = final_norm(self.checkpoint).to(self.device)
         with torch.inference_mode():
             hessian = quantizer.moments(norm(states.to(self.device)) for states in quantizer.hidden)
             weight = self._tensor(LM_HEAD).to(self.device)
@@ -161,14 +168,6 @@ class _Run:
 
 def _part(index: int) -> str:
     return f"layer-{index:03d}"
-
-
-def _final_norm(checkpoint: Checkpoint) -> RMSNorm:
-    text = checkpoint.config.text
-    norm = RMSNorm(text.hidden_size, text.rms_norm_eps)
-    weight = checkpoint.tensor(f"{DECODER}norm.weight", torch.float32)
-    norm.weight = torch.nn.Parameter(weight.clone(), requires_grad=False)
-    return norm
 
 
 def _check_weights(checkpoint: Checkpoint, plan: QuantizationPlan) -> None:

@@ -18,7 +18,6 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -28,8 +27,8 @@ from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.config import Layout
 from vl3edge.models.tensors import DECODER, stored_name
 
+from .dequantized import Linears
 from .errors import QuantError
-from .linear import QuantizedLinear
 from .packing import ZeroFormat, to_gptq
 from .plan import GROUPS
 
@@ -38,17 +37,8 @@ _WEIGHT_FILES = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth
 _CONFIG, _QUANTIZE_CONFIG = "config.json", "quantize_config.json"
 
 
-class LinearSource(Protocol):
-    """Quantized linear layers by canonical name, such as "model.language_model.layers.0.mlp.up_proj"."""
-
-    @property
-    def names(self) -> tuple[str, ...]: ...
-
-    def linear(self, name: str) -> QuantizedLinear: ...
-
-
 def write_gptq_checkpoint(
-    checkpoint: Checkpoint, linears: LinearSource, target: Path, zero_format: ZeroFormat = "v1"
+    checkpoint: Checkpoint, linears: Linears, target: Path, zero_format: ZeroFormat = "v1"
 ) -> Path:
     """Writes the folder `target`, which must not exist yet, and returns it. It appears when it is complete.
 
@@ -72,7 +62,7 @@ def write_gptq_checkpoint(
     return target
 
 
-def settings(linears: LinearSource, layout: Layout, zero_format: ZeroFormat) -> dict[str, object]:
+def settings(linears: Linears, layout: Layout, zero_format: ZeroFormat) -> dict[str, object]:
     """`quantization_config` for these layers; widths other than the commonest go into GPTQModel's `dynamic` rules.
 
     Raises QuantError when layers differ in group size, which no file can say.
@@ -113,11 +103,11 @@ def settings(linears: LinearSource, layout: Layout, zero_format: ZeroFormat) -> 
     }
 
 
-def _decoder_names(linears: LinearSource) -> list[str]:
+def _decoder_names(linears: Linears) -> list[str]:
     return [name for name in linears.names if name.startswith(DECODER)]
 
 
-def _write_weights(checkpoint: Checkpoint, linears: LinearSource, folder: Path, zero_format: ZeroFormat) -> None:
+def _write_weights(checkpoint: Checkpoint, linears: Linears, folder: Path, zero_format: ZeroFormat) -> None:
     """Shards of about 2 GB, each in memory only while it is written."""
     shard: dict[str, torch.Tensor] = {}
     shards: list[tuple[str, list[str]]] = []
@@ -145,9 +135,7 @@ def _write_weights(checkpoint: Checkpoint, linears: LinearSource, folder: Path, 
     _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def _tensors(
-    checkpoint: Checkpoint, linears: LinearSource, zero_format: ZeroFormat
-) -> Iterator[tuple[str, torch.Tensor]]:
+def _tensors(checkpoint: Checkpoint, linears: Linears, zero_format: ZeroFormat) -> Iterator[tuple[str, torch.Tensor]]:
     """Every tensor of the result under its stored name."""
     layout = checkpoint.layout
     quantized = set(_decoder_names(linears))

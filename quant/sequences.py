@@ -28,7 +28,7 @@ class CalibrationSequence:
 def check_sequences(sequences: Sequence[CalibrationSequence], hidden_size: int) -> None:
     """Raises QuantError for sequences of the wrong width, without tokens, or with values that are not finite."""
     if not sequences:
-        raise QuantError("GPTQ needs at least one calibration sequence")
+        raise QuantError("calibration needs at least one sequence")
     for index, sequence in enumerate(sequences):
         shape = sequence.embeddings.shape
         if len(shape) != 2 or shape[0] < 1 or shape[1] != hidden_size:

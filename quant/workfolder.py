@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,7 +77,7 @@ class WorkFolder:
     def save_note(self, name: str, value: object) -> None:
         _replace(self.folder / f"{name}.json", json.dumps(value, indent=1))
 
-    def load_note(self, name: str) -> object | None:
+    def load_note(self, name: str) -> Any:
         path = self.folder / f"{name}.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 

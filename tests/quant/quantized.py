@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from vl3edge.quant.linear import QuantizedLinear
+from vl3edge.quant.sequences import CalibrationSequence
 
 
 def random_linear(bits, group_size, *, symmetric, permuted=False, out=64, columns=256, seed=0):
@@ -20,3 +21,14 @@ def random_linear(bits, group_size, *, symmetric, permuted=False, out=64, column
         bits=bits,
         order=rng.permutation(columns) if permuted else None,
     )
+
+
+def random_sequences(width, lengths=(70, 33, 90), seed=0):
+    """Calibration sequences of correlated noise; the second one has positions that do not count."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for length in lengths:
+        values = rng.standard_normal((length, width)) * np.exp(rng.standard_normal(width) * 0.5)
+        weights = (rng.random(length) < 0.8).astype(np.float32) if len(made) == 1 else None
+        made.append(CalibrationSequence(values.astype(np.float32), weights))
+    return made

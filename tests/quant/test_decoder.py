@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from plain_gptq import plain_gptq
+from quantized import random_sequences
 
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.decoder import Decoder
@@ -30,13 +31,7 @@ def checkpoint(tmp_path_factory) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def sequences() -> list[CalibrationSequence]:
-    rng = np.random.default_rng(0)
-    made = []
-    for length in (70, 33, 90):
-        values = rng.standard_normal((length, 96)).astype(np.float32) * np.exp(rng.standard_normal(96) * 0.5)
-        weights = (rng.random(length) < 0.8).astype(np.float32) if length == 33 else None
-        made.append(CalibrationSequence(values.astype(np.float32), weights))
-    return made
+    return random_sequences(96)
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +166,7 @@ def test_memory_is_that_of_one_layer(checkpoint, sequences, tmp_path, monkeypatc
 def test_bad_input_is_refused_before_any_work(checkpoint, sequences, tmp_path):
     work = tmp_path / "work"
     cases = [
-        ([], PLAN, "at least one calibration sequence"),
+        ([], PLAN, "at least one sequence"),
         (sequences, replace(PLAN, group_size=64), r"weight: group size 64 does not divide 96 input columns"),
         ([CalibrationSequence(np.zeros((3, 95), np.float32))], PLAN, r"shape \(3, 95\), not \[tokens, 96\]"),
         ([CalibrationSequence(np.full((3, 96), np.nan, np.float32))], PLAN, "sequence 0 holds NaN"),

@@ -1,0 +1,65 @@
+"""A checkpoint seen through its quantized linear layers: the float32 model that the codes stand for.
+
+What a quantized graph computes is compared with this; what quantization cost is this compared with the original.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Protocol, cast
+
+import torch
+
+from vl3edge.models.checkpoint import Checkpoint
+from vl3edge.models.config import ModelConfig
+from vl3edge.models.decoder import Decoder, DecoderLayer
+from vl3edge.models.tensors import LM_HEAD
+
+from .linear import LayerError, QuantizedLinear
+
+
+class Linears(Protocol):
+    """Quantized linear layers by canonical name, such as "model.language_model.layers.0.mlp.up_proj".
+
+    errors: what their quantization measured, for those it did.
+    """
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    @property
+    def errors(self) -> Mapping[str, LayerError]: ...
+
+    def linear(self, name: str) -> QuantizedLinear: ...
+
+
+class DequantizedCheckpoint:
+    """Reads like a Checkpoint: weights of quantized layers come from their codes, all else from the checkpoint.
+
+    config: the checkpoint's; a quantized head is a matrix of its own, no longer tied to the embeddings.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, linears: Linears) -> None:
+        self._checkpoint = checkpoint
+        self._linears = linears
+        self._weights = {f"{name}.weight": name for name in linears.names}
+        text = checkpoint.config.text
+        tied = text.tie_word_embeddings and LM_HEAD not in self._weights
+        self.config: ModelConfig = replace(checkpoint.config, text=replace(text, tie_word_embeddings=tied))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._weights or name in self._checkpoint
+
+    def tensor(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """A tensor by its canonical name, float32 if it is dequantized and dtype says nothing else."""
+        if name not in self._weights:
+            return self._checkpoint.tensor(name, dtype)
+        weight = torch.from_numpy(self._linears.linear(self._weights[name]).dequantized())
+        return weight if dtype is None else weight.to(dtype)
+
+    def decoder(self) -> Decoder:
+        return Decoder.from_checkpoint(cast(Checkpoint, self))
+
+    def decoder_layer(self, index: int) -> DecoderLayer:
+        return DecoderLayer.from_checkpoint(cast(Checkpoint, self), index)
