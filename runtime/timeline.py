@@ -127,7 +127,7 @@ def _by_index(timeline: Timeline, plan: SamplingPlan, start: Fraction, end: Frac
     step = total / number
     # transformers computes in single precision and so rounds 2.9999999 up before it truncates.
     spread = (np.arange(math.ceil(total / step)) * step).astype(np.float32).astype(np.int64)
-    indices = low + np.minimum(spread, total - 1)
+    indices = low + spread[spread < total]  # rounding may add one past the end
     return Samples(indices, tuple(int(i) / timeline.average_fps for i in indices))
 
 

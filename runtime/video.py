@@ -100,8 +100,8 @@ class VideoReader:
     def frames(self, size: tuple[int, int] | None = None, rule: BudgetRule = "transformers") -> Iterator[SampledFrame]:
         """The samples in order, decoded as they are taken and resized to `size` = (height, width).
 
-        None keeps the size of the clip's first frame. rule: of `resize_rgb`. May be called again; each call decodes anew. At the end
-        one MediaWarning says how many samples could not be decoded, and what was taken instead.
+        None keeps the size of the clip's first frame. rule: of `resize_rgb`. May be called again; each call decodes
+        anew. At the end one MediaWarning says how many samples could not be decoded, and what was taken instead.
         """
         size = size or (self.height, self.width)
         wanted, repeats = np.unique(self._indices, return_counts=True)

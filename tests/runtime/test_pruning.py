@@ -1,0 +1,103 @@
+"""DiffFP's mask equals transformers' `_get_compression_mask`, whole or frame by frame."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from reference import transformers_module
+
+from vl3edge.runtime.config import SamplingPlan
+from vl3edge.runtime.errors import ConfigError
+from vl3edge.runtime.pruning import FramePruner, keep_mask, token_differences
+from vl3edge.runtime.resize import PixelBudget
+from vl3edge.runtime.video import read_video
+
+THRESHOLDS = (0.0, 0.1, 0.33, 5.03, 25.51)
+
+
+def reference_mask(frames: np.ndarray, patch: int, merge: int, threshold: float, std: float = 0.5) -> np.ndarray:
+    """transformers' mask, bool [F, tokens], from its own normalization and patches."""
+    transformers_module()
+    from transformers import VideoLlama3VideoProcessor
+
+    processor = VideoLlama3VideoProcessor(patch_size=patch, merge_size=merge)
+    videos = torch.from_numpy(frames).permute(0, 3, 1, 2)[None]
+    videos = processor.rescale_and_normalize(videos, True, 1 / 255, True, (0.5,) * 3, (std,) * 3)
+    patches, t, h, w = processor.patchify(videos, patch, merge, 1)
+    mask = processor._get_compression_mask(patches[0], torch.tensor([[t, h, w]]), torch.tensor([merge]), threshold)
+    return mask.reshape(t, -1).numpy()
+
+
+def noisy_clip(seed: int, frames: int = 7, height: int = 56, width: int = 84) -> np.ndarray:
+    """Every degree of change: still frames, single levels in a few places, other pictures."""
+    rng = np.random.default_rng(seed)
+    clip = np.repeat(rng.integers(0, 256, (1, height, width, 3)), frames, axis=0)
+    clip += (rng.random(clip.shape) < 0.06) * rng.integers(-1, 2, clip.shape)
+    clip[2] = clip[1]
+    clip[4] += rng.integers(-30, 31, clip[4].shape)
+    clip[5:, :28] = rng.integers(0, 256, (28, width, 3))
+    return np.clip(clip, 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("threshold", THRESHOLDS)
+@pytest.mark.parametrize(("patch", "merge"), [(14, 2), (14, 1), (7, 2)])
+def test_mask_equals_transformers_on_made_up_clips(patch: int, merge: int, threshold: float) -> None:
+    for seed in range(5):
+        frames = noisy_clip(seed)
+        np.testing.assert_array_equal(
+            keep_mask(frames, patch, merge, threshold=threshold), reference_mask(frames, patch, merge, threshold)
+        )
+
+
+def test_other_standard_deviations_scale_the_difference() -> None:
+    frames = noisy_clip(3)
+    np.testing.assert_array_equal(
+        keep_mask(frames, 14, 2, std=(0.26,) * 3, threshold=0.1), reference_mask(frames, 14, 2, 0.1, std=0.26)
+    )
+    halves = token_differences(frames, 14, 2, std=(0.5, 0.5, 0.5))[1:]
+    np.testing.assert_allclose(token_differences(frames, 14, 2, std=(0.25, 0.25, 0.25))[1:], 2 * halves)
+
+
+@pytest.mark.parametrize("name", ["nasa_13013.mp4", "h265_video.mp4", "video_90.mov", "corrupted.mp4"])
+def test_mask_equals_transformers_on_real_clips(media, name: str) -> None:
+    frames = read_video(media / name, SamplingPlan(fps=3.0, max_frames=12), PixelBudget(14, 2, 3136, 2_000_000)).frames
+    for threshold in THRESHOLDS:
+        np.testing.assert_array_equal(
+            keep_mask(frames, 14, 2, threshold=threshold), reference_mask(frames, 14, 2, threshold)
+        )
+
+
+def test_one_level_around_the_released_threshold() -> None:
+    # 0.1 on 28 × 28 × 3 values of std 0.5 lies between sums of 117 and 118 levels.
+    frames = np.full((3, 28, 56, 3), 100, np.uint8)
+    changed = frames[1].reshape(28, 2, 84)
+    changed[0, 0, :84], changed[1, 0, :33] = 101, 99
+    changed[0, 1, :84], changed[1, 1, :34] = 101, 99
+    frames[2] = frames[1]
+    assert keep_mask(frames, 14, 2).tolist() == [[True, True], [False, True], [True, False]]
+    np.testing.assert_allclose(token_differences(frames, 14, 2)[1:], [[2 * 117 / 2352, 2 * 118 / 2352], [0, 0]])
+
+
+def test_frame_by_frame_is_the_same_as_whole() -> None:
+    frames = noisy_clip(1)
+    pruner = FramePruner(14, 2)
+    pushed = np.stack([pruner.push(frame.copy()) for frame in frames])
+    np.testing.assert_array_equal(pushed, keep_mask(frames, 14, 2))
+    pruner.reset()
+    assert pruner.push(frames[2]).all()
+
+
+def test_one_frame_is_kept_whole() -> None:
+    assert keep_mask(noisy_clip(0)[:1], 14, 2).tolist() == [[True] * 6]
+
+
+def test_frames_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ConfigError, match="multiples of 28"):
+        keep_mask(np.zeros((2, 30, 28, 3), np.uint8), 14, 2)
+    pruner = FramePruner(14, 2)
+    pruner.push(np.zeros((28, 28, 3), np.uint8))
+    with pytest.raises(ConfigError, match=r"one size, not \[28, 28, 3\] and \[28, 56, 3\]"):
+        pruner.push(np.zeros((28, 56, 3), np.uint8))
+    with pytest.raises(ConfigError, match="three positive numbers"):
+        FramePruner(14, 2, std=(0.5, 0.0, 0.5))
