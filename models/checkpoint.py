@@ -44,9 +44,7 @@ class Checkpoint:
             if is_derived(name):
                 continue
             if name in self._stored:
-                raise CheckpointError(
-                    f"{folder}: {self._stored[name]} and {stored} are the same tensor ({name})"
-                )
+                raise CheckpointError(f"{folder}: {self._stored[name]} and {stored} are the same tensor ({name})")
             self._stored[name] = stored
         self.config = config
         self.validate()
@@ -129,16 +127,12 @@ class Checkpoint:
         for name in self._stored.keys() & required.keys():
             stored = self._stored[name]
             if self._files.shape(stored) != required[name]:
-                problems.append(
-                    f"wrong shape: {name} is {list(self._files.shape(stored))}, not {list(required[name])}"
-                )
+                problems.append(f"wrong shape: {name} is {list(self._files.shape(stored))}, not {list(required[name])}")
             if not name.endswith((".qweight", ".qzeros")) and self._files.dtype(stored) not in _FLOATS:
-                problems.append(f"wrong type: {name} is {self._files.dtype(stored)}, not one of {_FLOATS}")
+                problems.append(f"wrong type: {name} is {self._files.dtype(stored)}, not one of {', '.join(_FLOATS)}")
         if problems:
             listed = "\n  ".join(sorted(problems))
-            raise CheckpointError(
-                f"{self.folder}: {len(problems)} tensors do not match config.json:\n  {listed}"
-            )
+            raise CheckpointError(f"{self.folder}: {len(problems)} tensors do not match config.json:\n  {listed}")
 
     def _required(self) -> tuple[dict[str, Shape], set[str]]:
         """Shapes of the tensors that must be there, and names of those that may be."""
@@ -154,9 +148,7 @@ class Checkpoint:
             method = self.config.quantization.get("quant_method", "gptq")
             if method != "gptq":
                 raise CheckpointError(f"{self.folder}: quantized by {method!r}; of those, only 'gptq' can be read")
-            for name in [
-                name for name in shapes if name.startswith(DECODER) and f"{name[:-6]}qweight" in self._stored
-            ]:
+            for name in [name for name in shapes if name.startswith(DECODER) and f"{name[:-6]}qweight" in self._stored]:
                 layer = name.removesuffix("weight")
                 shapes |= self._gptq_shapes(layer, shapes.pop(name))
                 optional |= {layer + part for part in _GPTQ_OPTIONAL}
