@@ -51,9 +51,7 @@ def _read_transformers(folder: Path, config: Section) -> ModelConfig:
         video = preprocessor
     for section in (image, video):
         if not section.values:
-            raise CheckpointError(
-                f"{section.file} is missing or empty: it says how images and videos are resized"
-            )
+            raise CheckpointError(f"{section.file} is missing or empty: it says how images and videos are resized")
         _check_pixels(section, vision.patch_size)
     mean, std = _normalization(image)
     if _normalization(video) != (mean, std):
@@ -146,9 +144,7 @@ def _text(section: Section, tied: bool) -> TextConfig:
     num_kv_heads = section.integer("num_key_value_heads", 32)
     head_dim = section.integer("head_dim", hidden_size // num_heads)
     if num_heads % num_kv_heads:
-        raise section.error(
-            "num_key_value_heads", f"({num_kv_heads}) must divide the {num_heads} attention heads"
-        )
+        raise section.error("num_key_value_heads", f"({num_kv_heads}) must divide the {num_heads} attention heads")
     if head_dim % 2:
         raise section.error("head_dim", f"({head_dim}) must be even for rotary positions")
     return TextConfig(

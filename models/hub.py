@@ -41,9 +41,7 @@ def _download(hub_id: str, revision: str | None) -> tuple[Path, str]:
     try:
         folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(_ALLOWED)))
     except (HfHubHTTPError, OSError, ValueError) as e:
-        raise CheckpointError(
-            f"{hub_id} is not a local folder and could not be fetched from the hub: {e}"
-        ) from e
+        raise CheckpointError(f"{hub_id} is not a local folder and could not be fetched from the hub: {e}") from e
     # The cache names a snapshot's folder by its commit, also when the hub was not reachable just now.
     print(f"{hub_id} at commit {folder.name}", file=sys.stderr)
     return folder, folder.name

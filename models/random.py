@@ -174,9 +174,7 @@ def write_random_checkpoint(
         return random_tensor(canonical[stored], shape, seed)
 
     write_files(folder, config, dtype)
-    write_tensors(
-        folder, {stored: shapes[name] for stored, name in canonical.items()}, make, _DTYPES[dtype], shards
-    )
+    write_tensors(folder, {stored: shapes[name] for stored, name in canonical.items()}, make, _DTYPES[dtype], shards)
     return folder
 
 

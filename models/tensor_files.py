@@ -67,9 +67,7 @@ class TensorFiles:
             raise CheckpointError(f"{index.file} names {', '.join(absent)}, which {_are(absent)} not there")
         for shard in shards:
             self._open(folder / shard)
-        wrong = [
-            name for name, shard in weight_map.values.items() if self._file_of.get(name) != folder / shard
-        ]
+        wrong = [name for name, shard in weight_map.values.items() if self._file_of.get(name) != folder / shard]
         if wrong:
             raise CheckpointError(
                 f"{index.file} names tensors that are not in the shard it gives: {', '.join(sorted(wrong))}"

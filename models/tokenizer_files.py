@@ -40,9 +40,7 @@ def tokenizer_json(folder: Path) -> str:
         return text
     vocab, merges = folder / "vocab.json", folder / "merges.txt"
     if not (vocab.is_file() and merges.is_file()):
-        raise CheckpointError(
-            f"{folder} has no tokenizer: neither tokenizer.json nor vocab.json with merges.txt"
-        )
+        raise CheckpointError(f"{folder} has no tokenizer: neither tokenizer.json nor vocab.json with merges.txt")
     added = Section.read(folder / "tokenizer_config.json").section("added_tokens_decoder")
     ids = {int(key): added.section(key).values for key in added.values}
     return byte_level_bpe(

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.config import ModelConfig
 
@@ -145,9 +146,7 @@ class ReferenceRun:
     new_ids: list[int]
 
 
-def reference_inputs(
-    processor: Any, messages: Sequence[dict[str, Any]], resize: bool = True
-) -> tuple[str, Any]:
+def reference_inputs(processor: Any, messages: Sequence[dict[str, Any]], resize: bool = True) -> tuple[str, Any]:
     """The expanded prompt and the processor's tensors for messages with arrays in them (see the module
     docstring).
 
@@ -166,9 +165,7 @@ def reference_inputs(
                 videos.append(item["video"])
                 # With fps 1 a frame's index is its time, so that any times can be given.
                 metadata.append(VideoMetadata(total_num_frames=len(times), fps=1.0, frames_indices=times))
-    text = processor.apply_chat_template(
-        _without_arrays(messages), tokenize=False, add_generation_prompt=True
-    )
+    text = processor.apply_chat_template(_without_arrays(messages), tokenize=False, add_generation_prompt=True)
     inputs = processor(
         text=[text],
         images=images or None,
@@ -290,9 +287,7 @@ def _without_arrays(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [
         {
             **message,
-            "content": [
-                {k: v for k, v in item.items() if k in ("type", "text")} for item in message["content"]
-            ]
+            "content": [{k: v for k, v in item.items() if k in ("type", "text")} for item in message["content"]]
             if isinstance(message["content"], list)
             else message["content"],
         }
