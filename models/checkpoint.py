@@ -180,7 +180,8 @@ class Checkpoint:
         """
         if not self.config.text.tie_word_embeddings or not {LM_HEAD, EMBEDDINGS} <= self._stored.keys():
             return self.config.text.tie_word_embeddings
-        if torch.equal(self.tensor(LM_HEAD), self.tensor(EMBEDDINGS)):
+        head, embeddings = self.tensor(LM_HEAD), self.tensor(EMBEDDINGS)
+        if head.dtype == embeddings.dtype and torch.equal(head, embeddings):
             return True
         warnings.warn(
             f"{self.folder}: config.json ties the embeddings, but a different {LM_HEAD} is stored and used",

@@ -133,14 +133,15 @@ def test_tied_embeddings_may_be_stored_as_head(native: Path) -> None:
     assert torch.equal(checkpoint.tensor(EMBEDDINGS), model.get_input_embeddings().weight)
 
 
-def test_a_different_head_unties(native: Path) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_different_head_unties(native: Path, dtype: torch.dtype) -> None:
     """transformers keeps both in this case; so do we, and say so."""
-    rewrite(native, lambda t: t.update({LM_HEAD: t[EMBEDDINGS] + 1}))
+    rewrite(native, lambda t: t.update({LM_HEAD: (t[EMBEDDINGS] + 1).to(dtype)}))
     with pytest.warns(UserWarning, match="a different lm_head.weight is stored and used"):
         checkpoint = Checkpoint.open(native)
     model = load_reference(native)
     assert not checkpoint.config.text.tie_word_embeddings
-    assert torch.equal(checkpoint.tensor(LM_HEAD), model.lm_head.weight)
+    assert torch.equal(checkpoint.tensor(LM_HEAD, torch.float32), model.lm_head.weight)
     assert torch.equal(checkpoint.tensor(EMBEDDINGS), model.get_input_embeddings().weight)
 
 
