@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -62,7 +63,7 @@ class CalibrationEmbedder:
             source = source[0]
         opened = self._encoder.open(source, item.kind, SamplingPlan(max_frames=_FRAMES))
         clip = self._encoder.encode(opened, None, self._encoder.frames_sharing(opened, opened.num_frames))
-        messages = [
+        messages: list[dict[str, Any]] = [
             {"role": "user", "content": [{"type": clip.kind}, {"type": "text", "text": item.turn.question}]},
             {"role": "assistant", "content": [{"type": "text", "text": item.turn.answer}]},
         ]
