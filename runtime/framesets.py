@@ -1,13 +1,13 @@
 """Videos that are not video files: folders of pictures, animated pictures, and frames already in memory.
 
-All of them offer what `videofile.VideoFile` offers: height, width, a timeline, and the frames wanted, one by
-one.
+All of them offer what `videofile.VideoFile` offers: height, width, a timeline, and the frames wanted, one by one.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
 
@@ -31,13 +31,14 @@ MICROSECOND = Fraction(1, 1_000_000)
 
 
 class PictureList:
-    """Pictures as the frames of a video: files of a folder in natural order (2 before 10), or Pillow
-    images."""
+    """Pictures as the frames of a video: files of a folder in natural order (2 before 10), or Pillow images."""
+
+    notes: tuple[str, ...] = ()
+    num_lost = 0
 
     def __init__(self, name: str, pictures: Sequence[Path | Image.Image], timeline: Timeline) -> None:
         self.name = name
         self.timeline = timeline
-        self.num_lost = 0
         self._pictures = pictures
         self.height, self.width = load_image(pictures[0]).shape[:2]
 
@@ -65,6 +66,7 @@ class FrameArray:
     """Frames in memory: uint8 [F, H, W, 3]."""
 
     name = "the array given"
+    notes: tuple[str, ...] = ()
     num_lost = 0
 
     def __init__(self, frames: npt.NDArray[np.uint8], timeline: Timeline) -> None:
@@ -84,27 +86,34 @@ class FrameArray:
 class Animation:
     """A GIF, animated WebP or PNG with its own clock; a still picture is a video of one frame."""
 
+    num_lost = 0
     STILL_MS = 1000
     HASTY_MS, USUAL_MS = 20, 100
     """Browsers and FFmpeg take a delay below 20 ms for a mistake and show the frame for 100 ms."""
 
     def __init__(self, path: str | Path) -> None:
         self.name = str(path)
-        self.num_lost = 0
-        durations = []
+        self.notes: tuple[str, ...] = ()
+        durations: list[int] = []
         with open_image(path) as image:
-            self.height, self.width = to_rgb(image).shape[:2]
-            count = getattr(image, "n_frames", 1)
-            for i in range(count):
-                image.seek(i)
-                image.load()
-                ms = round(image.info.get("duration", 0) if count > 1 else self.STILL_MS)
-                durations.append(ms if ms >= self.HASTY_MS else self.USUAL_MS)
+            try:
+                count = getattr(image, "n_frames", 1)
+                for i in range(count):
+                    image.seek(i)
+                    image.load()
+                    ms = round(image.info.get("duration", 0) if count > 1 else self.STILL_MS)
+                    durations.append(ms if ms >= self.HASTY_MS else self.USUAL_MS)
+            except (OSError, SyntaxError, ValueError, EOFError) as e:
+                if not durations:
+                    raise MediaError(f"{path}: the picture is damaged or cut short ({e})") from e
+                self.notes = (f"the file is damaged or cut short after {len(durations)} frames",)
+        with closing(self.frames([0])) as frames:
+            self.height, self.width = next(frames).shape[:2]
         starts = np.cumsum([0, *durations]).astype(np.int64)
-        fps = count / (int(starts[-1]) / 1000)
+        fps = len(durations) / (int(starts[-1]) / 1000)
         self.timeline = Timeline(starts[:-1], int(starts[-1]), Fraction(1, 1000), fps)
 
-    def frames(self, indices: Sequence[int]) -> Iterator[Frame]:
+    def frames(self, indices: Sequence[int]) -> Generator[Frame]:
         """The frames with these numbers, ascending: uint8 [H, W, 3] each."""
         with open_image(self.name) as image:
             for i in indices:
@@ -116,8 +125,7 @@ class Animation:
 
 
 def timeline_of(num_frames: int, source_fps: float | None, timestamps_s: Sequence[float] | None) -> Timeline:
-    """The timeline of frames in memory, from their rate or their times. Raises ConfigError unless one is
-    given."""
+    """The timeline of frames in memory, from their rate or their times. Raises ConfigError unless one is given."""
     if (source_fps is None) == (timestamps_s is None):
         raise ConfigError("frames in memory have no clock of their own: give either source_fps or timestamps_s")
     if source_fps is not None:

@@ -128,10 +128,10 @@ def clock_zero(container: InputContainer, stream: VideoStream) -> int:
 
 
 def read_packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
-    """The packets of the stream up to the end, or to where the file is cut."""
+    """The packets of the stream up to the end, or to where the file is cut; not those marked as corrupt."""
     try:
         for packet in container.demux(stream):
-            if packet.size:
+            if packet.size and not packet.is_corrupt:
                 yield packet
     except av.FFmpegError:
         return

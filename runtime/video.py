@@ -34,6 +34,7 @@ class _Source(Protocol):
     height: int
     width: int
     timeline: Timeline
+    notes: tuple[str, ...]
     num_lost: int
 
     def frames(self, indices: Sequence[int]) -> Iterator[Frame]: ...
@@ -95,13 +96,14 @@ class VideoReader:
         self.source_fps = source.timeline.average_fps
         self.num_source_frames = len(source.timeline.ticks)
         self.duration_s = source.timeline.duration_s
-        self.warnings: tuple[str, ...] = ()
+        self.warnings: tuple[str, ...] = source.notes
 
     def frames(self, size: tuple[int, int] | None = None, rule: BudgetRule = "transformers") -> Iterator[SampledFrame]:
         """The samples in order, decoded as they are taken and resized to `size` = (height, width).
 
         None keeps the size of the clip's first frame. rule: of `resize_rgb`. May be called again; each call decodes
-        anew. At the end one MediaWarning says how many samples could not be decoded, and what was taken instead.
+        anew. At the end one MediaWarning says what of the clip was missing or could not be decoded, and what was
+        taken instead.
         """
         size = size or (self.height, self.width)
         wanted, repeats = np.unique(self._indices, return_counts=True)
@@ -111,13 +113,13 @@ class VideoReader:
             for _ in range(count):
                 yield SampledFrame(number, self.timestamps_s[number], pixels)
                 number += 1
+        self.warnings = self._source.notes
         if lost := self._source.num_lost:
-            message = (
-                f"{self.name}: {lost} of the {len(wanted)} frames sampled could not be decoded (the file is "
-                "damaged); for each, the nearest earlier frame stands in"
+            self.warnings += (
+                f"{lost} of the {len(wanted)} frames sampled are damaged; for each, the nearest earlier one stands in",
             )
-            self.warnings = (message,)
-            warnings.warn(message, MediaWarning, stacklevel=2)
+        if self.warnings:
+            warnings.warn(f"{self.name}: {'; '.join(self.warnings)}", MediaWarning, stacklevel=2)
 
     def chunks(
         self, size: tuple[int, int] | None = None, chunk_frames: int = 8, rule: BudgetRule = "transformers"

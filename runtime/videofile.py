@@ -58,6 +58,7 @@ class VideoFile:
 
     height, width: of an upright frame, in pixels.
     timeline: when its frames are shown.
+    notes: what is missing of the file, in words.
     num_lost: how many of the frames wanted of `frames` could not be decoded; complete when it has ended.
     """
 
@@ -75,9 +76,14 @@ class VideoFile:
             rate = stream.average_rate or stream.guessed_rate
             self._step = max(1, round(1 / (rate * base))) if rate else 1
             self._packets: PacketTable | None = scan(container, stream)
+            stated = stream.frames
         self._ticks = self._frame_ticks()
         if not len(self._ticks):
             raise self._undecodable()
+        missing = stated - len(self._packets.ticks) if self._packets else 0
+        self.notes: tuple[str, ...] = ()
+        if missing > 0:
+            self.notes = (f"the file is cut short or damaged: {missing} of its {stated} frames are missing",)
         last_duration = self._packets.last_duration if self._packets else 0
         if not last_duration:
             last_duration = int(self._ticks[-1] - self._ticks[-2]) if len(self._ticks) > 1 else self._step

@@ -36,9 +36,10 @@ def write_clip(
     height: int = 64,
     width: int = 96,
     rotation: int = 0,
+    muxer: dict[str, str] | None = None,
 ) -> Path:
     """A clip with one frame at each of `ticks` · `time_base` seconds."""
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options=muxer or {}) as container:
         stream = container.add_stream(codec, rate=round(1 / time_base) if time_base > Fraction(1, 60) else 25)
         stream.width, stream.height = width, height
         stream.pix_fmt = {"mjpeg": "yuvj420p"}.get(codec, "yuv420p")

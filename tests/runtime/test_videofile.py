@@ -219,8 +219,8 @@ def test_damage_is_survived_and_counted(media: Path, fps: float) -> None:
     messages = [str(w.message) for w in caught if w.category is MediaWarning]
     assert len(messages) == bool(lost)
     if lost:
-        assert f"corrupted.mp4: {lost} of the {len(wanted)} frames" in messages[0]
-    assert list(reader.warnings) == messages
+        assert f"corrupted.mp4: {lost} of the {len(wanted)} frames sampled are damaged" in messages[0]
+    assert len(reader.warnings) == bool(lost)
 
 
 def test_a_clip_cut_in_the_middle_gives_what_is_there(clip: Callable[[str], Path], tmp_path: Path) -> None:
@@ -232,6 +232,19 @@ def test_a_clip_cut_in_the_middle_gives_what_is_there(clip: Callable[[str], Path
     assert 4 <= len(video.frames) <= 12
     for number, frame in enumerate(video.frames[:-1]):
         np.testing.assert_array_equal(frame, expected[5 * number + 4], err_msg=f"output {number}")
+
+
+def test_a_file_cut_behind_its_index_says_what_is_missing(tmp_path: Path) -> None:
+    whole = write_clip(tmp_path / "whole.mp4", range(100), options=SHORT_GOP, muxer={"movflags": "faststart"})
+    cut = tmp_path / "cut.mp4"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    expected = every_frame(whole)
+    with pytest.warns(MediaWarning, match=r"cut\.mp4: the file is cut short.*of its 100 frames are missing$"):
+        video = read_video(cut, SamplingPlan(fps=25.0))
+    assert 30 < len(video.frames) < 60
+    # The last but one in the order shown may come after it in the file, and be gone.
+    for number, frame in enumerate(video.frames[:-2]):
+        np.testing.assert_array_equal(frame, expected[number], err_msg=f"frame {number}")
 
 
 def write_sound(path: Path) -> Path:
