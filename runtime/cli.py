@@ -73,3 +73,7 @@ def _parser(plugins: list[str]) -> argparse.ArgumentParser:
 
 
 _DESCRIPTION = "Caption videos and answer questions about them with VideoLLaMA3, offline."
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from .encoder import IMAGE_SUFFIXES
 from .errors import MediaError
-from .framesets import ANIMATION_SUFFIXES, natural_key
+from .framesets import natural_key
 
 VIDEO_SUFFIXES = frozenset(
     {".3gp", ".avi", ".flv", ".h264", ".h265", ".hevc", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg"}
     | {".mpg", ".mts", ".mxf", ".ogv", ".ts", ".webm", ".wmv", ".y4m"}
-    | ANIMATION_SUFFIXES
+    | {".gif", ".apng"}  # a .png or .webp is a still as far as its name goes
 )
 
 

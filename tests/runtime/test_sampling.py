@@ -57,8 +57,9 @@ def test_draws_follow_the_distribution_and_the_seed() -> None:
     sampler, again = Sampler(config), Sampler(config)
     draws = [sampler.choose(logits, history) for _ in range(20_000)]
     assert draws == [again.choose(logits, history) for _ in range(20_000)]
-    assert draws[:50] != [Sampler(GenerationConfig(temperature=1.0, top_k=10, seed=s)).choose(logits, history)
-                          for s in range(50)]
+    assert draws[:50] != [
+        Sampler(GenerationConfig(temperature=1.0, top_k=10, seed=s)).choose(logits, history) for s in range(50)
+    ]
     frequencies = np.bincount(draws, minlength=50) / len(draws)
     np.testing.assert_allclose(frequencies, filtered_probabilities(logits, config), atol=0.012)
 
