@@ -123,9 +123,9 @@ class ClipEncoder:
 
     def _frames(self, media: OpenedMedia, size: tuple[int, int]) -> Iterator[np.ndarray]:
         if media.image is not None:
-            yield resize_rgb(media.image, size)[None]
+            yield resize_rgb(media.image, size, self._processor.rule)[None]
         if media.reader is not None:
-            for chunk in media.reader.chunks(size, self._vision.frames_per_call(*size)):
+            for chunk in media.reader.chunks(size, self._vision.frames_per_call(*size), self._processor.rule):
                 yield chunk.frames
 
     def _budget(self, spec: MediaSpec) -> PixelBudget:

@@ -94,7 +94,7 @@ def prepared(
     budget = PixelBudget(patch, spec.merge_size, spec.min_pixels, spec.max_pixels, processor.rule)
     reader = open_video(path, plan)
     size = target_size(reader.height, reader.width, budget, sharing or reader.num_frames)
-    return reader.read(size).frames, reader.timestamps_s
+    return reader.read(size, processor.rule).frames, reader.timestamps_s
 
 
 @pytest.mark.parametrize("name", VIDEOS)
@@ -137,7 +137,7 @@ def test_image_tokens(exported: Exported, media: Path, name: str) -> None:
     spec = exported.model.bundle.manifest.processor
     budget = PixelBudget(14, spec.image.merge_size, spec.image.min_pixels, spec.image.max_pixels, spec.rule)
     image = load_image(media / name)
-    image = resize_rgb(image, target_size(*image.shape[:2], budget))
+    image = resize_rgb(image, target_size(*image.shape[:2], budget), spec.rule)
     clip = exported.model.encode(media / name)
     question = "What is in it?"
     ours = generated_ids(
@@ -168,7 +168,7 @@ def test_mixed_media_over_several_turns(exported: Exported, media: Path) -> None
     budget = PixelBudget(14, spec.image.merge_size, spec.image.min_pixels, spec.image.max_pixels, spec.rule)
     sharing = 6 if spec.rule == "authors" else 1
     images = [load_image(media / name) for name in IMAGES]
-    images = [resize_rgb(image, target_size(*image.shape[:2], budget, sharing)) for image in images]
+    images = [resize_rgb(image, target_size(*image.shape[:2], budget, sharing), spec.rule) for image in images]
 
     def conversation(first: Any, video: Any, second: Any) -> list[dict[str, Any]]:
         return [
