@@ -20,11 +20,12 @@ import torch
 import torch.distributed
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
+from .answers import answer_logits, held_out_shares
 from .clips import keep_above, make_clip
-from .model import decode, encode_frames
+from .model import encode_frames
 from .questions import IMAGE_KINDS, VIDEO_KINDS, Question, ask_image, ask_video, draw_wording
 from .render import TRAIN_SEED, Scene
 from .sequences import (
@@ -57,23 +58,6 @@ class TrainingHeads(nn.Module):
         super().__init__()
         self.moves = nn.Linear(width, len(MOVES))
         self.events = nn.Linear(width, len(EVENTS))
-
-
-def embed(model: VideoLlama3ForConditionalGeneration, batch: Batch, builder: SequenceBuilder) -> Tensor:
-    """Input embeddings [B, S, 128]: the table's rows, with projected visual features in place of the placeholders."""
-    table = model.model.language_model.embed_tokens
-    embeddings = table(batch.ids)
-    slots = (batch.ids == builder.video_id) | (batch.ids == builder.image_id)
-    return embeddings.masked_scatter(slots[..., None], model.model.projector(batch.visual))
-
-
-def answer_logits(
-    model: VideoLlama3ForConditionalGeneration, batch: Batch, builder: SequenceBuilder
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Logits [N, 448] where an answer's token is predicted, those tokens [N], and hidden states after each layer."""
-    hidden, after = decode(model, embed(model, batch, builder), batch.positions, batch.mask)
-    wanted = batch.targets.ne(NO_LABEL)
-    return F.linear(hidden[wanted], model.model.language_model.embed_tokens.weight), batch.targets[wanted], after
 
 
 def draw_keep(clip: EncodedClip, few: float, rng: np.random.Generator) -> NDArray[np.bool_]:
@@ -244,34 +228,3 @@ class LanguageTrainer:
                     self.save(state)
                     shares = held_out_shares(self.average, self.builder, held_out)
                     print(" ".join(f"{kind} {share:.3f}" for kind, share in shares.items()), flush=True)
-
-
-@torch.no_grad()
-def held_out_shares(
-    model: VideoLlama3ForConditionalGeneration,
-    builder: SequenceBuilder,
-    clips: list[EncodedClip],
-    threshold: float | None = 0.1,
-) -> dict[str, float]:
-    """Share of exactly right answers by kind. Teacher forcing gives what greedy decoding would: an answer is right if
-    every token of it, and the end, is the most likely one given those before."""
-    right: dict[str, list[bool]] = {}
-    for start in range(0, len(clips), 8):
-        part = clips[start : start + 8]
-        asked = [[ask_video(clip.scene, kind) for kind in VIDEO_KINDS] for clip in part]
-        rows = [
-            builder.video(clip.features, keep_above(clip.difference, threshold), questions)
-            for clip, questions in zip(part, asked, strict=True)
-        ]
-        stills = [[ask_image(clip.scene, kind) for kind in IMAGE_KINDS] for clip in part]
-        rows += [builder.image(clip.image, qs) for clip, qs in zip(part, stills, strict=True)]
-        logits, targets, _ = answer_logits(model, collate(rows), builder)
-        hits = (logits.argmax(-1) == targets).tolist()
-        names = [q.kind if q.event else "never" for qs in asked for q in qs]
-        names += [f"image {q.kind}" for qs in stills for q in qs]
-        ends = (targets == builder.encode("<|im_end|>")[0]).nonzero()[:, 0].tolist()
-        first = 0
-        for name, end in zip(names, ends, strict=True):
-            right.setdefault(name, []).append(all(hits[first : end + 1]))
-            first = end + 1
-    return {name: float(np.mean(values)) for name, values in right.items()}

@@ -15,13 +15,18 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from vl3edge.runtime.bundle import open_bundle
 from vl3edge.runtime.config import GenerationConfig, PruningConfig
+from vl3edge.runtime.decoder import Decoder
+from vl3edge.runtime.engine import select_backend
 from vl3edge.runtime.image import load_image
+from vl3edge.runtime.model import VideoLlama3
 from vl3edge.runtime.resize import PixelBudget, resize_rgb, target_size
+from vl3edge.runtime.splice import EmbeddingTable
 from vl3edge.runtime.video import open_video
 
+from .answers import answer_logits, embed
 from .clips import diff_prune
-from .language_stage import answer_logits, embed
 from .model import PATCH_PX, decode, encode_frames, merge_features
 from .questions import Question
 from .sequences import Sequence, SequenceBuilder, collate
@@ -107,12 +112,6 @@ class BundlePredictor:
     """An exported bundle through vl3edge.runtime, as a user runs it. threshold: of DiffFP; None keeps every token."""
 
     def __init__(self, bundle: Path, threshold: float | None = 0.1, backend: str = "cpu") -> None:
-        from vl3edge.runtime.bundle import open_bundle
-        from vl3edge.runtime.decoder import Decoder
-        from vl3edge.runtime.engine import select_backend
-        from vl3edge.runtime.model import VideoLlama3
-        from vl3edge.runtime.splice import EmbeddingTable
-
         opened, chosen = open_bundle(bundle), select_backend(backend, num_threads=1)
         text = opened.manifest.text
         self.model = VideoLlama3(opened, chosen)

@@ -3,9 +3,9 @@
     python -m vl3edge.models.demo.train --out DIR
 
 Two stages (vision_stage.py, language_stage.py), each in two processes of one thread, which on a small machine is far
-quicker than two threads. All randomness follows from fixed seeds, but x264 does not repeat itself exactly (clips.py), so
-two runs agree closely, not bit for bit. Progress is saved in DIR: the same command continues an interrupted run. The
-result is DIR/checkpoint, in the layout of the released models; `--export-only` writes it from the progress so far.
+quicker than two threads. All randomness follows from fixed seeds, but x264 does not repeat itself exactly (clips.py):
+two runs agree closely, not bit for bit. Progress is saved in DIR, and the same command continues an interrupted run.
+The result is DIR/checkpoint, in the layout of the released models; `--export-only` writes it from the progress so far.
 
 Training never sees the held-out seeds (see render.py).
 """

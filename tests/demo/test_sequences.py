@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from vl3edge.models.demo.answers import answer_logits
 from vl3edge.models.demo.clips import diff_prune, make_clip
-from vl3edge.models.demo.language_stage import answer_logits
 from vl3edge.models.demo.model import encode_frames, make_config, make_model, merge_features, patchify
 from vl3edge.models.demo.questions import ask_image, ask_video
 from vl3edge.models.demo.sequences import EVENTS, MOVES, NO_LABEL, SequenceBuilder, collate, encode_clip, frame_labels
