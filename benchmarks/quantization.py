@@ -32,9 +32,9 @@ from tokenizers import Tokenizer
 from vl3edge.export.calibration import calibration_set
 from vl3edge.export.pipeline import export_bundle
 from vl3edge.models.checkpoint import Checkpoint
+from vl3edge.models.demo.answers import embed
 from vl3edge.models.demo.clips import keep_above, make_clip
 from vl3edge.models.demo.evaluate import CHECKPOINT
-from vl3edge.models.demo.language_stage import embed
 from vl3edge.models.demo.model import decode
 from vl3edge.models.demo.questions import IMAGE_KINDS, VIDEO_KINDS, ask_image, ask_video
 from vl3edge.models.demo.render import HELD_OUT_SEED
