@@ -2,7 +2,8 @@
 
 The decoder is built operator by operator instead of traced, so all this module has to offer is: name things, append
 nodes, and put each weight on disk as soon as it is read. One weight is in memory at a time, which is what lets a 2B
-model be exported in a few GB. The result is ONNX opset 21, IR 10: loadable by ONNX Runtime 1.23 and later.
+model be exported in a few GB. The result is ONNX opset 21 unless told otherwise, IR 10: loadable by ONNX Runtime 1.23
+and later.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ class GraphWriter:
     are called `<node name>` or `<node name>.<k>`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, opset: int = OPSET) -> None:
         self.path = path
+        self._opset = opset
         self._data_path = path.with_name(path.name + ".data")
         self._data = self._data_path.open("wb")
         self._nodes: list[onnx.NodeProto] = []
@@ -106,7 +108,7 @@ class GraphWriter:
         graph = helper.make_graph(
             self._nodes, self.path.stem, self._inputs, self._outputs, list(self._initializers.values())
         )
-        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("com.microsoft", 1)]
+        opsets = [helper.make_opsetid("", self._opset), helper.make_opsetid("com.microsoft", 1)]
         model = helper.make_model(graph, opset_imports=opsets, producer_name=producer, ir_version=IR_VERSION)
         self.path.write_bytes(model.SerializeToString())
         return [self.path, self._data_path]

@@ -1,0 +1,252 @@
+"""The vision encoder and the projector as ONNX files for TensorRT, built operator by operator.
+
+They differ from `vision.py`'s graphs, which are for ONNX Runtime, in what a compiler with fixed profiles needs:
+
+- `vision.onnx` takes patches and their places instead of frames: `patches` uint8 [F, N, patch · patch · 3], a patch
+  reading (row, column, channel), and `positions` int32 [N, 2], row and column of each -> `features` float32 [F, N, C].
+  A profile is a box of sizes. In frames × patches the largest box *is* the memory bound; in frames × height × width it
+  would have to be as wide as the widest image and as tall as the tallest, many times the bound.
+- `projector.onnx` takes `features` float32 [P, C], all patches of a call, and `blocks` int32 [K, B], the patches that
+  are averaged into each kept token -> `tokens` float32 [K, D]. One graph serves every merge size.
+- Attention is plain matrix products and a softmax, the query scaled beforehand: the form TensorRT fuses. Heads are
+  widened with zeros to a multiple of 16 (72 -> 80), which changes no product.
+- Opset 17 without any operator of later date: what the parsers of TensorRT 10.3 and later have in common.
+
+Types are part of the graph (TensorRT builds it "strongly typed"). With `half`, matrix products are float16; the residual
+stream, LayerNorm, rotation, GELU and the averages stay float32 (see ARCHITECTURE.md for the drift measured). Without,
+everything is float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from onnx import TensorProto
+
+from vl3edge.models.config import ModelConfig, VisionConfig
+from vl3edge.models.tensors import PROJECTOR, VISION
+
+from .decoder import TensorSource, pad_heads, padded_head_dim
+from .errors import ExportError
+from .graph import GraphWriter
+
+OPSET = 17
+_LARGEST_HALF = 65504.0
+_SQRT_HALF, _SQRT_2_OVER_PI = 0.5**0.5, (2 / np.pi) ** 0.5
+
+
+def export_tensorrt_vision(
+    source: TensorSource,
+    config: ModelConfig,
+    folder: Path,
+    half: bool = True,
+    pad: bool = True,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Path]:
+    """Writes `vision.onnx` and its data into `folder`; returns the files.
+
+    pad: widen heads to a multiple of 16. progress: called with (layers written, layers in all).
+    Raises ExportError for a weight that float16 cannot hold.
+    """
+    with GraphWriter(folder / "vision.onnx", OPSET) as graph:
+        builder = _VisionBuilder(graph, source, half, config.vision, pad)
+        builder.begin(config)
+        for layer in range(config.vision.num_layers):
+            builder.layer(layer)
+            progress(layer + 1, config.vision.num_layers)
+        builder.end()
+        return graph.save()
+
+
+def export_tensorrt_projector(source: TensorSource, config: ModelConfig, folder: Path, half: bool = True) -> list[Path]:
+    """Writes `projector.onnx` and its data into `folder`; returns the files. Raises as `export_tensorrt_vision`."""
+    width = config.vision.hidden_size
+    with GraphWriter(folder / "projector.onnx", OPSET) as graph:
+        builder = _TypedBuilder(graph, source, half)
+        features = graph.input("features", TensorProto.FLOAT, ["P", width])
+        blocks = graph.input("blocks", TensorProto.INT32, ["K", "B"])
+        gathered = graph.node("Gather", [features, blocks], "gathered", axis=0)
+        merged = graph.node("ReduceMean", [gathered], "merged", axes=[1], keepdims=0)
+        hidden = builder.linear(builder.product_type(merged, "merged.cast"), f"{PROJECTOR}readout.0", "first")
+        active = builder.gelu(builder.float32(hidden, "first.float32"), "gelu", tanh=False)
+        tokens = builder.linear(builder.product_type(active, "gelu.cast"), f"{PROJECTOR}readout.2", "second")
+        graph.node("Identity", [builder.float32(tokens, "second.float32")], "tokens")
+        graph.output("tokens", TensorProto.FLOAT, ["K", config.text.hidden_size])
+        return graph.save()
+
+
+class _TypedBuilder:
+    """Nodes with explicit types: float32 everywhere, and `product_type` for what goes into matrix products."""
+
+    def __init__(self, graph: GraphWriter, source: TensorSource, half: bool) -> None:
+        self.graph = graph
+        self.source = source
+        self.half = half
+
+    def product_type(self, x: str, name: str) -> str:
+        """x float32 in the type of matrix products."""
+        return str(self.graph.node("Cast", [x], name, to=TensorProto.FLOAT16)) if self.half else x
+
+    def float32(self, x: str, name: str) -> str:
+        """x in the type of matrix products as float32."""
+        return str(self.graph.node("Cast", [x], name, to=TensorProto.FLOAT)) if self.half else x
+
+    def weight(self, name: str, value: np.ndarray) -> str:
+        """A weight in the type of matrix products; ExportError if float16 cannot hold it."""
+        if not self.half:
+            return self.graph.weight(name, value.astype(np.float32, copy=False))
+        largest = float(np.abs(value).max(initial=0))
+        if largest > _LARGEST_HALF:
+            raise ExportError(f"too large for float16, which TensorRT plans are made of: {name} (up to {largest:.3g})")
+        return self.graph.weight(name, value.astype(np.float16))
+
+    def constant(self, name: str, value: float) -> str:
+        return self.graph.weight(name, np.array(value, np.float32))
+
+    def linear(
+        self,
+        x: str,
+        stem: str,
+        name: str,
+        rows: Callable[[np.ndarray], np.ndarray] = lambda value: value,
+        columns: Callable[[np.ndarray], np.ndarray] = lambda value: value,
+    ) -> str:
+        """x · Wᵀ + b of the tensors stem.weight [out, in] and stem.bias, in the type of matrix products.
+
+        rows changes the outputs, columns the inputs (given and returned as the first axis).
+        """
+        weight = columns(rows(self.source.array(f"{stem}.weight")).T)
+        bias = rows(self.source.array(f"{stem}.bias"))
+        product = self.graph.node("MatMul", [x, self.weight(f"{stem}.weight", weight)], f"{name}.matmul")
+        return str(self.graph.node("Add", [product, self.weight(f"{stem}.bias", bias)], name))
+
+    def layer_norm(self, x: str, stem: str, name: str, epsilon: float) -> str:
+        scale, bias = (self.graph.weight(f"{stem}.{leaf}", self.source.array(f"{stem}.{leaf}")) for leaf in _LEAVES)
+        return str(self.graph.node("LayerNormalization", [x, scale, bias], name, axis=-1, epsilon=epsilon))
+
+    def gelu(self, x: str, name: str, tanh: bool) -> str:
+        """GELU of x float32, from operators every TensorRT has: ONNX's own Gelu is of opset 20."""
+        graph = self.graph
+        if tanh:
+            squared = graph.node("Mul", [x, x], f"{name}.squared")
+            cubic = graph.node("Mul", [squared, self.constant(f"{name}.cubic", 0.044715)], f"{name}.scaled")
+            plus = graph.node("Add", [cubic, self.constant(f"{name}.one", 1.0)], f"{name}.plus_one")
+            inner = graph.node("Mul", [plus, x], f"{name}.polynomial")
+            inner = graph.node("Mul", [inner, self.constant(f"{name}.factor", _SQRT_2_OVER_PI)], f"{name}.inner")
+            curve = graph.node("Tanh", [inner], f"{name}.tanh")
+        else:
+            inner = graph.node("Mul", [x, self.constant(f"{name}.factor", _SQRT_HALF)], f"{name}.inner")
+            curve = graph.node("Erf", [inner], f"{name}.erf")
+        share = graph.node("Add", [curve, self.constant(f"{name}.offset", 1.0)], f"{name}.share")
+        halved = graph.node("Mul", [x, self.constant(f"{name}.half", 0.5)], f"{name}.halved")
+        return str(graph.node("Mul", [halved, share], name))
+
+
+class _VisionBuilder(_TypedBuilder):
+    """Emits the encoder: `begin`, then `layer` for each, then `end`."""
+
+    def __init__(self, graph: GraphWriter, source: TensorSource, half: bool, vision: VisionConfig, pad: bool) -> None:
+        super().__init__(graph, source, half)
+        self.vision = vision
+        self.head_dim = padded_head_dim(vision.head_dim) if pad else vision.head_dim
+        self._pad = (lambda rows: pad_heads(rows, vision.head_dim)) if pad else (lambda rows: rows)
+
+    def begin(self, config: ModelConfig) -> None:
+        graph, vision = self.graph, self.vision
+        values = vision.patch_size**2 * vision.num_channels
+        patches = graph.input("patches", TensorProto.UINT8, ["F", "N", values])
+        positions = graph.input("positions", TensorProto.INT32, ["N", 2])
+        mean, std = (np.array(x, np.float64) for x in (config.image_mean, config.image_std))
+        scale, offset = (
+            graph.weight(f"pixels.{name}", np.tile(value, vision.patch_size**2).astype(np.float32))
+            for name, value in (("scale", 1 / (255 * std)), ("offset", -mean / std))
+        )
+        pixels = graph.node("Cast", [patches], "pixels.float32", to=TensorProto.FLOAT)
+        pixels = graph.node("Mul", [pixels, scale], "pixels.scaled")
+        pixels = graph.node("Add", [pixels, offset], "pixels")
+        embedded = self.linear(
+            self.product_type(pixels, "pixels.cast"),
+            f"{VISION}embeddings.patch_embedding",
+            "embedded",
+            rows=lambda w: w.transpose(0, 2, 3, 1).reshape(len(w), -1) if w.ndim == 4 else w,
+        )
+        self._hidden = self.float32(embedded, "embedded.float32")
+        self._cos, self._sin = self._rotary(positions)
+        shape = [0, 0, vision.num_heads, self.head_dim]
+        self._heads_shape = graph.weight("heads.shape", np.array(shape, np.int64))
+        self._flat_shape = graph.weight("flat.shape", np.array([0, 0, vision.num_heads * self.head_dim], np.int64))
+        self._scale = self.constant("attention.scale", vision.head_dim**-0.5)
+
+    def layer(self, index: int) -> None:
+        graph, vision = self.graph, self.vision
+        stem, name = f"{VISION}encoder.layers.{index}.", f"layers.{index}"
+        x = self.layer_norm(self._hidden, f"{stem}layer_norm1", f"{name}.norm1", vision.layer_norm_eps)
+        x = self.product_type(x, f"{name}.norm1.cast")
+        query = self._rotate(self._heads(x, f"{stem}self_attn.q_proj", f"{name}.query"), f"{name}.query.turned")
+        query = str(graph.node("Mul", [query, self._scale], f"{name}.query.scaled"))
+        query = self.product_type(query, f"{name}.query.cast")
+        key = self._rotate(self._heads(x, f"{stem}self_attn.k_proj", f"{name}.key"), f"{name}.key.turned")
+        key = self.product_type(key, f"{name}.key.cast")
+        value = self._heads(x, f"{stem}self_attn.v_proj", f"{name}.value")
+        query = graph.node("Transpose", [query], f"{name}.query.t", perm=[0, 2, 1, 3])
+        key = graph.node("Transpose", [key], f"{name}.key.t", perm=[0, 2, 3, 1])
+        value = graph.node("Transpose", [value], f"{name}.value.t", perm=[0, 2, 1, 3])
+        scores = graph.node("MatMul", [query, key], f"{name}.scores")
+        shares = graph.node("Softmax", [scores], f"{name}.shares", axis=-1)
+        attended = graph.node("MatMul", [shares, value], f"{name}.attended")
+        attended = graph.node("Transpose", [attended], f"{name}.attended.t", perm=[0, 2, 1, 3])
+        attended = graph.node("Reshape", [attended, self._flat_shape], f"{name}.attended.flat")
+        update = self.linear(attended, f"{stem}self_attn.out_proj", f"{name}.output", columns=self._pad)
+        hidden = graph.node("Add", [self._hidden, self.float32(update, f"{name}.output.float32")], f"{name}.sum1")
+
+        x = self.layer_norm(str(hidden), f"{stem}layer_norm2", f"{name}.norm2", vision.layer_norm_eps)
+        x = self.linear(self.product_type(x, f"{name}.norm2.cast"), f"{stem}mlp.fc1", f"{name}.fc1")
+        tanh = vision.hidden_act == "gelu_pytorch_tanh"
+        x = self.gelu(self.float32(x, f"{name}.fc1.float32"), f"{name}.gelu", tanh)
+        x = self.linear(self.product_type(x, f"{name}.gelu.cast"), f"{stem}mlp.fc2", f"{name}.fc2")
+        self._hidden = str(graph.node("Add", [hidden, self.float32(x, f"{name}.fc2.float32")], f"{name}.sum2"))
+
+    def end(self) -> None:
+        self.layer_norm(self._hidden, f"{VISION}post_layernorm", "features", self.vision.layer_norm_eps)
+        self.graph.output("features", TensorProto.FLOAT, ["F", "N", self.vision.hidden_size])
+
+    def _heads(self, x: str, stem: str, name: str) -> str:
+        """One of q, k, v: [F, N, heads, head_dim]."""
+        flat = self.linear(x, stem, f"{name}.flat", rows=self._pad)
+        return str(self.graph.node("Reshape", [flat, self._heads_shape], name))
+
+    def _rotary(self, positions: str) -> tuple[str, str]:
+        """cos and sin float32 [N, 1, head_dim / 2]: the first half of the real pairs turns by row, then by column."""
+        graph, pairs = self.graph, self.vision.head_dim // 4
+        exponents = np.arange(0, 2 * pairs, 2, dtype=np.float32) / np.float32(2 * pairs)
+        frequencies = (1.0 / np.power(np.float32(self.vision.rope_theta), exponents)).astype(np.float32)
+        table = np.zeros((2, self.head_dim // 2), np.float32)
+        table[0, :pairs] = table[1, pairs : 2 * pairs] = frequencies
+        places = graph.node("Cast", [positions], "positions.float32", to=TensorProto.FLOAT)
+        parts = []
+        # Products of numbers, not a matrix product: TensorRT might compute that one in TF32, with 10 bits.
+        for axis, word in enumerate(("row", "column")):
+            index = graph.weight(f"{word}.index", np.array([axis], np.int64))
+            place = graph.node("Gather", [places, index], word, axis=1)
+            row = graph.weight(f"{word}.frequencies", table[axis][None])
+            parts.append(graph.node("Mul", [place, row], f"{word}.angles"))
+        angles = graph.node("Add", parts, "angles.flat")
+        axes = graph.weight("angles.axes", np.array([1], np.int64))
+        angles = graph.node("Unsqueeze", [angles, axes], "angles")
+        return graph.node("Cos", [angles], "cos"), graph.node("Sin", [angles], "sin")
+
+    def _rotate(self, x: str, name: str) -> str:
+        """x [F, N, heads, head_dim] turned in float32: halves of a head against each other."""
+        graph = self.graph
+        first, second = graph.node("Split", [self.float32(x, f"{name}.float32")], f"{name}.half", outputs=2, axis=-1)
+        parts = []
+        for k, (a, b, op) in enumerate(((first, second, "Sub"), (second, first, "Add"))):
+            cosine = graph.node("Mul", [a, self._cos], f"{name}.{k}.cos")
+            sine = graph.node("Mul", [b, self._sin], f"{name}.{k}.sin")
+            parts.append(graph.node(op, [cosine, sine], f"{name}.{k}"))
+        return str(graph.node("Concat", parts, name, axis=-1))
+
+
+_LEAVES = ("weight", "bias")
