@@ -28,8 +28,7 @@ RELEASED_THRESHOLD = 0.1
 class FramePruner:
     """Decides frame by frame, holding one previous frame; a clip may be given whole or in chunks.
 
-    patch_size, merge_size: of the vision encoder; a token is a block of patch_size × merge_size pixels
-        squared.
+    patch_size, merge_size: of the vision encoder; a token is a block of patch_size × merge_size pixels squared.
     std: of the processor's normalization, per channel.
     threshold: see PruningConfig.
     """
@@ -75,8 +74,7 @@ def keep_mask(
     std: Sequence[float] = RELEASED_STD,
     threshold: float = RELEASED_THRESHOLD,
 ) -> npt.NDArray[np.bool_]:
-    """Which tokens of a whole clip are kept: bool [F, h·w] for `frames` uint8 [F, H, W, 3], h =
-    H/(patch·merge)."""
+    """Which tokens of a whole clip are kept: bool [F, h·w] for `frames` uint8 [F, H, W, 3], h = H/(patch·merge)."""
     pruner = FramePruner(patch_size, merge_size, std, threshold)
     return np.stack([pruner.push(frame) for frame in frames])
 

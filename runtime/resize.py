@@ -54,8 +54,7 @@ class PixelBudget:
 
     @classmethod
     def from_tokens(cls, patch_size: int, merge_size: int, min_tokens: int, max_tokens: int) -> PixelBudget:
-        """The authors' budget: `min_tokens` and `max_tokens` of preprocessor_config.json, in merged
-        tokens."""
+        """The authors' budget: `min_tokens` and `max_tokens` of preprocessor_config.json, in merged tokens."""
         factor = patch_size * merge_size
         return cls(patch_size, merge_size, min_tokens * factor**2, max_tokens * factor**2, rule="authors")
 
@@ -69,11 +68,9 @@ def target_size(height: int, width: int, budget: PixelBudget, num_frames_sharing
     """The (height, width) a frame of height × width pixels is resized to.
 
     num_frames_sharing: how many images and frames share `budget.max_pixels`. "transformers": 1 for an image,
-        the number of frames of this video for a video; "authors": images plus video frames of the whole
-        conversation.
+        the number of frames of this video for a video; "authors": images plus video frames of the whole conversation.
 
-    Raises MediaError for an empty frame, or one more than MAX_ASPECT_RATIO times as long as wide (or the
-    reverse).
+    Raises MediaError for an empty frame, or one more than MAX_ASPECT_RATIO times as long as wide (or the reverse).
     """
     if height < 1 or width < 1:
         raise MediaError(f"a frame of {width}×{height} pixels is empty")

@@ -4,11 +4,9 @@ The clip's clock starts where players and the FFmpeg program start it: at the co
 stream that begins later than the others has its first frame after 0.
 
 Rule "fps" gives the frames of FFmpeg's filter `fps=fps=R:round=down`: its output n is the last frame with
-floor(t·R) ≤ n, outputs run from the first frame's floor(t·R) to floor(end·R), where a clip ends one frame
-duration after its last frame. As in the authors' release, sample k is labelled with the first frame's time
-plus k/R. Two
-deliberate differences: a clip so short that the filter gives nothing still gives one frame; and a part of a
-    clip
+floor(t·R) ≤ n, outputs run from the first frame's floor(t·R) to floor(end·R), where a clip ends one frame duration
+after its last frame. As in the authors' release, sample k is labelled with the first frame's time plus k/R. Two
+deliberate differences: a clip so short that the filter gives nothing still gives one frame; and a part of a clip
 (`start_s`, `end_s`) starts with the frame on screen at `start_s` and ends at `end_s` itself, where the FFmpeg
 program skips to the next frame and loses the last sample.
 
@@ -57,8 +55,7 @@ class Timeline:
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """The frames chosen: numbers into the timeline, int64 [F] (one may repeat), and the time each stands
-    for."""
+    """The frames chosen: numbers into the timeline, int64 [F] (one may repeat), and the time each stands for."""
 
     indices: npt.NDArray[np.int64]
     timestamps_s: tuple[float, ...]

@@ -171,8 +171,7 @@ def read_video(
     source_fps: float | None = None,
     timestamps_s: Sequence[float] | None = None,
 ) -> Video:
-    """Samples a whole video at once, resized within `budget` (None keeps its size); arguments as of
-    `open_video`."""
+    """Samples a whole video at once, resized within `budget` (None keeps its size); arguments as of `open_video`."""
     reader = open_video(source, plan, source_fps=source_fps, timestamps_s=timestamps_s)
     if budget is None:
         return reader.read()
