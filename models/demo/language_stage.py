@@ -1,8 +1,9 @@
 """Second stage of the demo model's training: projector and decoder on clips encoded by the frozen vision encoder.
 
-Beside the answers, two linear heads read the hidden states of visual tokens: after layer 3 how the shape came from the
-frame before, after layer 4 which event happened at the frame before. They are dropped afterwards; without them the
-steps that a question about time needs (compare neighbours, compare moves, name the label) are found late or never.
+Beside the answers, linear heads read the hidden states of visual tokens: after layer 3 the number of the frame and how
+the shape came there from the frame before, after layer 4 which event happened at the frame before. They are dropped
+afterwards; without them the steps that a question about time needs (compare neighbours, compare moves, name the label)
+are found late or never.
 Early on most clips keep only one to three tokens per frame, drawn at random: sequences are short, and every token's
 feature says where the shape is. Later the tokens are those that DiffFP keeps, at the released threshold for half of
 the clips and at none or higher ones for the others.
@@ -27,7 +28,7 @@ from .answers import answer_logits, held_out_shares
 from .clips import keep_above, make_clip
 from .model import encode_frames
 from .questions import IMAGE_KINDS, VIDEO_KINDS, Question, ask_image, ask_video, draw_wording
-from .render import TRAIN_SEED, Scene
+from .render import MAX_FRAMES, TRAIN_SEED, Scene
 from .sequences import (
     EVENTS,
     MOVES,
@@ -45,19 +46,20 @@ from .tokenizer import token_id
 from .vision_stage import still
 
 # How often a kind is asked of a clip. Times are the hardest and are asked most.
-_SHARES = {"caption": 0.7, "direction": 0.7, "start": 0.9, "turn": 0.9, "stop": 0.9, "stops?": 0.15, "turns?": 0.15}
-_ATTRIBUTE_SHARE = 0.35
+_SHARES = {"caption": 0.5, "direction": 0.5, "start": 1.0, "turn": 1.0, "stop": 1.0, "stops?": 0.12, "turns?": 0.12}
+_ATTRIBUTE_SHARE = 0.25
 _IMAGE_SHARE = 0.12
 _CHAIN_SHARE = 0.25
 
 
 class TrainingHeads(nn.Module):
-    """The two auxiliary read-outs of the decoder's hidden states."""
+    """The auxiliary read-outs of the decoder's hidden states."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.moves = nn.Linear(width, len(MOVES))
         self.events = nn.Linear(width, len(EVENTS))
+        self.frames = nn.Linear(width, MAX_FRAMES)
 
 
 def draw_keep(clip: EncodedClip, few: float, rng: np.random.Generator) -> NDArray[np.bool_]:
@@ -99,7 +101,7 @@ class LanguageTrainer:
     ranks: int = 1
     batch_clips: int = 8
     few_steps: int = 1500
-    decay_steps: int = 800
+    decay_steps: int = 1400
     rate: float = 1.5e-3
     step: int = 0
     clips_made: int = 0
@@ -120,6 +122,7 @@ class LanguageTrainer:
         self.trained = [*trained, *self.heads.parameters()]
         self.average = copy.deepcopy(self.model)
         self.buffer: list[EncodedClip] = []
+        self.first_step = self.step
 
     def save(self, path: Path) -> None:
         """Writes the whole state, first beside its name, so that an interruption leaves the last one."""
@@ -127,7 +130,6 @@ class LanguageTrainer:
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "heads": self.heads.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "clips_made": self.clips_made,
         }
@@ -135,11 +137,13 @@ class LanguageTrainer:
         path.with_suffix(".part").rename(path)
 
     def load(self, path: Path) -> None:
-        """Continues from a saved state; the replay buffer starts empty."""
+        """Continues from a saved state. The optimizer's moments and the replay buffer start anew, and so the learning
+        rate warms up again."""
         state = torch.load(path)
-        for name in ("model", "average", "heads", "optimizer"):
+        for name in ("model", "average", "heads"):
             getattr(self, name).load_state_dict(state[name])
         self.step, self.clips_made = state["step"], state["clips_made"]
+        self.first_step = self.step
 
     def _sequences(self, rng: np.random.Generator) -> list[Sequence]:
         """Two batches' worth of sequences; half of the clips are new, the others from the buffer."""
@@ -150,7 +154,7 @@ class LanguageTrainer:
             self.buffer.append(encode_clip(self.model, made, int(rng.integers(made.scene.frames))))
         del self.buffer[:-40_000]
         used = self.buffer[-new:] + [self.buffer[int(i)] for i in rng.integers(len(self.buffer), size=new)]
-        few = 0.7 if self.step < self.few_steps else 0.1
+        few = 0.7 if self.step < self.few_steps else 0.2
         rows = []
         for clip in used:
             chain = rng.random() < _CHAIN_SHARE
@@ -181,7 +185,7 @@ class LanguageTrainer:
 
     def _learn(self, batch: Batch) -> dict[str, float]:
         """One step; returns its losses."""
-        warm = min(1.0, (self.step + 1) / 200)
+        warm = min(1.0, (self.step - self.first_step + 1) / 150)
         rate = self.rate * warm * min(1.0, max(0.02, (self.steps - self.step) / self.decay_steps))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -192,7 +196,8 @@ class LanguageTrainer:
         moves = F.cross_entropy(self.heads.moves(after[2][seen]), batch.moves[seen])
         weight = torch.tensor([1.0, 3.0, 3.0, 3.0])
         events = F.cross_entropy(self.heads.events(after[3][seen]), batch.events[seen], weight=weight)
-        loss = answers + 0.5 * moves + 0.5 * events
+        frames = F.cross_entropy(self.heads.frames(after[2][seen]), batch.frames[seen])
+        loss = answers + 0.5 * moves + 0.5 * events + 0.5 * frames
         self.optimizer.zero_grad()
         loss.backward()
         self._average_gradients()
@@ -203,7 +208,7 @@ class LanguageTrainer:
             for mean, value in zip(self.average.parameters(), self.model.parameters(), strict=True):
                 if value.requires_grad:
                     mean.lerp_(value, 1 - keep)
-        return {"answers": answers.item(), "moves": moves.item(), "events": events.item()}
+        return {"answers": answers.item(), "moves": moves.item(), "events": events.item(), "frames": frames.item()}
 
     def run(self, state: Path, held_out: list[EncodedClip], every: int = 250) -> None:
         """Trains up to `steps`. `every` so many, rank 0 saves and prints the share of right answers on `held_out`."""

@@ -94,7 +94,7 @@ class TorchPredictor:
     def _greedy(self, media: Path, question: Question) -> str:
         sequence = self._sequence(media, [Question(question.kind, question.text, "")])
         end = sequence.ids.pop()  # the empty answer's end token
-        for name in ("targets", "positions", "blocks", "moves", "events"):
+        for name in ("targets", "positions", "blocks", "moves", "events", "frames"):
             getattr(sequence, name).pop()
         prompt = len(sequence.ids)
         table = self.model.model.language_model.embed_tokens.weight

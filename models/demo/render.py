@@ -22,6 +22,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+MAX_FRAMES = 9  # of a clip, at 1 per second: times have one digit
 SIZE_PX = 112  # 8 x 8 patches of 14 pixels, 4 x 4 video tokens of 28
 TRAIN_SEED = 0
 HELD_OUT_SEED = 1_000_000_000
@@ -104,7 +105,7 @@ def random_scene(seed: int) -> Scene:
             others = [name for name in DIRECTIONS if name != legs[0][0]]
             legs.append((str(rng.choice(others)), int(rng.integers(2, 4))))
         total = wait_s + rest_s + sum(seconds for _, seconds in legs)
-        while total > 8:  # at most 9 frames: shorten the rests, never a rest to nothing
+        while total > MAX_FRAMES - 1:  # shorten the rests, never a rest to nothing
             if wait_s > 1 and wait_s >= rest_s:
                 wait_s -= 1
             elif rest_s > 1:

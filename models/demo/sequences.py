@@ -56,8 +56,8 @@ class Sequence:
     """One row of a batch. All lists have one entry per token.
 
     targets: the next token where it belongs to an answer, else -100. blocks: 0 for what all later tokens may see, k > 0
-    for the k-th question, which only itself may see. moves, events: what the frame of a visual token shows, an index
-    into MOVES and EVENTS, else -100. visual: [tokens, 96] features in the order of their placeholders.
+    for the k-th question, which only itself may see. moves, events, frames: what the frame of a visual token shows (an
+    index into MOVES and EVENTS) and its number, else -100. visual: [tokens, 96] features in order.
     """
 
     ids: list[int] = field(default_factory=list)
@@ -66,16 +66,19 @@ class Sequence:
     blocks: list[int] = field(default_factory=list)
     moves: list[int] = field(default_factory=list)
     events: list[int] = field(default_factory=list)
+    frames: list[int] = field(default_factory=list)
     visual: Tensor = field(default_factory=lambda: torch.zeros(0, 96))
 
-    def add(self, ids: list[int], block: int, start: int, move: int = NO_LABEL, event: int = NO_LABEL) -> None:
+    def add(
+        self, ids: list[int], block: int, start: int, labels: tuple[int, int, int] = (NO_LABEL, NO_LABEL, NO_LABEL)
+    ) -> None:
         """Appends tokens at the positions from `start` on, none of them to be predicted."""
         self.ids += ids
         self.targets += [NO_LABEL] * len(ids)
         self.positions += range(start, start + len(ids))
         self.blocks += [block] * len(ids)
-        self.moves += [move] * len(ids)
-        self.events += [event] * len(ids)
+        for row, label in zip((self.moves, self.events, self.frames), labels, strict=True):
+            row += [label] * len(ids)
 
 
 class SequenceBuilder:
@@ -105,7 +108,7 @@ class SequenceBuilder:
         for n, kept in enumerate(keep.reshape(len(keep), -1).sum(axis=1).tolist()):
             sequence.add(list(self.encode(f"{',' if n else ''}Time {n}.0s:")), 0, len(sequence.ids))
             move, event = labels[n] if labels else (NO_LABEL, NO_LABEL)
-            sequence.add([self.video_id] * kept, 0, len(sequence.ids), move, event)
+            sequence.add([self.video_id] * kept, 0, len(sequence.ids), (move, event, n if labels else NO_LABEL))
         sequence.visual = features[torch.from_numpy(keep)].float()
         self._ask(sequence, questions, chain)
         return sequence
@@ -151,13 +154,14 @@ def frame_labels(scene: Scene) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class Batch:
-    """Padded sequences: ids, targets, positions, moves, events int64 [B, S]; mask bool [B, S, S]; visual [K, 96]."""
+    """Padded sequences: int64 [B, S], but for mask bool [B, S, S] and visual [K, 96]."""
 
     ids: Tensor
     targets: Tensor
     positions: Tensor
     moves: Tensor
     events: Tensor
+    frames: Tensor
     mask: Tensor
     visual: Tensor
 
@@ -179,6 +183,7 @@ def collate(sequences: list[Sequence]) -> Batch:
         padded("positions", 0),
         padded("moves", NO_LABEL),
         padded("events", NO_LABEL),
+        padded("frames", NO_LABEL),
         mask,
         torch.cat([sequence.visual for sequence in sequences]),
     )

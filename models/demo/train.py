@@ -95,7 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the demo model from scratch.")
     parser.add_argument("--out", type=Path, required=True, help="folder for progress and the checkpoint")
     parser.add_argument("--vision-steps", type=int, default=2000)
-    parser.add_argument("--language-steps", type=int, default=6000)
+    parser.add_argument("--language-steps", type=int, default=3200)
     parser.add_argument("--export-only", action="store_true", help="write the checkpoint of a run's progress so far")
     arguments = parser.parse_args()
     out: Path = arguments.out
