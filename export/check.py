@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import onnxruntime
@@ -13,6 +14,7 @@ import torch
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.decoder import DecoderLayer, RMSNorm, rotary
 from vl3edge.models.tensors import DECODER, EMBEDDINGS, LM_HEAD
+from vl3edge.quant.dequantized import DequantizedCheckpoint
 from vl3edge.runtime.decoder import Decoder
 
 from .decoder import text_spec
@@ -34,25 +36,32 @@ class Difference:
         return cls(float(difference.max()), float(difference.mean()), float(np.abs(reference).max()))
 
 
-def load_session(path: Path) -> onnxruntime.InferenceSession:
-    """A CPU session that reads weights from the mapped file instead of copying them: slower, and half the memory."""
+def load_session(path: Path, prepack: bool = False) -> onnxruntime.InferenceSession:
+    """A CPU session; without prepacking it reads weights from the mapped file: slower, and half the memory.
+
+    Prepacking changes no float32 result, but only with it do quantized products round their activations.
+    """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    options.add_session_config_entry("session.disable_prepacking", "1")
+    options.add_session_config_entry("session.disable_prepacking", "0" if prepack else "1")
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def check_decoder(checkpoint: Checkpoint, folder: Path, progress: Callable[[int, int], None]) -> Difference:
+def check_decoder(
+    checkpoint: Checkpoint | DequantizedCheckpoint, folder: Path, progress: Callable[[int, int], None]
+) -> Difference:
     """Logits of the exported decoder against the torch layers, run one at a time, after a prefill and after a step.
 
-    The inputs are embeddings of tokens drawn from the whole vocabulary. progress: called with (layers done, in all).
+    Of a quantized decoder, the torch layers have the dequantized weights. The inputs are embeddings of tokens drawn from the whole vocabulary. progress: called with (layers done, in all).
     """
     config = checkpoint.config.text
     ids = torch.randint(config.vocab_size, (_TOKENS,), generator=torch.Generator().manual_seed(0))
     inputs = checkpoint.tensor(EMBEDDINGS)[ids].float()
     reference = _reference_logits(checkpoint, inputs, progress)
 
-    decoder = Decoder(load_session(folder / "decoder.onnx"), text_spec(config))
+    decoder = Decoder(
+        load_session(folder / "decoder.onnx", prepack=isinstance(checkpoint, DequantizedCheckpoint)), text_spec(config)
+    )
     decoder.prefill(inputs[:-1].numpy())
     prefilled = decoder.logits.copy()
     decoder.step(inputs[-1].numpy())
@@ -60,13 +69,15 @@ def check_decoder(checkpoint: Checkpoint, folder: Path, progress: Callable[[int,
 
 
 @torch.inference_mode()
-def _reference_logits(checkpoint: Checkpoint, inputs: torch.Tensor, progress: Callable[[int, int], None]) -> np.ndarray:
+def _reference_logits(
+    checkpoint: Checkpoint | DequantizedCheckpoint, inputs: torch.Tensor, progress: Callable[[int, int], None]
+) -> np.ndarray:
     """Logits float32 [2, vocab] of the last two positions of inputs [S, hidden]."""
     config = checkpoint.config.text
     hidden = inputs[None]
     turn = rotary(config, 0, len(inputs))
     for index in range(config.num_layers):
-        hidden, _ = DecoderLayer.from_checkpoint(checkpoint, index)(hidden, turn)
+        hidden, _ = DecoderLayer.from_checkpoint(cast(Checkpoint, checkpoint), index)(hidden, turn)
         progress(index + 1, config.num_layers)
     norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
     norm.weight.copy_(checkpoint.tensor(f"{DECODER}norm.weight"))

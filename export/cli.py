@@ -11,10 +11,15 @@ from pathlib import Path
 
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.errors import CheckpointError
+from vl3edge.quant.errors import QuantError
+from vl3edge.quant.plan import QuantizationPlan
 from vl3edge.runtime.cli_info import contents_table
+from vl3edge.runtime.errors import ConfigError, MediaError
 
 from .errors import ExportError
 from .pipeline import TARGETS, ExportOptions, export_bundle
+
+_PROGRESS_S = 5.0
 
 
 def main(argv: Sequence[str]) -> int:
@@ -25,46 +30,59 @@ def main(argv: Sequence[str]) -> int:
     warnings.showwarning = lambda message, *_, **__: _say(f"warning: {message}")
     try:
         checkpoint = Checkpoint.open(options.checkpoint, options.revision)
-        report = export_bundle(
-            checkpoint,
-            options.output,
-            ExportOptions(
-                targets=tuple(dict.fromkeys(options.target or ["cpu"])),
-                quantization=options.quant,
-                precision=options.precision,
-                force=options.force,
-            ),
-            _Progress(),
-        )
-    except (ExportError, CheckpointError) as e:
+        report = export_bundle(checkpoint, options.output, _export_options(options), _Progress())
+    except (ExportError, CheckpointError, QuantError, MediaError, ConfigError) as e:
         _say(f"error: {e}")
         return 1
     except MemoryError:
         _say("error: not enough memory for this export; close other programs, or use a machine with more.")
         return 1
     except KeyboardInterrupt:
-        _say("error: interrupted; nothing was written.")
+        _say("error: interrupted; the same command goes on where quantization stopped.")
         return 130
     except OSError as e:
         _say(f"error: {e.filename or options.output}: {e.strerror or e}; nothing was written.")
         return 1
-    print(contents_table(report.files, report.measured))
+    print(contents_table(report.manifest))
     print(f"\nbundle: {report.folder}")
     return 0
 
 
+def _export_options(options: argparse.Namespace) -> ExportOptions:
+    plan = None
+    if options.quant != "none":
+        plan = QuantizationPlan(
+            method=options.quant,
+            bits="auto" if options.bits == "auto" else int(options.bits),
+            average_bits=options.average_bits,
+            head_bits=None if options.head_bits == 16 else options.head_bits,
+            group_size=options.group_size,
+            symmetric=not options.asymmetric,
+        )
+    return ExportOptions(
+        targets=tuple(dict.fromkeys(options.target or ["cpu"])),
+        plan=plan,
+        precision=options.precision,
+        calibration=tuple(options.calibration),
+        calibration_tokens=options.calibration_tokens,
+        save_gptq=options.save_gptq,
+        activation_bits=options.activation_bits,
+        name=options.name,
+        force=options.force,
+    )
+
+
 class _Progress:
-    """A line on stderr for each stage, rewritten as it advances on a terminal."""
+    """Lines on stderr: each stage when it ends, and every few seconds while it lasts."""
 
     def __init__(self) -> None:
-        self._begin = time.perf_counter()
+        self._begin = self._last = time.perf_counter()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        if done < total and not sys.stderr.isatty():
-            return
-        end = "\n" if done == total else "\r"
-        seconds = time.perf_counter() - self._begin
-        print(f"vl3edge: {stage} {done}/{total}, {seconds:.1f} s", end=end, file=sys.stderr, flush=True)
+        now = time.perf_counter()
+        if done == total or now - self._last > _PROGRESS_S:
+            self._last = now
+            print(f"vl3edge: {stage} {done}/{total}, {now - self._begin:.1f} s", file=sys.stderr, flush=True)
 
 
 def _say(message: str) -> None:
@@ -77,9 +95,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE", help="folder to write")
     parser.add_argument("--revision", help="hub revision (default: the newest; the commit is recorded)")
     parser.add_argument("--target", action="append", choices=TARGETS, help="may be repeated (default: cpu)")
-    parser.add_argument("--quant", choices=("none",), default="none", help="decoder quantization (default: none)")
-    parser.add_argument(
-        "--precision", choices=("fp32", "fp16"), default="fp32", help="of stored weights that are not quantized"
+    parser.add_argument("--precision", choices=("fp32", "fp16"), help="of weights that are not quantized")
+    parser.add_argument("--name", help="what the bundle calls its model (default: the checkpoint's name)")
+    group = parser.add_argument_group("quantization of the decoder")
+    group.add_argument("--quant", choices=("gptq", "rtn", "none"), default="gptq", help="default: gptq")
+    group.add_argument("--bits", choices=("3", "4", "8", "auto"), default="4", help="of its layers (default: 4)")
+    group.add_argument("--average-bits", type=float, default=4.5, help="budget of --bits auto (default: 4.5)")
+    group.add_argument("--head-bits", type=int, choices=(4, 8, 16), default=8, help="of the output head (default: 8)")
+    group.add_argument("--group-size", type=int, default=128, help="weights that share a scale (default: 128)")
+    group.add_argument("--asymmetric", action="store_true", help="store zero points, better at few bits")
+    group.add_argument(
+        "--calibration", nargs="+", default=[], metavar="PATH", help="media to calibrate on (default: synthetic scenes)"
     )
+    group.add_argument("--calibration-tokens", type=int, default=32768, metavar="N", help="default: 32768")
+    group.add_argument("--activation-bits", type=int, choices=(8, 32), default=8, help="on CPUs (default: 8, fast)")
+    group.add_argument("--save-gptq", type=Path, metavar="DIR", help="also write an ordinary GPTQ checkpoint")
     parser.add_argument("--force", action="store_true", help="replace an existing bundle")
     return parser

@@ -112,14 +112,20 @@ class DecoderBuilder:
 
         parts are tensor name stems such as `…layers.0.self_attn.q_proj`, biased or not as the architecture says.
         """
+        product = self.float_product(x, name, parts)
+        if not parts[0].endswith("q_proj"):
+            return product
+        return self.biased(product, name, np.concatenate([self.source.array(f"{part}.bias") for part in parts]))
+
+    def float_product(self, x: str, name: str, parts: list[str]) -> str:
+        """x · Wᵀ of the linears `parts` side by side, query, key and value heads widened, without bias."""
         weight = np.concatenate([self.source.array(f"{part}.weight") for part in parts])
-        is_qkv = parts[0].endswith("q_proj")
-        if is_qkv:
+        if parts[0].endswith(("q_proj", "k_proj", "v_proj")):
             weight = pad_heads(weight, self.config.head_dim)
-        product = self.graph.node("MatMul", [x, self.stored(f"{name}.weight", weight.T)], f"{name}.matmul")
-        if not is_qkv:
-            return str(product)
-        bias = np.concatenate([self.source.array(f"{part}.bias") for part in parts])
+        return str(self.graph.node("MatMul", [x, self.stored(f"{name}.weight", weight.T)], f"{name}.matmul"))
+
+    def biased(self, product: str, name: str, bias: np.ndarray) -> str:
+        """A product of heads plus their bias."""
         bias = pad_heads(bias, self.config.head_dim)
         return str(self.graph.node("Add", [product, self.stored(f"{name}.bias", bias)], f"{name}.biased"))
 
@@ -257,22 +263,19 @@ class DecoderBuilder:
 
 
 def export_decoder(
-    source: TensorSource,
-    config: TextConfig,
+    make_builder: Callable[[GraphWriter], DecoderBuilder],
     folder: Path,
-    precision: str,
     embeddings: StoredMatrix | None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Path]:
     """Writes `decoder.onnx` and its data into folder; returns the files written.
 
-    embeddings: where the embedding table lies, when the output head is tied to it; None for a head of its own.
+    embeddings: where the embedding table lies, when the output head is tied to it and not quantized; else None.
     progress: called with (layers done, layers in all).
     """
     with GraphWriter(folder / "decoder.onnx") as graph:
-        builder = DecoderBuilder(graph, config, source, precision)
+        builder = make_builder(graph)
         for layer in builder.layers():
-            if progress:
-                progress(layer + 1, config.num_layers)
+            progress(layer + 1, builder.config.num_layers)
         builder.finish(embeddings)
         return graph.save()

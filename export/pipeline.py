@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -21,46 +21,63 @@ import torch
 
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.config import MediaProcessing, ModelConfig
-from vl3edge.runtime.bundle import MANIFEST_NAME, hash_file
-from vl3edge.runtime.manifest import (
-    FileEntry,
-    Manifest,
-    MediaSpec,
-    ProcessorSpec,
-    TokenSpec,
-    VisionSpec,
-)
+from vl3edge.quant.dequantized import DequantizedCheckpoint
+from vl3edge.quant.gptq_writer import write_gptq_checkpoint
+from vl3edge.quant.plan import QuantizationPlan
+from vl3edge.runtime.bundle import MANIFEST_NAME, Bundle, hash_file
+from vl3edge.runtime.manifest import FileEntry, Manifest, MediaSpec, ProcessorSpec, TokenSpec, VisionSpec
 
-from .check import check_decoder
-from .decoder import export_decoder, text_spec
+from .check import Difference, check_decoder
+from .decoder import DecoderBuilder, StoredMatrix, export_decoder, text_spec
 from .embeddings import export_embeddings
+from .graph import GraphWriter
+from .quantization import Quantized, discard_work, existing_quantization, quantize, work_folder
+from .quantized import HEAD, QuantizedDecoderBuilder, write_quantized_embeddings
 from .staging import staged_folder
 from .vision import export_projectors, export_vision
 
 Progress = Callable[[str, int, int], None]
 TARGETS = ("cpu",)
+_LARGE_FILE_MARGIN = 64 << 20  # graphs, rotary tables, tokenizer
 
 
 @dataclass(frozen=True)
 class ExportOptions:
     """What to make of a checkpoint.
 
-    precision: of weights that are not quantized; "fp16" halves the bundle and is computed in float32 on a CPU.
+    plan: how to quantize the decoder, or None to leave it whole. A checkpoint whose decoder is quantized already is
+        exported as it is, whatever the plan.
+    precision: of weights that are not quantized; "fp16" halves them on disk and is computed in float32 on a CPU. None
+        is "fp32" without quantization, so that nothing is lost, and "fp16" with it.
+    calibration: files, folders and patterns to calibrate on; none takes built-in synthetic scenes.
+    calibration_tokens: how many to calibrate with, about.
+    save_gptq: where to write the quantized decoder as an ordinary GPTQ checkpoint too.
+    activation_bits: 8 computes quantized products with activations rounded to 8 bits, several times faster on a CPU;
+        32 leaves the activations as they are.
+    name: what the bundle calls its model; None takes the checkpoint's name.
     """
 
     targets: tuple[str, ...] = ("cpu",)
-    quantization: Literal["none"] = "none"
-    precision: Literal["fp32", "fp16"] = "fp32"
+    plan: QuantizationPlan | None = None
+    precision: Literal["fp32", "fp16"] | None = None
+    calibration: tuple[str, ...] = ()
+    calibration_tokens: int = 32768
+    save_gptq: Path | None = None
+    activation_bits: Literal[8, 32] = 8
+    name: str | None = None
     force: bool = False
+
+    @property
+    def stored_precision(self) -> Literal["fp32", "fp16"]:
+        return self.precision or ("fp32" if self.plan is None else "fp16")
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What an export wrote: files with their sizes, and per stage the difference from the torch modules."""
+    """What an export wrote: its folder and its manifest."""
 
     folder: Path
-    files: dict[str, FileEntry]
-    measured: dict[str, Any] = field(default_factory=dict)
+    manifest: Manifest
 
 
 @dataclass(frozen=True)
@@ -85,67 +102,102 @@ def export_bundle(
     Raises ExportError (target exists, disk full, …) or CheckpointError (from reading).
     """
     options = options or ExportOptions()
-    with staged_folder(target, options.force, _estimated_bytes(checkpoint, options.precision)) as folder:
-        measured = _write_stages(checkpoint, folder, options, progress)
-        report = _write_manifest(checkpoint, folder, options, measured)
-    return ExportReport(target, report.files, measured)
+    precision = options.stored_precision
+    with staged_folder(target, options.force, _estimated_bytes(checkpoint, precision)) as folder:
+        draft = make_manifest(checkpoint.config, options, checkpoint.commit)
+        measured = _write_vision(checkpoint, folder, precision, progress)
+        table = export_embeddings(checkpoint, folder, precision)
+        progress("embeddings", 1, 1)
+        quantized = _quantized(checkpoint, Bundle(folder, _listing(draft, folder)), options, target, progress)
+        measured["decoder"] = _write_decoder(checkpoint, folder, options, table, quantized, progress)
+        manifest = replace(
+            _listing(draft, folder, hash_file),
+            measured={stage: asdict(difference) for stage, difference in measured.items()},
+            quantization={"method": "none"} if quantized is None else quantized.report,
+        )
+        text = json.dumps(manifest.to_json(), indent=1, ensure_ascii=False)
+        (folder / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
+    discard_work(target)
+    return ExportReport(target, manifest)
 
 
-def _write_stages(checkpoint: Checkpoint, folder: Path, options: ExportOptions, progress: Progress) -> dict[str, Any]:
-    config, precision = checkpoint.config, options.precision
+def _write_vision(
+    checkpoint: Checkpoint, folder: Path, precision: Literal["fp32", "fp16"], progress: Progress
+) -> dict[str, Difference]:
     (folder / "tokenizer.json").write_text(checkpoint.tokenizer_json(), encoding="utf-8")
     (folder / "chat_template.jinja").write_text(checkpoint.chat_template(), encoding="utf-8")
-    measured: dict[str, Any] = {}
-
     progress("vision", 0, 1)
-    measured["vision"] = export_vision(checkpoint, folder, precision)
+    measured = {"vision": export_vision(checkpoint, folder, precision)}
     progress("vision", 1, 1)
-    for name, difference in export_projectors(checkpoint, folder, precision).items():
-        measured[name] = difference
+    measured |= export_projectors(checkpoint, folder, precision)
     progress("projectors", 1, 1)
+    return measured
 
-    table = export_embeddings(checkpoint, folder, precision)
-    progress("embeddings", 1, 1)
-    export_decoder(
-        Float32Source(checkpoint),
-        config.text,
-        folder,
-        precision,
-        table if config.text.tie_word_embeddings else None,
-        lambda done, total: progress("decoder", done, total),
+
+def _quantized(
+    checkpoint: Checkpoint, engines: Bundle, options: ExportOptions, target: Path, progress: Progress
+) -> Quantized | None:
+    if checkpoint.config.quantization is not None:
+        return existing_quantization(checkpoint)
+    if options.plan is None:
+        return None
+    work = work_folder(target)
+    quantized = quantize(
+        checkpoint, engines, options.plan, options.calibration, options.calibration_tokens, work, progress
     )
-    measured["decoder"] = check_decoder(
-        checkpoint, folder, lambda done, total: progress("checking the decoder", done, total)
-    )
-    return {stage: asdict(difference) for stage, difference in measured.items()}
+    if options.save_gptq is not None:
+        write_gptq_checkpoint(checkpoint, quantized.linears, options.save_gptq)
+        progress("GPTQ checkpoint", 1, 1)
+    return quantized
 
 
-def _write_manifest(
-    checkpoint: Checkpoint, folder: Path, options: ExportOptions, measured: dict[str, Any]
-) -> ExportReport:
-    files = {
-        path.relative_to(folder).as_posix(): hash_file(path) for path in sorted(folder.rglob("*")) if path.is_file()
-    }
-    manifest = make_manifest(checkpoint.config, options, measured, files, checkpoint.commit)
-    text = json.dumps(manifest.to_json(), indent=1, ensure_ascii=False)
-    (folder / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
-    return ExportReport(folder, files, measured)
-
-
-def make_manifest(
-    config: ModelConfig,
+def _write_decoder(
+    checkpoint: Checkpoint,
+    folder: Path,
     options: ExportOptions,
-    measured: dict[str, Any],
-    files: dict[str, FileEntry],
-    commit: str | None,
+    table: StoredMatrix,
+    quantized: Quantized | None,
+    progress: Progress,
+) -> Difference:
+    config, precision = checkpoint.config.text, options.stored_precision
+    source = Float32Source(checkpoint)
+    tied = config.tie_word_embeddings
+    reference: Checkpoint | DequantizedCheckpoint = checkpoint
+    if quantized is None:
+
+        def make_builder(graph: GraphWriter) -> DecoderBuilder:
+            return DecoderBuilder(graph, config, source, precision)
+    else:
+        linears = quantized.linears
+        reference = DequantizedCheckpoint(checkpoint, linears)
+        shared = write_quantized_embeddings(linears.linear(HEAD), folder) if tied and HEAD in linears.names else None
+        accuracy_level = 4 if options.activation_bits == 8 else 0
+
+        def make_builder(graph: GraphWriter) -> DecoderBuilder:
+            return QuantizedDecoderBuilder(graph, config, source, precision, linears, shared, accuracy_level)
+
+    export_decoder(make_builder, folder, table if tied else None, lambda done, total: progress("decoder", done, total))
+    return check_decoder(reference, folder, lambda done, total: progress("checking the decoder", done, total))
+
+
+def _listing(
+    manifest: Manifest, folder: Path, describe: Callable[[Path], FileEntry] = lambda path: FileEntry(0, "")
 ) -> Manifest:
-    """The manifest of a bundle made from a checkpoint of this configuration."""
+    """The manifest with every file that is in the folder now."""
+    files = {
+        path.relative_to(folder).as_posix(): describe(path) for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+    return replace(manifest, files=files)
+
+
+def make_manifest(config: ModelConfig, options: ExportOptions, commit: str | None) -> Manifest:
+    """The manifest of a bundle made from a checkpoint of this configuration, before anything is measured or written."""
     vision, text = config.vision, config.text
     return Manifest(
-        name=config.name,
+        name=options.name or config.name,
         layout=config.layout,
         source=f"{config.name}@{commit}" if commit else config.name,
-        precision=options.precision,
+        precision=options.stored_precision,
         targets=options.targets,
         vision=VisionSpec(
             vision.hidden_size,
@@ -166,8 +218,8 @@ def make_manifest(
             token_compression=config.use_token_compression,
         ),
         tokens=TokenSpec(config.image_token_id, config.video_token_id, config.eos_token_ids),
-        quantization={"method": options.quantization},
-        measured=measured,
+        quantization={},
+        measured={},
         versions={
             "vl3edge": version("vl3edge"),
             "python": platform.python_version(),
@@ -175,7 +227,6 @@ def make_manifest(
             "onnx": onnx.__version__,
             "onnxruntime": onnxruntime.__version__,
         },
-        files=files,
     )
 
 
@@ -194,4 +245,4 @@ def _estimated_bytes(checkpoint: Checkpoint, precision: str) -> int:
     """Bytes of all weights in the precision asked for, and a little more for graphs and rotary tables."""
     width = 2 if precision == "fp16" else 4
     elements = sum(int(np.prod(checkpoint.shape(name))) for name in checkpoint.names)
-    return elements * width + (64 << 20)
+    return elements * width + _LARGE_FILE_MARGIN

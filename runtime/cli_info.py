@@ -13,7 +13,7 @@ from typing import Any
 from .bundle import Bundle, open_bundle
 from .engine import import_onnxruntime
 from .errors import BackendError
-from .manifest import FileEntry
+from .manifest import Manifest
 
 _PACKAGES = ("vl3edge", "numpy", "av", "pillow", "tokenizers", "jinja2")
 
@@ -45,7 +45,9 @@ def _describe(bundle: Bundle) -> None:
     text, vision = manifest.text, manifest.vision
     print(f"bundle       {bundle.folder}: every file is there and unchanged")
     print(f"model        {manifest.source}, layout {manifest.layout}")
-    print(f"targets      {', '.join(manifest.targets)}; {manifest.precision}; quantization {manifest.quantization}")
+    print(
+        f"targets      {', '.join(manifest.targets)}; {manifest.precision}; quantization {manifest.quantization['method']}"
+    )
     print(f"vision       {vision.num_layers} layers of {vision.hidden_size}, patches of {vision.patch_size} pixels")
     print(
         f"decoder      {text.num_layers} layers of {text.hidden_size}, {text.num_heads} heads on {text.num_kv_heads}, "
@@ -53,20 +55,40 @@ def _describe(bundle: Bundle) -> None:
     )
     print(f"exported by  {', '.join(f'{name} {number}' for name, number in manifest.versions.items())}")
     print()
-    print(contents_table(manifest.files, manifest.measured))
+    print(contents_table(manifest))
 
 
-def contents_table(files: Mapping[str, FileEntry], measured: Mapping[str, Any]) -> str:
-    """The files of a bundle with their sizes, and each stage's difference from the torch modules."""
+def contents_table(manifest: Manifest) -> str:
+    """A bundle's files with their sizes, each stage's difference from torch, and what quantization cost."""
+    files, measured = manifest.files, manifest.measured
+    total = sum(entry.bytes for entry in files.values())
     lines = [f"{'file':<28} {'MB':>10}"]
     lines += [f"{name:<28} {entry.bytes / 1e6:>10.2f}" for name, entry in files.items()]
-    lines += [f"{'total':<28} {sum(entry.bytes for entry in files.values()) / 1e6:>10.2f}", ""]
+    lines += [f"{'total':<28} {total / 1e6:>10.2f}", ""]
     lines += [f"{'stage':<18} {'largest difference from torch':>30} {'mean':>12} {'largest value':>14}"]
     lines += [
         f"{stage:<18} {d['max_abs_diff']:>30.3g} {d['mean_abs_diff']:>12.3g} {d['max_abs']:>14.3g}"
         for stage, d in measured.items()
     ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_quantization_lines(manifest.quantization)])
+
+
+def _quantization_lines(report: Mapping[str, Any]) -> list[str]:
+    """Per layer the relative squared error of its outputs; then the whole decoder against float32."""
+    lines = []
+    layers: Mapping[str, Mapping[str, Any]] = report.get("layers", {})
+    if layers:
+        lines += ["", f"{'quantized layer':<18} {'bits':>6} {'error':>10} {'round-to-nearest':>18}"]
+        for name, layer in layers.items():
+            errors = f"{layer['gptq']:>10.2e} {layer['rtn']:>18.2e}" if "gptq" in layer else ""
+            lines.append(f"{name:<18} {layer['bits']:>6g} {errors}".rstrip())
+    if cost := report.get("end_to_end"):
+        lines += [
+            "",
+            f"next token against float32, {cost['positions']} held-out positions: "
+            f"KL {cost['kl']:.2e} (99th percentile {cost['kl_p99']:.2e}), same best token {cost['top1']:.2%}",
+        ]
+    return lines
 
 
 def _version(name: str) -> str:

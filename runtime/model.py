@@ -64,7 +64,7 @@ class VideoLlama3:
             "name": manifest.name,
             "layout": manifest.layout,
             "precision": manifest.precision,
-            "quantization": manifest.quantization,
+            "quantization": manifest.quantization.get("method", "none"),
             "bundle_bytes": self.bundle.num_bytes,
             "context_tokens": manifest.text.max_position_embeddings,
             "backend": self._backend.name,

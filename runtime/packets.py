@@ -39,6 +39,7 @@ class PacketTable:
         of pictures may begin with a keyframe that is not clean: decoding it alone is right, but not free of errors.
     is_shown: bool [P]; the others are decoded only because frames depend on them (the cut of an edit list).
     last_duration: ticks for which the last frame is shown, 0 if not known.
+    num_damaged: packets of H.264 and HEVC whose units do not fill them, and so cannot be whole.
     """
 
     ticks: npt.NDArray[np.int64]
@@ -46,6 +47,7 @@ class PacketTable:
     is_clean: npt.NDArray[np.bool_]
     is_shown: npt.NDArray[np.bool_]
     last_duration: int
+    num_damaged: int
 
     def needed_for(self, wanted: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Which packets must be decoded for the frames shown at the ticks `wanted`: bool [P].
@@ -140,13 +142,16 @@ def read_packets(container: InputContainer, stream: VideoStream) -> Iterator[Pac
 def scan(container: InputContainer, stream: VideoStream) -> PacketTable | None:
     """All packets, or None if their times do not tell the frames apart."""
     ticks, keys, clean, shown = [], [], [], []
-    is_h264 = stream.codec_context.name == "h264"
-    length_bytes = _nal_length_bytes(stream.codec_context.extradata)
+    codec = stream.codec_context.name
+    is_h264 = codec == "h264"
+    length_bytes = _nal_length_bytes(codec, stream.codec_context.extradata)
+    num_damaged = 0
     last, last_duration = None, 0
     for packet in read_packets(container, stream):
         if packet.pts is None:
             return None
         ticks.append(packet.pts)
+        num_damaged += length_bytes > 0 and not _units_fill(memoryview(packet), length_bytes)
         starts = cleanly = packet.is_keyframe
         if starts and is_h264:
             starts, cleanly = _h264_start(bytes(packet), length_bytes)
@@ -161,12 +166,23 @@ def scan(container: InputContainer, stream: VideoStream) -> PacketTable | None:
     if container.format.name == "avi" and stream.codec_context.has_b_frames and (np.diff(times) > 0).all():
         return None  # AVI knows the order of decoding only, and the parser could not work out the other
     is_key, is_clean, is_shown = (np.array(flags, np.bool_) for flags in (keys, clean, shown))
-    return PacketTable(times, is_key, is_clean, is_shown, last_duration)
+    return PacketTable(times, is_key, is_clean, is_shown, last_duration, num_damaged)
 
 
-def _nal_length_bytes(extradata: bytes | None) -> int:
-    """How many bytes hold the length of a unit of H.264, or 0 where units are set apart by start codes."""
-    return (extradata[4] & 3) + 1 if extradata and len(extradata) > 4 and extradata[0] == 1 else 0
+def _nal_length_bytes(codec: str, extradata: bytes | None) -> int:
+    """How many bytes hold the length of a unit of H.264 or HEVC; 0 for start codes between units, or other codecs."""
+    at = {"h264": 4, "hevc": 21}.get(codec)
+    if at is None or not extradata or len(extradata) <= at or extradata[0] != 1:
+        return 0
+    return (extradata[at] & 3) + 1
+
+
+def _units_fill(data: memoryview, length_bytes: int) -> bool:
+    """Whether units, each after its length, fill a packet to the last byte."""
+    at = 0
+    while at + length_bytes < len(data):
+        at += length_bytes + int.from_bytes(data[at : at + length_bytes], "big")
+    return at == len(data)
 
 
 def _h264_start(data: bytes, length_bytes: int) -> tuple[bool, bool]:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,35 +17,70 @@ from .errors import BundleError
 from .prompt import Piece, VisualSlot
 from .tokenizer import Tokenizer
 
-_DTYPES = {"F16": np.float16, "F32": np.float32}
+_DTYPES = {"F16": np.float16, "F32": np.float32, "U8": np.uint8}
 _MAX_HEADER_BYTES = 1 << 20
 
 
 class EmbeddingTable:
-    """Rows of the decoder's input embeddings, from a safetensors file with one tensor `embeddings` [vocab, hidden]."""
+    """Rows of the decoder's input embeddings, from a safetensors file.
+
+    The file holds `embeddings` float16 or float32 [vocab, hidden]; or, shared with a quantized output head, `codes`
+    uint8 [vocab, hidden · bits / 8], `scales` float16 [vocab, blocks] and perhaps `zero_points`, packed as the operator
+    MatMulNBits has them.
+    """
 
     def __init__(self, path: Path, vocab_size: int, hidden_size: int) -> None:
+        self._hidden_size = hidden_size
         try:
             with path.open("rb") as file:
                 header_bytes = int.from_bytes(file.read(8), "little")
                 if header_bytes > _MAX_HEADER_BYTES:
                     raise ValueError("its header is too long")
-                entry = json.loads(file.read(header_bytes))["embeddings"]
-            dtype = _DTYPES[entry["dtype"]]
-            if entry["shape"] != [vocab_size, hidden_size]:
-                raise ValueError(f"its shape is {entry['shape']}, not {[vocab_size, hidden_size]}")
-            offset = 8 + header_bytes + entry["data_offsets"][0]
-            self._rows = np.memmap(path, dtype, "r", offset, (vocab_size, hidden_size))
-        except (OSError, ValueError, KeyError, TypeError) as e:
+                entries = json.loads(file.read(header_bytes))
+            self._parts = {
+                name: _mapped(path, 8 + header_bytes, entry)
+                for name, entry in entries.items()
+                if name != "__metadata__"
+            }
+            first = self._parts["embeddings" if "embeddings" in self._parts else "codes"]
+            self._bits = first.shape[1] * 8 // hidden_size
+            fits = first.shape[1] == hidden_size if "embeddings" in self._parts else self._bits in (4, 8)
+            if len(first) != vocab_size or not fits:
+                raise ValueError(f"it has the shape {list(first.shape)}, not [{vocab_size}, {hidden_size}]")
+            if "codes" in self._parts and hidden_size % self._parts["scales"].shape[1]:
+                raise ValueError("its scales do not fit its codes")
+        except (OSError, ValueError, KeyError, TypeError, IndexError) as e:
             raise BundleError(f"{path} is not a usable embedding table ({e}). Export the bundle again.") from e
 
     def rows(self, ids: np.ndarray) -> np.ndarray:
         """Embeddings float32 [n, hidden_size] of ids int64 [n]."""
-        return self._rows[ids].astype(np.float32)
+        if "embeddings" in self._parts:
+            return self._parts["embeddings"][ids].astype(np.float32)
+        scales = self._parts["scales"][ids].astype(np.float32)
+        codes = _unpacked(self._parts["codes"][ids], self._bits, self._hidden_size).reshape(*scales.shape, -1)
+        centred = codes.astype(np.float32)
+        if "zero_points" in self._parts:
+            centred -= _unpacked(self._parts["zero_points"][ids], self._bits, scales.shape[1])[..., None]
+        else:
+            centred -= 2 ** (self._bits - 1)
+        return (centred * scales[..., None]).reshape(len(ids), -1)
 
     def row(self, token_id: int) -> np.ndarray:
-        """Embedding [hidden_size] of one id, in the table's own dtype."""
-        return self._rows[token_id]
+        """Embedding float32 [hidden_size] of one id."""
+        return self.rows(np.array([token_id]))[0]
+
+
+def _mapped(path: Path, start: int, entry: dict[str, Any]) -> np.ndarray:
+    """One tensor of a safetensors file, memory-mapped."""
+    rows, columns = entry["shape"]
+    return np.memmap(path, _DTYPES[entry["dtype"]], "r", start + entry["data_offsets"][0], (rows, columns))
+
+
+def _unpacked(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
+    """uint8 [n, count] of codes that are one to a byte, or two with the first in the low half."""
+    if bits == 8:
+        return packed
+    return np.stack([packed & 15, packed >> 4], axis=-1).reshape(len(packed), -1)[:, :count]
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,10 @@ class VideoFile:
         self.notes: tuple[str, ...] = ()
         if missing > 0:
             self.notes = (f"the file is cut short or damaged: {missing} of its {stated} frames are missing",)
+        if self._packets and self._packets.num_damaged:
+            # Those that no sample depends on are never decoded; whoever sees the caption should know all the same.
+            damaged, total = self._packets.num_damaged, len(self._packets.ticks)
+            self.notes += (f"the file is damaged: {damaged} of its {total} frames cannot be decoded",)
         last_duration = self._packets.last_duration if self._packets else 0
         if not last_duration:
             last_duration = int(self._ticks[-1] - self._ticks[-2]) if len(self._ticks) > 1 else self._step

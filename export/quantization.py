@@ -1,0 +1,104 @@
+"""The quantization stage of an export: calibrate on the engines just written, quantize, and report what it cost."""
+
+from __future__ import annotations
+
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vl3edge.models.checkpoint import Checkpoint
+from vl3edge.models.tensors import DECODER
+from vl3edge.quant.comparison import compare
+from vl3edge.quant.decoder import LayerProgress, quantize_decoder
+from vl3edge.quant.dequantized import Linears
+from vl3edge.quant.gptq_reader import GptqLinears
+from vl3edge.quant.plan import QuantizationPlan
+from vl3edge.runtime.bundle import Bundle
+
+from .calibration import calibration_set
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A quantized decoder and what the manifest says about it."""
+
+    linears: Linears
+    report: dict[str, Any]
+
+
+def work_folder(target: Path) -> Path:
+    """Where an export to `target` keeps its finished layers, so that the same command goes on after an interruption."""
+    return target.resolve().parent / f".{target.name}.quantizing"
+
+
+def existing_quantization(checkpoint: Checkpoint) -> Quantized:
+    """The layers of a checkpoint that holds a GPTQ decoder already; raises QuantError for other methods."""
+    linears = GptqLinears(checkpoint)
+    facts = dict(checkpoint.config.quantization or {})
+    kept = ("bits", "group_size", "sym", "desc_act")
+    report = {"method": "gptq", "source": "the checkpoint", **{key: facts[key] for key in kept if key in facts}}
+    return Quantized(linears, report)
+
+
+def quantize(
+    checkpoint: Checkpoint,
+    engines: Bundle,
+    plan: QuantizationPlan,
+    media: Sequence[str],
+    max_tokens: int,
+    work: Path,
+    progress: Progress,
+) -> Quantized:
+    """Quantizes the decoder by `plan`, layer by layer; an interrupted run goes on with what `work` holds.
+
+    engines: the bundle being written, with its vision engines. media: files, folders and patterns to calibrate on;
+    none takes synthetic scenes. max_tokens: to calibrate with.
+    Raises QuantError, MediaError.
+    """
+    data = calibration_set(engines, media, max_tokens)
+    progress("calibration data", 1, 1)
+
+    def show(step: LayerProgress) -> None:
+        progress(f"quantizing {step.name}, {step.seconds_left:.0f} s left,", step.done, step.total)
+
+    sequences = data.calibration if plan.method == "gptq" else ()
+    linears = quantize_decoder(checkpoint, sequences, plan, work, progress=show)
+    cost = compare(checkpoint, linears, data.held_out)
+    progress("comparing with float32", 1, 1)
+    report = {
+        **asdict(plan),
+        "source": list(media) or "synthetic scenes",
+        "calibration_tokens": data.num_tokens if sequences else 0,
+        "end_to_end": asdict(cost),
+        "layers": _layers(linears),
+    }
+    return Quantized(linears, report)
+
+
+def discard_work(target: Path) -> None:
+    """Removes what an export kept for resuming."""
+    shutil.rmtree(work_folder(target), ignore_errors=True)
+
+
+def _layers(linears: Linears) -> dict[str, dict[str, Any]]:
+    """Per decoder layer, and the head: bits, and the relative squared error of outputs, of GPTQ and round-to-nearest."""
+    sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
+    bits: dict[str, list[int]] = defaultdict(list)
+    for name in linears.names:
+        layer = name.removeprefix(DECODER).split(".self_attn")[0].split(".mlp")[0]
+        bits[layer].append(linears.linear(name).bits)
+        if (error := linears.errors.get(name)) is not None:
+            for k, value in enumerate((error.gptq, error.rtn, error.signal)):
+                sums[layer][k] += value
+    report: dict[str, dict[str, Any]] = {}
+    for layer, numbers in bits.items():
+        report[layer] = {"bits": round(sum(numbers) / len(numbers), 2)}
+        if layer in sums:
+            gptq, rtn, signal = sums[layer]
+            report[layer] |= {"gptq": gptq / signal, "rtn": rtn / signal}
+    return report
