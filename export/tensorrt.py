@@ -8,13 +8,13 @@ They differ from `vision.py`'s graphs, which are for ONNX Runtime, in what a com
   would have to be as wide as the widest image and as tall as the tallest, many times the bound.
 - `projector.onnx` takes `features` float32 [P, C], all patches of a call, and `blocks` int32 [K, B], the patches that
   are averaged into each kept token -> `tokens` float32 [K, D]. One graph serves every merge size.
-- Attention is plain matrix products and a softmax, the query scaled beforehand: the form TensorRT fuses. Heads are
-  widened with zeros to a multiple of 16 (72 -> 80), which changes no product.
+- Attention is plain matrix products and a softmax, the query scaled beforehand: the form TensorRT fuses. Heads can be
+  widened with zeros to a multiple of 16 (72 -> 80), which changes no product; TensorRT for RTX fuses 72 as it is.
 - Opset 17 without any operator of later date: what the parsers of TensorRT 10.3 and later have in common.
 
-Types are part of the graph (TensorRT builds it "strongly typed"). With `half`, matrix products are float16; the residual
-stream, LayerNorm, rotation, GELU and the averages stay float32 (see ARCHITECTURE.md for the drift measured). Without,
-everything is float32.
+Types are part of the graph (TensorRT builds it "strongly typed"). With `half`, matrix products are float16; the
+residual stream, LayerNorm, rotation, GELU and the averages stay float32 (see ARCHITECTURE.md for the drift measured).
+Without, everything is float32.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def export_tensorrt_vision(
     config: ModelConfig,
     folder: Path,
     half: bool = True,
-    pad: bool = True,
+    pad: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Path]:
     """Writes `vision.onnx` and its data into `folder`; returns the files.

@@ -1,7 +1,8 @@
 """A bundle on disk: a folder with a manifest, checked in full before anything in it is used.
 
-Every file must be there with the size and sha256 the manifest gives. All problems come in one message. Paths that
-leave the folder and symbolic links are refused: a bundle may come from anywhere.
+Every file must be there with the size and sha256 the manifest gives, and so must TensorRT plans that were compiled
+later, which have manifests of their own (`tensorrt_plan.py`). All problems come in one message. Paths that leave the
+folder and symbolic links are refused: a bundle may come from anywhere.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from .errors import BundleError
 from .manifest import FileEntry, Manifest
+from .tensorrt_plan import engine_files
 
 MANIFEST_NAME = "bundle.json"
 DEMO_BUNDLE = Path(__file__).parent / "demo_bundle"
@@ -56,8 +58,9 @@ def open_bundle(folder: str | Path) -> Bundle:
     folder = Path(folder)
     manifest = read_manifest(folder)
     problems = [f"{name} is missing from the manifest" for name in REQUIRED if name not in manifest.files]
+    entries = set(manifest.files.items()) | set(engine_files(folder).items())
     with ThreadPoolExecutor(max_workers=4) as pool:  # hashing releases the interpreter lock
-        checks = pool.map(lambda item: _check_file(folder, *item), manifest.files.items())
+        checks = pool.map(lambda item: _check_file(folder, *item), sorted(entries, key=lambda item: item[0]))
         problems += [problem for problem in checks if problem]
     if problems:
         raise BundleError(f"{folder} cannot be used: {'; '.join(problems)}. Copy or export the bundle again.")

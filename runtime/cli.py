@@ -14,10 +14,10 @@ import warnings
 from collections.abc import Sequence
 from importlib.metadata import entry_points, version
 
-from . import cli_ask, cli_caption, cli_info
+from . import cli_ask, cli_build, cli_caption, cli_info
 from .errors import ConfigError, Vl3EdgeError
 
-COMMANDS = (cli_caption, cli_ask, cli_info)
+COMMANDS = (cli_caption, cli_ask, cli_build, cli_info)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -121,13 +121,13 @@ class Manifest:
             return None, [f"format_version is {version!r}, this vl3edge reads {FORMAT_VERSION}: {advice}"]
         problems: list[str] = []
         body = {key: value for key, value in data.items() if key not in ("format", "format_version")}
-        manifest = _read(cls, body, "", problems)
+        manifest = read_json(cls, body, "", problems)
         if not problems:
             problems += _inconsistencies(manifest)
         return (None, problems) if problems else (manifest, [])
 
 
-def _read(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
+def read_json(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
     """value as kind (a dataclass, a tuple, a dict or a plain type); what is wrong goes to problems."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
@@ -143,13 +143,13 @@ def _read(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
             return ()
         kinds = [arguments[0]] * len(value) if many else list(arguments)
         return tuple(
-            _read(k, item, f"{where}[{i}]", problems) for i, (k, item) in enumerate(zip(kinds, value, strict=True))
+            read_json(k, item, f"{where}[{i}]", problems) for i, (k, item) in enumerate(zip(kinds, value, strict=True))
         )
     if origin in (dict, types.GenericAlias):
         if not isinstance(value, Mapping):
             problems.append(f"{where} is not an object")
             return {}
-        return {key: _read(arguments[1], item, f"{where}.{key}", problems) for key, item in value.items()}
+        return {key: read_json(arguments[1], item, f"{where}.{key}", problems) for key, item in value.items()}
     if kind is Any:
         return value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
@@ -167,7 +167,7 @@ def _read_dataclass(kind: Any, value: Any, where: str, problems: list[str]) -> A
     hints = typing.get_type_hints(kind)
     missing = [name for name in hints if name not in value]
     problems += [f"{prefix}{name} is missing" for name in missing]
-    found = {name: _read(hints[name], value[name], prefix + name, problems) for name in hints if name in value}
+    found = {name: read_json(hints[name], value[name], prefix + name, problems) for name in hints if name in value}
     return None if missing else kind(**found)
 
 

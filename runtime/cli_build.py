@@ -1,0 +1,68 @@
+"""`vl3edge build`: TensorRT plans of a bundle, compiled on this machine. Needs TensorRT, but no torch."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+from .bundle import read_manifest
+from .cli_options import progress
+from .cuda import open_device
+from .errors import ConfigError
+from .tensorrt_build import BuildOptions, build_engines
+from .tensorrt_plan import PORTABLE, TARGETS, read_engine_sets
+from .tensorrt_profiles import DEFAULT_MEMORY_BYTES
+
+
+def add_to(commands: Any) -> None:
+    parser = commands.add_parser("build", help="compile TensorRT plans on this device", description=__doc__)
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="bundle exported with --target rtx or jetson")
+    parser.add_argument(
+        "--target",
+        choices=TARGETS,
+        required=True,
+        help="rtx: TensorRT for RTX, portable plans; jetson: the TensorRT installed here, plans for this GPU alone",
+    )
+    parser.add_argument(
+        "--memory-mb",
+        type=int,
+        default=DEFAULT_MEMORY_BYTES >> 20,
+        metavar="N",
+        help="bound of the encoder's activations, which decides how many patches one call takes (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--compute-capability",
+        action="append",
+        default=[],
+        metavar="X.Y",
+        help="of the GPUs to compile for, rtx only, may be repeated (default: 8.0 and later)",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    if options.compute_capability and options.target != "rtx":
+        raise ConfigError("--compute-capability is for --target rtx; other plans are for the GPU they are built on")
+    manifest = read_manifest(options.bundle)
+    device = PORTABLE if options.target == "rtx" else open_device().name
+    build = BuildOptions(
+        options.target, options.memory_mb << 20, tuple(dict.fromkeys(options.compute_capability)), device
+    )
+    begin = time.perf_counter()
+
+    def report(stage: str, done: int, total: int) -> None:
+        progress(f"{stage}: {done}/{total} plans, {time.perf_counter() - begin:.1f} s")
+
+    folder = build_engines(options.bundle, manifest, build, report)
+    (built,) = (engines for engines in read_engine_sets(options.bundle, options.target) if engines.folder == folder)
+    for name, plan in built.spec.plans.items():
+        size = built.spec.files[f"{name}.plan"].bytes / 1e6
+        boxes = "; ".join(
+            f"{profile.name} " + ", ".join(f"{key} up to {list(sizes.max)}" for key, sizes in profile.inputs.items())
+            for profile in plan.profiles
+        )
+        print(f"{name:<10} {size:>8.1f} MB  {boxes}")
+    print(f"\nplans: {folder}")
+    return 0

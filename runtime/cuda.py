@@ -1,0 +1,123 @@
+"""The little of CUDA that running a plan takes: memory on the device, pinned memory on the host, one stream.
+
+Behind it is cuda-python, imported when a device is opened; every call's status is checked.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from .errors import BackendError
+
+_INSTALL = "pip install cuda-python"
+
+
+class Device(Protocol):
+    """What an engine needs of a GPU. Addresses and the stream are plain integers."""
+
+    name: str
+    capability: tuple[int, int]
+    stream: int
+
+    def allocate(self, num_bytes: int) -> int:
+        """Address of new device memory."""
+        ...
+
+    def free(self, address: int) -> None: ...
+
+    def pinned(self, num_bytes: int) -> np.ndarray:
+        """New page-locked host memory, uint8 [num_bytes]; free it with `unpin`."""
+        ...
+
+    def unpin(self, array: np.ndarray) -> None: ...
+
+    def upload(self, address: int, source: np.ndarray) -> None:
+        """Copies a contiguous host array to the device, in the stream."""
+        ...
+
+    def download(self, target: np.ndarray, address: int) -> None:
+        """Copies from the device into a contiguous host array, in the stream."""
+        ...
+
+    def synchronize(self) -> None:
+        """Waits until the stream has done all it was given."""
+        ...
+
+
+@dataclass(frozen=True)
+class CudaDevice:
+    """The first CUDA device, as `Device`. Make it with `open_device`."""
+
+    runtime: Any
+    name: str
+    capability: tuple[int, int]
+    stream: int
+
+    def allocate(self, num_bytes: int) -> int:
+        return int(_call(self.runtime, self.runtime.cudaMalloc, num_bytes))
+
+    def free(self, address: int) -> None:
+        _call(self.runtime, self.runtime.cudaFree, address)
+
+    def pinned(self, num_bytes: int) -> np.ndarray:
+        address = int(_call(self.runtime, self.runtime.cudaHostAlloc, num_bytes, self.runtime.cudaHostAllocDefault))
+        return np.ctypeslib.as_array((ctypes.c_uint8 * num_bytes).from_address(address))
+
+    def unpin(self, array: np.ndarray) -> None:
+        _call(self.runtime, self.runtime.cudaFreeHost, array.ctypes.data)
+
+    def upload(self, address: int, source: np.ndarray) -> None:
+        self._copy(address, source.ctypes.data, source.nbytes, self.runtime.cudaMemcpyKind.cudaMemcpyHostToDevice)
+
+    def download(self, target: np.ndarray, address: int) -> None:
+        self._copy(target.ctypes.data, address, target.nbytes, self.runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost)
+
+    def synchronize(self) -> None:
+        _call(self.runtime, self.runtime.cudaStreamSynchronize, self.stream)
+
+    def _copy(self, target: int, source: int, num_bytes: int, kind: Any) -> None:
+        _call(self.runtime, self.runtime.cudaMemcpyAsync, target, source, num_bytes, kind, self.stream)
+
+
+def open_device() -> CudaDevice:
+    """The first CUDA device with a stream of its own; BackendError that says what is missing."""
+    runtime = _import_runtime()
+    try:
+        count = int(_call(runtime, runtime.cudaGetDeviceCount))
+    except BackendError as e:
+        raise BackendError(f"no CUDA device can be used ({e}): check the NVIDIA driver (nvidia-smi).") from e
+    except RuntimeError as e:  # cuda-python raises it where there is no driver library at all
+        raise BackendError(f"there is no NVIDIA driver on this machine ({e}).") from e
+    if count == 0:
+        raise BackendError("the NVIDIA driver sees no GPU (nvidia-smi).")
+    properties = _call(runtime, runtime.cudaGetDeviceProperties, 0)
+    name = properties.name.decode() if isinstance(properties.name, bytes) else str(properties.name)
+    stream = int(_call(runtime, runtime.cudaStreamCreate))
+    return CudaDevice(runtime, name.rstrip("\0"), (int(properties.major), int(properties.minor)), stream)
+
+
+def _import_runtime() -> Any:
+    """cuda-python's binding of the CUDA runtime; its place has changed between versions 12 and 13."""
+    for name in ("cuda.bindings.runtime", "cuda.cudart"):
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError:
+            continue
+        except ImportError as e:
+            raise BackendError(f"cuda-python is installed but does not load ({e}).") from e
+    raise BackendError(f"TensorRT plans need cuda-python to run: {_INSTALL}.")
+
+
+def _call(runtime: Any, function: Any, *arguments: Any) -> Any:
+    """The result of a CUDA call, which returns (status, result); BackendError for any status but success."""
+    status, *results = function(*arguments)
+    if status != runtime.cudaError_t.cudaSuccess:
+        text = runtime.cudaGetErrorString(status)[1]
+        message = text.decode() if isinstance(text, bytes) else str(text)
+        raise BackendError(f"CUDA: {message} ({status.name})")
+    return results[0] if results else None
