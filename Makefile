@@ -5,6 +5,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 DEMO_VENV ?= .venv-demo
+INTERCHANGE_VENV ?= .venv-interchange
 # A CPU build where the package index offers one; installed first, so that nothing pulls a CUDA build.
 TORCH ?= torch==2.13.0
 WORKERS ?= 2
@@ -12,7 +13,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 RUN := OMP_NUM_THREADS=1 $(BIN)/python -m
 
-.PHONY: demo test test-long lint format clean
+.PHONY: demo test test-long test-interchange lint format clean
 
 demo: $(DEMO_VENV)/.installed
 	$(DEMO_VENV)/bin/vl3edge caption tests/fixtures/demo_clip.mp4
@@ -22,6 +23,10 @@ test: $(VENV)/.installed
 
 test-long: $(VENV)/.installed
 	$(RUN) pytest -m long $(PYTEST_OPTIONS)
+
+# GPTQ checkpoints exchanged with GPTQModel, which pins other versions than the other tests need.
+test-interchange: $(INTERCHANGE_VENV)/.installed
+	OMP_NUM_THREADS=1 $(INTERCHANGE_VENV)/bin/python -m pytest --confcutdir tests/interchange tests/interchange
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -35,7 +40,7 @@ format: $(VENV)/.installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(DEMO_VENV) .cache build *.egg-info
+	rm -rf $(VENV) $(DEMO_VENV) $(INTERCHANGE_VENV) .cache build *.egg-info
 
 $(DEMO_VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(DEMO_VENV)
@@ -48,4 +53,13 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/pip install --quiet $(TORCH)
 	$(BIN)/pip install --quiet --editable '.[cpu,export,demo,test]'
 	$(BIN)/pip install --quiet --no-deps torchvision
+	touch $@
+
+# GPTQModel builds a C++ extension and needs torch to be there first.
+$(INTERCHANGE_VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(INTERCHANGE_VENV)
+	$(INTERCHANGE_VENV)/bin/pip install --quiet $(TORCH) numpy==2.2.6 setuptools wheel ninja
+	$(INTERCHANGE_VENV)/bin/pip install --quiet --no-build-isolation gptqmodel==7.6.0 optimum==2.3.0
+	$(INTERCHANGE_VENV)/bin/pip install --quiet --editable . pytest
+	$(INTERCHANGE_VENV)/bin/pip install --quiet --no-deps torchvision
 	touch $@
