@@ -7,6 +7,7 @@ frame that is identical to its predecessor is not encoded again.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from PIL import Image
 
 from .clip import Clip, EncodeStats, MediaKind, make_visual
 from .config import PruningConfig, SamplingPlan
-from .errors import ConfigError
+from .errors import ConfigError, MediaWarning
 from .image import load_image
 from .manifest import MediaSpec, ProcessorSpec
 from .pruning import FramePruner
@@ -90,7 +91,7 @@ class ClipEncoder:
     def encode(self, media: OpenedMedia, pruning: PruningConfig | None, sharing: int) -> Clip:
         """Encodes opened media; `sharing` frames and images share the pixel budget (see `frames_sharing`)."""
         spec = self._processor.image if media.kind == "image" else self._processor.video
-        size = target_size(media.height, media.width, self._budget(spec), sharing)
+        size = self._size(media, spec, sharing)
         work = _Encoding(
             self._vision, media.kind, self._pruner(media, spec, pruning), spec.merge_size, self._patch_size
         )
@@ -127,6 +128,22 @@ class ClipEncoder:
         if media.reader is not None:
             for chunk in media.reader.chunks(size, self._vision.frames_per_call(*size), self._processor.rule):
                 yield chunk.frames
+
+    def _size(self, media: OpenedMedia, spec: MediaSpec, sharing: int) -> tuple[int, int]:
+        """Height and width of the frames to encode; warns when the engine takes less than the model would."""
+        size = target_size(media.height, media.width, self._budget(spec), sharing)
+        limit = self._vision.max_patches
+        if limit is None or size[0] * size[1] <= limit * self._patch_size**2:
+            return size
+        budget = PixelBudget(self._patch_size, spec.merge_size, 1, limit * self._patch_size**2)
+        smaller = target_size(media.height, media.width, budget)
+        warnings.warn(
+            f"{media.name}: {size[1]}×{size[0]} pixels are more than the engine was built for ({limit} patches); "
+            f"encoded at {smaller[1]}×{smaller[0]}",
+            MediaWarning,
+            stacklevel=2,
+        )
+        return smaller
 
     def _budget(self, spec: MediaSpec) -> PixelBudget:
         return PixelBudget(self._patch_size, spec.merge_size, spec.min_pixels, spec.max_pixels, self._processor.rule)

@@ -13,9 +13,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from .bundle import Bundle
 from .errors import BackendError, BundleError, ConfigError
 
-BACKENDS = ("auto", "cpu", "cuda")
+BACKENDS = ("auto", "cpu", "cuda", "rtx", "jetson", "tensorrt")
+PATCHES_PER_CALL = 8192  # bounds the encoder's activations: about 150 MB in float32 at the released models' width
 _INSTALL = "pip install 'vl3edge[cpu]' (or [cuda], [rtx] on an NVIDIA GPU)"
 
 
@@ -25,9 +27,36 @@ class Engine(Protocol):
     def run(self, inputs: dict[str, np.ndarray]) -> list[np.ndarray]: ...
 
 
+class FrameLimits(Protocol):
+    """How many frames the vision engine takes at once."""
+
+    @property
+    def max_patches(self) -> int | None:
+        """Of one frame; None for any number."""
+        ...
+
+    def frames_per_call(self, patches: int) -> int:
+        """At least one, for frames of so many patches."""
+        ...
+
+
+@dataclass(frozen=True)
+class PatchLimit:
+    """Frames of any size, so many patches at once."""
+
+    patches_per_call: int = PATCHES_PER_CALL
+    max_patches: int | None = None
+
+    def frames_per_call(self, patches: int) -> int:
+        return max(1, self.patches_per_call // patches)
+
+
 @dataclass(frozen=True)
 class Backend:
-    """Where graphs run. name is "cpu" or "cuda"; num_threads 0 leaves the choice to ONNX Runtime."""
+    """Where graphs run. num_threads 0 leaves the choice to ONNX Runtime.
+
+    name: "cpu" or "cuda" for ONNX Runtime alone; `tensorrt_backend.py` has those with TensorRT.
+    """
 
     name: str
     providers: tuple[str, ...]
@@ -51,8 +80,18 @@ class Backend:
             )
         return session
 
-    def engine(self, path: Path) -> OrtEngine:
-        return OrtEngine(self.session(path))
+    def graph(self, bundle: Bundle, name: str) -> Engine:
+        """One of the vision path's graphs: "vision", "projector-image" or "projector-video"."""
+        return OrtEngine(self.session(bundle.path(f"{name}.onnx")))
+
+    def frame_limits(self, bundle: Bundle) -> FrameLimits:
+        """How many frames the vision graph takes at once."""
+        return PatchLimit()
+
+    @property
+    def vision_runtime(self) -> str:
+        """What runs the vision path, in words."""
+        return f"ONNX Runtime {self.version}"
 
 
 class OrtEngine:
@@ -78,10 +117,16 @@ def import_onnxruntime() -> Any:
 def select_backend(name: str = "auto", num_threads: int = 0) -> Backend:
     """The backend of this name; "auto" takes CUDA when this ONNX Runtime was built with it, else the CPU.
 
+    "rtx", "jetson" and "tensorrt" run the vision path in TensorRT and the decoder as "cuda" does.
+
     Raises ConfigError for an unknown name, BackendError when the backend is not available here.
     """
     if name not in BACKENDS:
         raise ConfigError(f"backend must be one of {', '.join(BACKENDS)}, not {name!r}")
+    if name not in ("auto", "cpu", "cuda"):
+        from .tensorrt_backend import open_backend  # it builds on this module
+
+        return open_backend(name, lambda: select_backend("cuda", num_threads))
     ort = import_onnxruntime()
     available = ort.get_available_providers()
     has_cuda = "CUDAExecutionProvider" in available

@@ -47,8 +47,8 @@ class VideoLlama3:
         """Checks and loads a bundle.
 
         bundle: the folder `vl3edge export` wrote; None is the small demo bundle that comes with the package.
-        backend: "cpu", "cuda", or "auto": CUDA where ONNX Runtime has it, else the CPU. There is no silent fallback;
-            `info` says what runs.
+        backend: "cpu", "cuda", or "auto": CUDA where ONNX Runtime has it, else the CPU. "rtx" and "jetson" run the
+            vision path in TensorRT plans of the bundle. There is no silent fallback; `info` says what runs.
         num_threads: of one operator; 0 leaves it to ONNX Runtime (one per physical core).
         Raises BundleError, BackendError, ConfigError.
         """
@@ -68,6 +68,7 @@ class VideoLlama3:
             "bundle_bytes": self.bundle.num_bytes,
             "context_tokens": manifest.text.max_position_embeddings,
             "backend": self._backend.name,
+            "vision_runtime": self._backend.vision_runtime,
             "providers": list(self._backend.providers),
             "onnxruntime": self._backend.version,
             "num_threads": self._backend.num_threads or "one per physical core",

@@ -12,8 +12,6 @@ import numpy as np
 from .bundle import Bundle
 from .engine import Backend, Engine
 
-PATCHES_PER_CALL = 8192  # bounds the encoder's activations: about 150 MB in float32 at the released models' width
-
 
 class VisionPath:
     """The vision encoder and the projectors of a bundle."""
@@ -23,10 +21,16 @@ class VisionPath:
         self._backend = backend
         self._engines: dict[str, Engine] = {}
         self._patch_size = bundle.manifest.vision.patch_size
+        self._frame_limits = backend.frame_limits(bundle)
+
+    @property
+    def max_patches(self) -> int | None:
+        """Of one frame: larger ones have to be made smaller; None when any size will do."""
+        return self._frame_limits.max_patches
 
     def frames_per_call(self, height: int, width: int) -> int:
         """How many frames of this size in pixels are encoded at once, at least one."""
-        return max(1, PATCHES_PER_CALL // ((height // self._patch_size) * (width // self._patch_size)))
+        return self._frame_limits.frames_per_call((height // self._patch_size) * (width // self._patch_size))
 
     def features(self, frames: np.ndarray) -> np.ndarray:
         """Features float32 [F, h, w, C] of frames uint8 [F, H, W, 3]; h and w count patches."""
@@ -42,5 +46,5 @@ class VisionPath:
 
     def _engine(self, name: str) -> Engine:
         if name not in self._engines:
-            self._engines[name] = self._backend.engine(self._bundle.path(f"{name}.onnx"))
+            self._engines[name] = self._backend.graph(self._bundle, name)
         return self._engines[name]

@@ -1,0 +1,98 @@
+"""The backends "rtx" and "jetson": vision in TensorRT, the decoder in ONNX Runtime on the same GPU.
+
+Whatever is missing is an error that says which command to run; nothing falls back to the CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from .bundle import Bundle
+from .cuda import Device, open_device
+from .engine import Backend, Engine, FrameLimits
+from .errors import BackendError
+from .manifest import MediaSpec
+from .tensorrt_engine import TensorRtEngine
+from .tensorrt_library import import_tensorrt
+from .tensorrt_plan import InstalledEngines, choose_engines, read_engine_sets
+from .tensorrt_profiles import Profile, frames_per_call, max_patches
+from .tensorrt_vision import BlockProjector, PatchEncoder
+
+TARGET_OF = {"rtx": "rtx", "jetson": "jetson", "tensorrt": "jetson"}
+"""Backend names and the target whose plans they run: "tensorrt" is TensorRT proper on any GPU, built as for Jetson."""
+
+RUNTIME_CACHE = "runtime.cache"
+
+
+@dataclass(frozen=True)
+class ProfileLimits:
+    """What the profiles of the vision plan take."""
+
+    profiles: tuple[Profile, ...]
+
+    @property
+    def max_patches(self) -> int | None:
+        return max_patches(self.profiles)
+
+    def frames_per_call(self, patches: int) -> int:
+        return max(1, frames_per_call(self.profiles, patches))
+
+
+@dataclass(frozen=True)
+class TensorRtBackend(Backend):
+    """ONNX Runtime's providers for the decoder; library and device for the vision path. Use `open_backend`."""
+
+    target: str = "rtx"
+    library: Any = None
+    device: Device | None = None
+    _loaded: dict[str, TensorRtEngine] = field(default_factory=dict, compare=False)
+
+    @property
+    def vision_runtime(self) -> str:
+        flavour = "TensorRT for RTX" if self.target == "rtx" else "TensorRT"
+        return f"{flavour} {self.library.__version__} on {self._gpu.name}"
+
+    def graph(self, bundle: Bundle, name: str) -> Engine:
+        engines = self._engines(bundle)
+        if name == "vision":
+            profiles = engines.spec.plans["vision"].profiles
+            return PatchEncoder(self._plan(engines, "vision"), profiles, bundle.manifest.vision.patch_size)
+        media: MediaSpec = getattr(bundle.manifest.processor, name.rpartition("-")[2])
+        profiles = engines.spec.plans["projector"].profiles
+        plan = self._plan(engines, "projector")  # one plan for both kinds of media
+        return BlockProjector(plan, profiles, media.merge_size, bundle.manifest.text.hidden_size)
+
+    def frame_limits(self, bundle: Bundle) -> FrameLimits:
+        return ProfileLimits(self._engines(bundle).spec.plans["vision"].profiles)
+
+    @property
+    def _gpu(self) -> Device:
+        if self.device is None:
+            raise BackendError("this backend has no device; make it with select_backend")
+        return self.device
+
+    def _engines(self, bundle: Bundle) -> InstalledEngines:
+        found = read_engine_sets(bundle.folder, self.target)
+        gpu = self._gpu
+        return choose_engines(found, self.target, str(self.library.__version__), gpu.name, gpu.capability)
+
+    def _plan(self, engines: InstalledEngines, name: str) -> TensorRtEngine:
+        path = engines.plan_path(name)
+        key = str(path)
+        if key not in self._loaded:
+            cache = path.with_name(f"{name}.{RUNTIME_CACHE}") if self.target == "rtx" else None
+            self._loaded[key] = TensorRtEngine(self.library, self._gpu, path, engines.spec.plans[name], cache)
+        return self._loaded[key]
+
+
+def open_backend(name: str, decoder: Callable[[], Backend]) -> TensorRtBackend:
+    """The TensorRT backend of this name, with the decoder where the backend that `decoder` gives runs.
+
+    Raises BackendError when TensorRT, cuda-python, the driver or the GPU is missing.
+    """
+    target = TARGET_OF[name]
+    library, device = import_tensorrt(target), open_device()
+    other = decoder()
+    return TensorRtBackend(name, other.providers, other.version, other.num_threads, target, library, device)
