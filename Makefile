@@ -13,10 +13,15 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 RUN := OMP_NUM_THREADS=1 $(BIN)/python -m
 
-.PHONY: demo test test-long test-interchange lint format clean
+.PHONY: demo demo-bundle test test-long test-interchange lint format clean
 
 demo: $(DEMO_VENV)/.installed
 	$(DEMO_VENV)/bin/vl3edge caption tests/fixtures/demo_clip.mp4
+
+# The bundle that ships with the package, made anew from the demo checkpoint.
+demo-bundle: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/vl3edge export models/demo/checkpoint -o runtime/demo_bundle --force \
+		--name vl3edge-demo --group-size 32
 
 test: $(VENV)/.installed
 	$(RUN) pytest -n $(WORKERS) -m "not long" $(PYTEST_OPTIONS)
