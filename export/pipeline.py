@@ -34,10 +34,11 @@ from .graph import GraphWriter
 from .quantization import Quantized, discard_work, existing_quantization, quantize, work_folder
 from .quantized import HEAD, QuantizedDecoderBuilder, write_quantized_embeddings
 from .staging import staged_folder
+from .tensorrt_stage import TENSORRT_TARGETS, require_tensorrt, tensorrt_bytes, write_tensorrt
 from .vision import export_projectors, export_vision
 
 Progress = Callable[[str, int, int], None]
-TARGETS = ("cpu",)
+TARGETS = ("cpu", *TENSORRT_TARGETS)
 _LARGE_FILE_MARGIN = 64 << 20  # graphs, rotary tables, tokenizer
 
 
@@ -45,6 +46,7 @@ _LARGE_FILE_MARGIN = 64 << 20  # graphs, rotary tables, tokenizer
 class ExportOptions:
     """What to make of a checkpoint.
 
+    targets: "cpu" is in every bundle; "rtx" adds compiled TensorRT plans, "jetson" what `vl3edge build` compiles there.
     plan: how to quantize the decoder, or None to leave it whole. A checkpoint whose decoder is quantized already is
         exported as it is, whatever the plan.
     precision: of weights that are not quantized; "fp16" halves them on disk and is computed in float32 on a CPU. None
@@ -103,9 +105,13 @@ def export_bundle(
     """
     options = options or ExportOptions()
     precision = options.stored_precision
-    with staged_folder(target, options.force, _estimated_bytes(checkpoint, precision)) as folder:
+    compilers = require_tensorrt(options.targets)
+    needed = _estimated_bytes(checkpoint, precision) + tensorrt_bytes(checkpoint, options.targets)
+    with staged_folder(target, options.force, needed) as folder:
         draft = make_manifest(checkpoint.config, options, checkpoint.commit)
+        draft = replace(draft, versions=draft.versions | compilers)
         measured = _write_vision(checkpoint, folder, precision, progress)
+        measured |= write_tensorrt(checkpoint, Float32Source(checkpoint), folder, draft, progress)
         table = export_embeddings(checkpoint, folder, precision)
         progress("embeddings", 1, 1)
         quantized = _quantized(checkpoint, Bundle(folder, _listing(draft, folder)), options, target, progress)

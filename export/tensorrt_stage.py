@@ -1,0 +1,106 @@
+"""The TensorRT part of an export: ONNX files for the compiler, and for "rtx" the plans themselves.
+
+The plans need no GPU to be compiled; those for Jetson are compiled on the device by `vl3edge build`, from the same ONNX
+files. They are measured here with ONNX Runtime on the CPU, through the runtime's own adapters: what float16 weights and
+the graph's types cost, though not TensorRT's own rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vl3edge.models.checkpoint import Checkpoint
+from vl3edge.models.projector import Projector
+from vl3edge.models.tensors import PROJECTOR, VISION
+from vl3edge.models.vision import VisionEncoder
+from vl3edge.runtime.engine import OrtEngine
+from vl3edge.runtime.errors import Vl3EdgeError
+from vl3edge.runtime.manifest import Manifest
+from vl3edge.runtime.tensorrt_build import BuildOptions, build_engines
+from vl3edge.runtime.tensorrt_library import import_tensorrt
+from vl3edge.runtime.tensorrt_plan import ENGINES
+from vl3edge.runtime.tensorrt_profiles import projector_profiles, vision_profiles
+from vl3edge.runtime.tensorrt_vision import BlockProjector, PatchEncoder
+
+from .check import Difference, load_session
+from .decoder import TensorSource
+from .errors import ExportError
+from .tensorrt import export_tensorrt_projector, export_tensorrt_vision
+
+TENSORRT_TARGETS = ("rtx", "jetson")
+_CHECK_SIZE = (2, 4, 6)  # frames, rows, columns of patches
+
+
+def require_tensorrt(targets: Sequence[str]) -> dict[str, str]:
+    """Raises ExportError, before any work is done, when a plan is to be built and cannot; versions for the manifest."""
+    if "rtx" not in targets:
+        return {}
+    try:
+        return {"tensorrt_rtx": str(import_tensorrt("rtx").__version__)}
+    except Vl3EdgeError as e:
+        raise ExportError(str(e)) from e
+
+
+def tensorrt_bytes(checkpoint: Checkpoint, targets: Sequence[str]) -> int:
+    """What the stage adds to a bundle, about: the weights in float16, once in the ONNX files, once in the plans."""
+    copies = 2 if "rtx" in targets else int("jetson" in targets)
+    names = [name for name in checkpoint.names if name.startswith((VISION, PROJECTOR))]
+    return copies * 2 * sum(int(np.prod(checkpoint.shape(name))) for name in names)
+
+
+def write_tensorrt(
+    checkpoint: Checkpoint,
+    source: TensorSource,
+    folder: Path,
+    manifest: Manifest,
+    progress: Callable[[str, int, int], None],
+) -> dict[str, Difference]:
+    """Writes what the manifest's targets need into `folder`; returns the differences from torch, by stage."""
+    if not set(TENSORRT_TARGETS) & set(manifest.targets):
+        return {}
+    (folder / ENGINES).mkdir()
+    export_tensorrt_vision(source, checkpoint.config, folder / ENGINES)
+    export_tensorrt_projector(source, checkpoint.config, folder / ENGINES)
+    measured = _measure(checkpoint, folder / ENGINES, manifest)
+    progress("graphs for TensorRT", 1, 1)
+    if "rtx" in manifest.targets:
+        try:
+            build_engines(
+                folder,
+                manifest,
+                BuildOptions("rtx"),
+                lambda name, done, total: progress(f"TensorRT plan of the {name}", done, total),
+            )
+        except Vl3EdgeError as e:
+            raise ExportError(str(e)) from e
+    return measured
+
+
+@torch.inference_mode()
+def _measure(checkpoint: Checkpoint, folder: Path, manifest: Manifest) -> dict[str, Difference]:
+    count, rows, columns = _CHECK_SIZE
+    patch, profiles = manifest.vision.patch_size, vision_profiles(manifest)
+    generator = torch.Generator().manual_seed(0)
+    shape = (count, rows * patch, columns * patch, 3)
+    frames = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+    expected = VisionEncoder.from_checkpoint(checkpoint)(frames)
+    encoder = PatchEncoder(OrtEngine(load_session(folder / "vision.onnx")), profiles, patch)
+    (features,) = encoder.run({"frames": frames.numpy()})
+    measured = {"vision-tensorrt": Difference.between(features, expected.numpy())}
+    del encoder
+    projector = OrtEngine(load_session(folder / "projector.onnx"))
+    for kind in ("image", "video"):
+        merge_size: int = getattr(manifest.processor, kind).merge_size
+        features = torch.randn(count, rows * merge_size, columns * merge_size, expected.shape[-1], generator=generator)
+        keep = torch.arange(0, count * rows * columns, 2)
+        tokens = Projector.from_checkpoint(checkpoint, merge_size)(features, keep).numpy()
+        blocks = BlockProjector(
+            projector, projector_profiles(manifest, profiles), merge_size, manifest.text.hidden_size
+        )
+        (ours,) = blocks.run({"features": features.numpy(), "keep": keep.numpy()})
+        measured[f"projector-{kind}-tensorrt"] = Difference.between(ours, tokens)
+    return measured

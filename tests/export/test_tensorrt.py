@@ -1,0 +1,262 @@
+"""TensorRT plans, really compiled, without a GPU; and the graphs they are compiled from, run by ONNX Runtime.
+
+What cannot be done here is to run a plan. Its inputs, profiles, memory and fused attention are read back from the
+network and from what the compiler reports.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from vl3edge.export.errors import ExportError
+from vl3edge.export.pipeline import ExportOptions, Float32Source, export_bundle, make_manifest
+from vl3edge.export.tensorrt import export_tensorrt_projector, export_tensorrt_vision
+from vl3edge.models.checkpoint import Checkpoint
+from vl3edge.models.random import preset, write_random_checkpoint
+from vl3edge.models.vision import VisionEncoder
+from vl3edge.runtime.bundle import open_bundle
+from vl3edge.runtime.cli import main
+from vl3edge.runtime.engine import OrtEngine
+from vl3edge.runtime.errors import BackendError, ConfigError
+from vl3edge.runtime.tensorrt_build import BuildOptions, build_engines, compile_plan
+from vl3edge.runtime.tensorrt_library import import_tensorrt
+from vl3edge.runtime.tensorrt_plan import TensorSpec, read_engine_sets
+from vl3edge.runtime.tensorrt_profiles import Profile, ShapeRange, projector_profiles, vision_profiles
+from vl3edge.runtime.tensorrt_vision import PatchEncoder
+
+needs_tensorrt = pytest.mark.skipif(
+    all(importlib.util.find_spec(name) is None for name in ("tensorrt_rtx", "tensorrt_rtx_bindings")),
+    reason="TensorRT for RTX is not installed (its wheels are for x86-64 alone)",
+)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """Two layers with heads of 72, as in the released models."""
+    config = preset("tiny", "authors")
+    config = replace(config, vision=replace(config.vision, hidden_size=144, num_heads=2))
+    return Checkpoint.open(write_random_checkpoint(tmp_path_factory.mktemp("checkpoint"), config, seed=3))
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """exported(half, pad): a folder with both graphs."""
+    written: dict[tuple[bool, bool], Path] = {}
+
+    def make(half: bool = True, pad: bool = False) -> Path:
+        if (half, pad) not in written:
+            folder = tmp_path_factory.mktemp("graphs")
+            export_tensorrt_vision(Float32Source(checkpoint), checkpoint.config, folder, half, pad)
+            export_tensorrt_projector(Float32Source(checkpoint), checkpoint.config, folder, half)
+            written[half, pad] = folder
+        return written[half, pad]
+
+    return make
+
+
+def features(folder: Path, frames: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(str(folder / "vision.onnx"), providers=["CPUExecutionProvider"])
+    anything = Profile("any", {"patches": ShapeRange((1, 1, 588), (1, 1, 588), (99, 999, 588))})
+    return PatchEncoder(OrtEngine(session), [anything], 14).run({"frames": frames})[0]
+
+
+def random_frames(count: int, rows: int, columns: int) -> np.ndarray:
+    shape = (count, rows * 14, columns * 14, 3)
+    return np.random.default_rng(rows).integers(0, 256, shape, dtype=np.uint8)
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (7, 2), (3, 9)])
+@pytest.mark.parametrize("half", [False, True])
+def test_features_equal_torch(
+    checkpoint: Checkpoint, exported: Callable[..., Path], grid: tuple[int, int], half: bool
+) -> None:
+    frames = random_frames(3, *grid)
+    with torch.inference_mode():
+        expected = VisionEncoder.from_checkpoint(checkpoint)(torch.from_numpy(frames)).numpy()
+    actual = features(exported(half), frames)
+    difference = np.abs(actual - expected)
+    limit = 2e-2 if half else 1e-4
+    assert difference.max() < limit < np.abs(expected).max(), (
+        f"max {difference.max():.2e}, mean {difference.mean():.2e}"
+    )
+    assert not half or worst > 1e-4  # products are float16
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_wider_heads_change_no_bit(exported: Callable[..., Path], half: bool) -> None:
+    frames = random_frames(2, 5, 4)
+    narrow, wide = (features(exported(half, pad), frames) for pad in (False, True))
+    assert np.array_equal(narrow, wide), f"max {np.abs(narrow - wide).max():.2e}"
+    graph = onnx.load(exported(half, True) / "vision.onnx", load_external_data=False).graph
+    shapes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    assert shapes["model.vision_model.encoder.layers.0.self_attn.q_proj.weight"] == [144, 160]
+
+
+def test_the_graphs_use_nothing_that_older_tensorrt_lacks(exported: Callable[..., Path]) -> None:
+    plain = {"Add", "Cast", "Concat", "Cos", "Erf", "Gather", "Identity", "LayerNormalization", "MatMul", "Mul"}
+    plain |= {"ReduceMean", "Reshape", "Sin", "Softmax", "Split", "Sub", "Tanh", "Transpose", "Unsqueeze"}
+    for path in exported().glob("*.onnx"):
+        model = onnx.load(path, load_external_data=False)
+        assert {entry.version for entry in model.opset_import if entry.domain == ""} == {17}
+        assert {node.op_type for node in model.graph.node} <= plain
+        assert {node.domain for node in model.graph.node} == {""}
+
+
+def test_weights_that_float16_cannot_hold_are_named(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    class Source(Float32Source):
+        def array(self, name: str) -> np.ndarray:
+            return super().array(name) + np.float32(1e5 if name.endswith("readout.2.bias") else 0)
+
+    with pytest.raises(ExportError, match=r"projector\.readout\.2\.bias \(up to 1e\+05\)"):
+        export_tensorrt_projector(Source(checkpoint), checkpoint.config, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def rtx_bundle(checkpoints: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rtx") / "bundle"
+    export_bundle(Checkpoint.open(checkpoints("tiny")), folder, ExportOptions(targets=("rtx",)))
+    return folder
+
+
+@needs_tensorrt
+def test_a_bundle_for_rtx_has_plans_that_match_its_manifest(rtx_bundle: Path) -> None:
+    bundle = open_bundle(rtx_bundle)
+    manifest = bundle.manifest
+    (engines,) = read_engine_sets(rtx_bundle)
+    spec = engines.spec
+    library = import_tensorrt("rtx")
+    assert (spec.target, spec.device, spec.tensorrt) == ("rtx", "portable", library.__version__)
+    assert manifest.versions["tensorrt_rtx"] == library.__version__
+    assert engines.folder.name == f"{library.__version__}-portable-1024mib"
+    stem = engines.folder.relative_to(rtx_bundle).as_posix()
+    for name, entry in {**{f"{stem}/{name}": e for name, e in spec.files.items()}, **spec.sources}.items():
+        assert manifest.files[name] == entry
+
+    vision, projector = spec.plans["vision"], spec.plans["projector"]
+    width, hidden = manifest.vision.hidden_size, manifest.text.hidden_size
+    assert vision.inputs == (TensorSpec("patches", "uint8", (-1, -1, 588)), TensorSpec("positions", "int32", (-1, 2)))
+    assert vision.outputs == (TensorSpec("features", "float32", (-1, -1, width)),)
+    assert projector.inputs == (TensorSpec("features", "float32", (-1, width)), TensorSpec("blocks", "int32", (-1, -1)))
+    assert projector.outputs == (TensorSpec("tokens", "float32", (-1, hidden)),)
+    assert vision.profiles == vision_profiles(manifest)
+    assert projector.profiles == projector_profiles(manifest, vision.profiles)
+    for plan in (vision, projector):
+        assert len(plan.activation_bytes) == len(plan.profiles)
+        assert all(0 < size < spec.memory_bytes for size in plan.activation_bytes)
+    assert vision.fused_attentions == manifest.vision.num_layers * len(vision.profiles)
+    for stage in ("vision-tensorrt", "projector-image-tensorrt", "projector-video-tensorrt"):
+        assert 0 < manifest.measured[stage]["max_abs_diff"] < 2e-2 * manifest.measured[stage]["max_abs"]
+
+
+@needs_tensorrt
+def test_plans_are_rebuilt_with_other_settings(
+    rtx_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(rtx_bundle, tmp_path / "bundle"))
+    before = (folder / "bundle.json").read_bytes()
+    command = ["build", str(folder), "--target", "rtx", "--memory-mb", "1", "--compute-capability", "8.9"]
+    assert main(command) == 0
+    assert "plans: " in capsys.readouterr().out
+    assert (folder / "bundle.json").read_bytes() == before
+    old, new = sorted(read_engine_sets(folder), key=lambda engines: -engines.spec.memory_bytes)
+    assert new.spec.compute_capabilities == ("8.9",)
+    large, small = (engines.spec.plans["vision"].profiles[0].inputs["patches"].max[0] for engines in (old, new))
+    assert small < large
+    assert open_bundle(folder).manifest.targets == ("rtx",)
+    assert main(command) == 0  # replaces its own
+    assert len(read_engine_sets(folder)) == 2
+    assert main([*command, "--compute-capability", "9.0"]) == 2
+    assert "compute capability 9.0; it knows 7.5, 8.0" in capsys.readouterr().err
+    assert {p.name for p in (folder / "engines" / "rtx").iterdir()} == {old.folder.name, new.folder.name}
+
+
+@needs_tensorrt
+def test_a_failed_build_leaves_nothing(rtx_bundle: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(rtx_bundle, tmp_path / "bundle"))
+    manifest = open_bundle(folder).manifest
+    before = sorted(folder.rglob("*"))
+    (folder / "engines" / "projector.onnx").write_bytes(b"\x08\x08not a graph")
+    with pytest.raises(BackendError, match=r"TensorRT for RTX .* cannot read projector\.onnx: "):
+        build_engines(folder, manifest, BuildOptions("rtx", memory_bytes=1 << 20))
+    assert sorted(folder.rglob("*")) == before
+    with pytest.raises(ConfigError, match="give at least"):
+        build_engines(folder, manifest, BuildOptions("rtx", memory_bytes=1 << 10))
+
+
+@needs_tensorrt
+@pytest.mark.parametrize("pad", [False, True])
+def test_attention_is_fused_and_its_memory_is_linear(exported: Callable[..., Path], pad: bool) -> None:
+    """Heads of 72 as they are and widened to 80; one matrix of 16,384 patches would take 512 MiB a head."""
+    sizes = (4096, 16384)
+    profiles = [
+        Profile(
+            str(size),
+            {
+                "patches": ShapeRange((1, 1, 588), (1, size, 588), (1, size, 588)),
+                "positions": ShapeRange((1, 2), (size, 2), (size, 2)),
+            },
+        )
+        for size in sizes
+    ]
+    path = exported(True, pad) / "vision.onnx"
+    _, spec = compile_plan(import_tensorrt("rtx"), path, profiles, BuildOptions("rtx", compute_capabilities=("8.6",)))
+    assert spec.fused_attentions == 2 * len(profiles)
+    small, large = spec.activation_bytes
+    assert large < 4.5 * small
+    assert large < 128 << 20
+
+
+@needs_tensorrt
+def test_a_stack_of_the_released_width(tmp_path: Path) -> None:
+    """Two of the 27 layers, 1,152 wide with 16 heads of 72, and the projector of the 2B model."""
+    config = preset("2b")
+    config = replace(
+        config,
+        vision=replace(config.vision, num_layers=2),
+        text=replace(config.text, num_layers=1, vocab_size=512, intermediate_size=256),
+    )
+    checkpoint = Checkpoint.open(write_random_checkpoint(tmp_path / "checkpoint", config, dtype="float16"))
+    source = Float32Source(checkpoint)
+    export_tensorrt_vision(source, checkpoint.config, tmp_path)
+    export_tensorrt_projector(source, checkpoint.config, tmp_path)
+    manifest = make_manifest(checkpoint.config, ExportOptions(), None)
+    vision = vision_profiles(manifest)
+    for name, profiles in (("vision", vision), ("projector", projector_profiles(manifest, vision))):
+        plan, spec = compile_plan(import_tensorrt("rtx"), tmp_path / f"{name}.onnx", profiles, BuildOptions("rtx"))
+        weights = (tmp_path / f"{name}.onnx.data").stat().st_size
+        assert weights < plan.nbytes < weights + (32 << 20)
+        assert max(spec.activation_bytes) < 1 << 30
+        assert spec.fused_attentions == (2 * len(profiles) if name == "vision" else 0)
+
+
+def test_without_tensorrt_an_export_for_rtx_does_not_begin(
+    checkpoints: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(name: str) -> None:
+        raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr("vl3edge.runtime.tensorrt_library.importlib.import_module", missing)
+    checkpoint = Checkpoint.open(checkpoints("tiny"))
+    with pytest.raises(ExportError, match=r"pip install 'vl3edge\[rtx\]'"):
+        export_bundle(checkpoint, tmp_path / "bundle", ExportOptions(targets=("cpu", "rtx")))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bundle_for_jetson_has_what_is_compiled_there(checkpoints: Callable[..., Path], tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    export_bundle(Checkpoint.open(checkpoints("tiny")), folder, ExportOptions(targets=("jetson",)))
+    manifest = open_bundle(folder).manifest
+    names = {"vision.onnx", "vision.onnx.data", "projector.onnx", "projector.onnx.data"}
+    assert {path.name for path in (folder / "engines").iterdir()} == names
+    assert {f"engines/{name}" for name in names} <= set(manifest.files)
+    assert manifest.targets == ("jetson",)
