@@ -52,12 +52,14 @@ def check_decoder(
 ) -> Difference:
     """Logits of the exported decoder against the torch layers, run one at a time, after a prefill and after a step.
 
-    Of a quantized decoder, the torch layers have the dequantized weights. The inputs are embeddings of tokens drawn from the whole vocabulary. progress: called with (layers done, in all).
+    Of a quantized decoder, the torch layers have the dequantized weights. The inputs are embeddings of tokens drawn
+    from the whole vocabulary. progress: called with (layers done, in all).
     """
     config = checkpoint.config.text
     ids = torch.randint(config.vocab_size, (_TOKENS,), generator=torch.Generator().manual_seed(0))
     inputs = checkpoint.tensor(EMBEDDINGS)[ids].float()
     reference = _reference_logits(checkpoint, inputs, progress)
+    checkpoint.release()  # its mapped weights and the session's need not be in memory together
 
     decoder = Decoder(
         load_session(folder / "decoder.onnx", prepack=isinstance(checkpoint, DequantizedCheckpoint)), text_spec(config)

@@ -86,7 +86,7 @@ def discard_work(target: Path) -> None:
 
 
 def _layers(linears: Linears) -> dict[str, dict[str, Any]]:
-    """Per decoder layer, and the head: bits, and the relative squared error of outputs, of GPTQ and round-to-nearest."""
+    """Per decoder layer, and the head: bits and relative squared error of outputs, of GPTQ and round-to-nearest."""
     sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
     bits: dict[str, list[int]] = defaultdict(list)
     for name in linears.names:

@@ -51,6 +51,14 @@ class TensorFiles:
         tensor: torch.Tensor = self._handle(name).get_tensor(name)
         return tensor
 
+    def release(self) -> None:
+        """Maps the files anew, so that pages read so far count as memory in use no longer.
+
+        Tensors that are still held keep the old mapping, and so its pages.
+        """
+        for file in self._handles:
+            self._handles[file] = safe_open(file, framework="pt")
+
     def file(self, name: str) -> Path:
         return self._file_of[name]
 

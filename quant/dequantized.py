@@ -58,6 +58,9 @@ class DequantizedCheckpoint:
         weight = torch.from_numpy(self._linears.linear(self._weights[name]).dequantized())
         return weight if dtype is None else weight.to(dtype)
 
+    def release(self) -> None:
+        self._checkpoint.release()
+
     def decoder(self) -> Decoder:
         return Decoder.from_checkpoint(cast(Checkpoint, self))
 

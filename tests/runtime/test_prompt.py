@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from reference import load_processor, reference_inputs
+
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.runtime.errors import ConfigError
 from vl3edge.runtime.manifest import TokenSpec
@@ -105,7 +106,7 @@ def test_special_tokens_in_text_stay_text(parts: Parts, text: str, as_string: bo
 
 
 def test_media_between_turns_keep_their_places(parts: Parts) -> None:
-    _, template, tokens = parts
+    _, template, _ = parts
     messages = [
         {"role": "user", "content": [{"type": "image", "image": 0}, {"type": "text", "text": "one <image>"}]},
         {"role": "assistant", "content": "answer"},

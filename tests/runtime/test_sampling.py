@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from reference import transformers_module
+
 from vl3edge.runtime import GenerationConfig
 from vl3edge.runtime.sampling import Sampler, filtered_probabilities, penalize_repetition
 
