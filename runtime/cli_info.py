@@ -45,9 +45,8 @@ def _describe(bundle: Bundle) -> None:
     text, vision = manifest.text, manifest.vision
     print(f"bundle       {bundle.folder}: every file is there and unchanged")
     print(f"model        {manifest.source}, layout {manifest.layout}")
-    print(
-        f"targets      {', '.join(manifest.targets)}; {manifest.precision}; quantization {manifest.quantization['method']}"
-    )
+    targets, method = ", ".join(manifest.targets), manifest.quantization.get("method", "none")
+    print(f"targets      {targets}; {manifest.precision}; quantization {method}")
     print(f"vision       {vision.num_layers} layers of {vision.hidden_size}, patches of {vision.patch_size} pixels")
     print(
         f"decoder      {text.num_layers} layers of {text.hidden_size}, {text.num_heads} heads on {text.num_kv_heads}, "
