@@ -17,7 +17,7 @@ from vl3edge.models.demo.questions import Question, ask_image, ask_video
 from vl3edge.models.demo.stock import VideoLlama3ForConditionalGeneration, VideoLlama3Processor
 from vl3edge.runtime.video import read_video
 
-VIDEO_SEEDS = range(100, 104)
+VIDEO_SEEDS = range(100, 102)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_transformers_answers_held_out_clips(
         scene = write_clip(tmp_path / "clip.mp4", seed)
         frames = read_video(tmp_path / "clip.mp4").frames
         metadata = {"fps": 1, "total_num_frames": len(frames), "frames_indices": list(range(len(frames)))}
-        for kind in ("caption", "colour", "stop"):
+        for kind in ("caption", "stop"):
             question = ask_video(scene, kind)
             content = [{"type": "video"}, {"type": "text", "text": question.text}]
             answer = _generate(stock, content, videos=[frames], video_metadata=[metadata])
@@ -80,29 +80,27 @@ def test_transformers_answers_held_out_clips(
         answer = _generate(stock, content, images=[frames[0]])
         if answer != question.answer:
             wrong.append((seed, question, answer))
-    assert len(wrong) <= 1, f"of 16 answers, wrong: {wrong}"
+    assert not wrong
 
 
 def test_evaluation_of_a_few_clips_is_near_the_reported_figures() -> None:
     predictor = TorchPredictor(CHECKPOINT)
-    lines = summarize(list(evaluate(predictor, predictor.tokenizer, range(200, 212))))
+    lines = summarize(list(evaluate(predictor, predictor.tokenizer, range(200, 206))))
     assert lines["[captions]"].exact >= 0.9
     assert lines["[attributes]"].exact >= 0.95
-    assert lines["[times, with event]"].exact >= 0.85
+    assert lines["[times, with event]"].exact >= 0.9
     assert lines["[images]"].exact >= 0.95
     assert lines["[all]"].nll < 0.05
 
 
-def test_greedy_text_of_a_wrong_expectation(tmp_path: Path) -> None:
+def test_greedy_text_of_a_wrong_expectation(
+    stock: tuple[VideoLlama3ForConditionalGeneration, VideoLlama3Processor], tmp_path: Path
+) -> None:
     """Asked to predict a wrong answer, the predictor says what the model really answers, as transformers does."""
     write_clip(tmp_path / "clip.mp4", 100)
     predictor = TorchPredictor(CHECKPOINT)
-    questions = [Question("colour", "What colour is it?", "Pink."), Question("caption", "Describe this video.", "No.")]
+    questions = [Question("caption", "Describe this video.", "No.")]
     predictions = predictor.predict(tmp_path / "clip.mp4", questions)
-    stock = (
-        VideoLlama3ForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.float32).eval(),
-        VideoLlama3Processor.from_pretrained(CHECKPOINT),
-    )
     frames = read_video(tmp_path / "clip.mp4").frames
     metadata = {"fps": 1, "total_num_frames": len(frames), "frames_indices": list(range(len(frames)))}
     for question, prediction in zip(questions, predictions, strict=True):
