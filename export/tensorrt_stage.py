@@ -95,12 +95,12 @@ def _measure(checkpoint: Checkpoint, folder: Path, manifest: Manifest) -> dict[s
     projector = OrtEngine(load_session(folder / "projector.onnx"))
     for kind in ("image", "video"):
         merge_size: int = getattr(manifest.processor, kind).merge_size
-        features = torch.randn(count, rows * merge_size, columns * merge_size, expected.shape[-1], generator=generator)
+        given = torch.randn(count, rows * merge_size, columns * merge_size, expected.shape[-1], generator=generator)
         keep = torch.arange(0, count * rows * columns, 2)
-        tokens = Projector.from_checkpoint(checkpoint, merge_size)(features, keep).numpy()
+        tokens = Projector.from_checkpoint(checkpoint, merge_size)(given, keep).numpy()
         blocks = BlockProjector(
             projector, projector_profiles(manifest, profiles), merge_size, manifest.text.hidden_size
         )
-        (ours,) = blocks.run({"features": features.numpy(), "keep": keep.numpy()})
+        (ours,) = blocks.run({"features": given.numpy(), "keep": keep.numpy()})
         measured[f"projector-{kind}-tensorrt"] = Difference.between(ours, tokens)
     return measured

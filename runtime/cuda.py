@@ -20,9 +20,16 @@ _INSTALL = "pip install cuda-python"
 class Device(Protocol):
     """What an engine needs of a GPU. Addresses and the stream are plain integers."""
 
-    name: str
-    capability: tuple[int, int]
-    stream: int
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def capability(self) -> tuple[int, int]:
+        """Compute capability, major and minor."""
+        ...
+
+    @property
+    def stream(self) -> int: ...
 
     def allocate(self, num_bytes: int) -> int:
         """Address of new device memory."""

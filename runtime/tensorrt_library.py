@@ -41,7 +41,7 @@ def make_logger(trt: Any, listen: Callable[[str], None] = lambda message: None) 
     errors: list[str] = []
     grave = (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR)
 
-    class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
+    class Logger(trt.ILogger):
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 
