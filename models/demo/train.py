@@ -9,9 +9,9 @@ The result is DIR/checkpoint, in the layout of the released models; `--export-on
 
 Training never sees the held-out seeds (see render.py).
 
-The committed checkpoint took 31 and 52 minutes for its stages on two cores shared with other work. Its run differs from
-this recipe in two points: the head for frame numbers, the frequent questions about times and the falling learning rate
-came in at step 1750 (1800), and until then 70 % of the clips were of few tokens up to step 1500, 10 % afterwards.
+The committed checkpoint took 31 and 52 minutes for its two stages, on cores shared with other work. Its run was not yet
+quite this recipe: up to step 1750 there was no head for frame numbers, questions about times were asked a little less
+often, and the learning rate was constant.
 """
 
 from __future__ import annotations
