@@ -17,22 +17,25 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from conftest import ROOT
 
+from vl3edge.export.check import load_session
 from vl3edge.export.errors import ExportError
 from vl3edge.export.pipeline import ExportOptions, Float32Source, export_bundle, make_manifest
 from vl3edge.export.tensorrt import export_tensorrt_projector, export_tensorrt_vision
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.random import preset, write_random_checkpoint
 from vl3edge.models.vision import VisionEncoder
-from vl3edge.runtime.bundle import open_bundle
+from vl3edge.runtime import VideoLlama3
+from vl3edge.runtime.bundle import DEMO_BUNDLE, Bundle, open_bundle
 from vl3edge.runtime.cli import main
-from vl3edge.runtime.engine import OrtEngine
+from vl3edge.runtime.engine import Backend, Engine, OrtEngine
 from vl3edge.runtime.errors import BackendError, ConfigError
 from vl3edge.runtime.tensorrt_build import BuildOptions, build_engines, compile_plan
 from vl3edge.runtime.tensorrt_library import import_tensorrt
 from vl3edge.runtime.tensorrt_plan import TensorSpec, read_engine_sets
 from vl3edge.runtime.tensorrt_profiles import Profile, ShapeRange, projector_profiles, vision_profiles
-from vl3edge.runtime.tensorrt_vision import PatchEncoder
+from vl3edge.runtime.tensorrt_vision import BlockProjector, PatchEncoder
 
 needs_tensorrt = pytest.mark.skipif(
     all(importlib.util.find_spec(name) is None for name in ("tensorrt_rtx", "tensorrt_rtx_bindings")),
@@ -86,9 +89,8 @@ def test_features_equal_torch(
     actual = features(exported(half), frames)
     difference = np.abs(actual - expected)
     limit = 2e-2 if half else 1e-4
-    assert difference.max() < limit < np.abs(expected).max(), (
-        f"max {difference.max():.2e}, mean {difference.mean():.2e}"
-    )
+    worst = difference.max()
+    assert worst < limit < np.abs(expected).max(), f"max {worst:.2e}, mean {difference.mean():.2e}"
     assert not half or worst > 1e-4  # products are float16
 
 
@@ -214,6 +216,56 @@ def test_attention_is_fused_and_its_memory_is_linear(exported: Callable[..., Pat
     small, large = spec.activation_bytes
     assert large < 4.5 * small
     assert large < 128 << 20
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo bundle with TensorRT's graphs of the demo checkpoint."""
+    folder = Path(shutil.copytree(DEMO_BUNDLE, tmp_path_factory.mktemp("demo") / "bundle"))
+    (folder / "engines").mkdir()
+    checkpoint = Checkpoint.open(ROOT / "models" / "demo" / "checkpoint")
+    export_tensorrt_vision(Float32Source(checkpoint), checkpoint.config, folder / "engines")
+    export_tensorrt_projector(Float32Source(checkpoint), checkpoint.config, folder / "engines")
+    return folder
+
+
+@needs_tensorrt
+def test_the_demo_model_is_compiled(demo: Path) -> None:
+    manifest = open_bundle(demo).manifest
+    folder = build_engines(demo, manifest, BuildOptions("rtx"))
+    (engines,) = read_engine_sets(demo)
+    assert engines.folder == folder
+    vision = engines.spec.plans["vision"]
+    assert vision.profiles == vision_profiles(manifest)
+    assert vision.fused_attentions == manifest.vision.num_layers * len(vision.profiles)
+    assert vision.outputs[0].shape == (-1, -1, manifest.vision.hidden_size)
+
+
+def test_the_demo_model_says_the_same_in_float16(demo: Path) -> None:
+    """Its caption of the committed clip, with TensorRT's graphs run by ONNX Runtime."""
+    manifest = open_bundle(demo).manifest
+    vision = vision_profiles(manifest)
+    patches = PatchEncoder(OrtEngine(load_session(demo / "engines" / "vision.onnx")), vision, 14)
+    blocks = BlockProjector(
+        OrtEngine(load_session(demo / "engines" / "projector.onnx")),
+        projector_profiles(manifest, vision),
+        manifest.processor.video.merge_size,
+        manifest.text.hidden_size,
+    )
+
+    class HalfBackend(Backend):
+        def graph(self, bundle: Bundle, name: str) -> Engine:
+            return patches if name == "vision" else blocks
+
+    models = [
+        VideoLlama3(open_bundle(demo), backend("cpu", ("CPUExecutionProvider",), "", 1))
+        for backend in (Backend, HalfBackend)
+    ]
+    clips = [model.encode(ROOT / "tests" / "fixtures" / "demo_clip.mp4") for model in models]
+    difference = np.abs(clips[0].visual.tokens - clips[1].visual.tokens)
+    assert 0 < difference.max() < 2e-2 * np.abs(clips[0].visual.tokens).max(), f"max {difference.max():.2e}"
+    captions = [model.ask(clip, "Describe this video.").text for model, clip in zip(models, clips, strict=True)]
+    assert captions[0] == captions[1] != ""
 
 
 @needs_tensorrt
