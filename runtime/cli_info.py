@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from .bundle import Bundle, open_bundle
+from .cuda import open_device
 from .engine import import_onnxruntime
 from .errors import BackendError
 from .manifest import Manifest
+from .tensorrt_library import import_tensorrt
+from .tensorrt_plan import read_engine_sets
 
 _PACKAGES = ("vl3edge", "numpy", "av", "pillow", "tokenizers", "jinja2")
 
@@ -34,6 +37,16 @@ def run(options: argparse.Namespace) -> int:
         print(f"{'onnxruntime':<12} {ort.__version__}: {', '.join(ort.get_available_providers())}")
     except BackendError as e:
         print(f"{'onnxruntime':<12} {e}")
+    for name, target in (("tensorrt", "jetson"), ("tensorrt-rtx", "rtx")):
+        try:
+            print(f"{name:<12} {import_tensorrt(target).__version__}")
+        except BackendError:
+            print(f"{name:<12} not installed")
+    try:
+        gpu = open_device()
+        print(f"{'gpu':<12} {gpu.name}, compute capability {gpu.capability[0]}.{gpu.capability[1]}")
+    except BackendError as e:
+        print(f"{'gpu':<12} {e}")
     if options.bundle is not None:
         print()
         _describe(open_bundle(options.bundle))
@@ -53,6 +66,11 @@ def _describe(bundle: Bundle) -> None:
         f"vocabulary {text.vocab_size}, context {text.max_position_embeddings}"
     )
     print(f"exported by  {', '.join(f'{name} {number}' for name, number in manifest.versions.items())}")
+    for engines in read_engine_sets(bundle.folder):
+        spec = engines.spec
+        profiles = spec.plans["vision"].profiles
+        boxes = ", ".join("{} of {}".format(*profile.inputs["patches"].max[:2]) for profile in profiles)
+        print(f"plans        {spec.target} {spec.tensorrt}, {spec.device}: frames of patches up to {boxes}")
     print()
     print(contents_table(manifest))
 
