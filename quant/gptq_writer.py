@@ -29,6 +29,7 @@ from vl3edge.models.tensors import DECODER, stored_name
 
 from .dequantized import Linears
 from .errors import QuantError
+from .grid import WHOLE_ROW
 from .packing import ZeroFormat, to_gptq
 from .plan import GROUPS
 
@@ -68,16 +69,19 @@ def settings(linears: Linears, layout: Layout, zero_format: ZeroFormat) -> dict[
     Raises QuantError when layers differ in group size, which no file can say.
     """
     bits: dict[str, int] = {}
-    groups: set[int] = set()
+    sizes: dict[int, set[int]] = {}  # group size -> widths of the layers that have it
     symmetric, ordered = True, False
     for name in _decoder_names(linears):
         linear = linears.linear(name)
         bits[name] = linear.bits
-        groups.add(-1 if linear.group_size == linear.in_features else linear.group_size)
+        sizes.setdefault(linear.group_size, set()).add(linear.in_features)
         symmetric &= linear.symmetric
         ordered |= linear.order is not None
-    if len(groups) != 1:
-        raise QuantError(f"a GPTQ checkpoint has one group size, and these layers have {sorted(groups)}")
+    group_size = next(iter(sizes))
+    if len(sizes) > 1:
+        if any(widths != {size} for size, widths in sizes.items()):
+            raise QuantError(f"a GPTQ checkpoint has one group size, and these layers have {sorted(sizes)}")
+        group_size = WHOLE_ROW
     commonest = Counter(bits.values()).most_common(1)[0][0]
     dynamic = {
         f"+:.*{re.escape(stored_name(name, layout))}$": {"bits": number}
@@ -88,7 +92,7 @@ def settings(linears: Linears, layout: Layout, zero_format: ZeroFormat) -> dict[
         "quant_method": "gptq",
         "checkpoint_format": "gptq" if zero_format == "v1" else "gptq_v2",
         "bits": commonest,
-        "group_size": groups.pop(),
+        "group_size": group_size,
         "sym": symmetric,
         "desc_act": ordered,
         "static_groups": not ordered,

@@ -126,6 +126,26 @@ def test_layers_of_different_widths(source, tmp_path):
     assert matched == {name for name in names if name.endswith("down_proj")}
 
 
+@pytest.fixture
+def uneven(tmp_path) -> Checkpoint:
+    """A checkpoint whose layers read 96 or 192 inputs."""
+    config = preset("tiny")
+    config = replace(config, text=replace(config.text, num_heads=3, num_kv_heads=1, intermediate_size=192))
+    return Checkpoint.open(write_random_checkpoint(tmp_path / "source", config))
+
+
+def test_groups_as_wide_as_some_layers_are_no_whole_rows(uneven, tmp_path):
+    folder = write_gptq_checkpoint(uneven, Linears(uneven, 4, 96), tmp_path / "out")
+    assert Checkpoint.open(folder).config.quantization["group_size"] == 96
+
+
+def test_several_group_sizes_are_refused(uneven, tmp_path):
+    mixed = Linears(uneven, 4, -1)
+    mixed._linears[f"{DECODER}layers.0.mlp.down_proj"] = random_linear(4, 64, symmetric=True, out=96, columns=192)
+    with pytest.raises(QuantError, match=r"one group size, and these layers have \[64, 96, 192\]"):
+        write_gptq_checkpoint(uneven, mixed, tmp_path / "out")
+
+
 def test_shards(source, tmp_path, monkeypatch):
     monkeypatch.setattr(gptq_writer, "_SHARD_BYTES", 100_000)
     linears = Linears(source)
