@@ -55,7 +55,7 @@ def build_engines(
     ConfigError for options that cannot work.
     """
     trt = import_tensorrt(options.target)
-    sources = _sources(folder, options.target)
+    sources = _sources(folder, manifest, options.target)
     vision = vision_profiles(manifest, options.memory_bytes)
     profiles = {"vision": vision, "projector": projector_profiles(manifest, vision)}
     base = folder / ENGINES / options.target
@@ -193,14 +193,20 @@ def _tensor(trt: Any, tensor: Any) -> TensorSpec:
     return TensorSpec(tensor.name, dtype, tuple(int(size) for size in tensor.shape))
 
 
-def _sources(folder: Path, target: str) -> dict[str, FileEntry]:
+def _sources(folder: Path, manifest: Manifest, target: str) -> dict[str, FileEntry]:
+    """The ONNX files as they are, which is as the manifest lists them (in an export it lists none yet)."""
     names = [f"{ENGINES}/{name}{suffix}" for name in SOURCES for suffix in ("", ".data")]
     if missing := [name for name in names if not (folder / name).is_file()]:
         raise BundleError(
             f"{folder} has no {', '.join(missing)}: export it with `vl3edge export CHECKPOINT -o BUNDLE "
             f"--target {target}`."
         )
-    return {name: hash_file(folder / name) for name in names}
+    found = {name: hash_file(folder / name) for name in names}
+    if changed := [name for name in names if manifest.files.get(name, found[name]) != found[name]]:
+        raise BundleError(
+            f"{folder} cannot be used: {', '.join(changed)} was changed. Copy or export the bundle again."
+        )
+    return found
 
 
 def _name(trt: Any) -> str:

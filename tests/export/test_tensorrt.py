@@ -30,7 +30,7 @@ from vl3edge.runtime import VideoLlama3
 from vl3edge.runtime.bundle import DEMO_BUNDLE, Bundle, open_bundle
 from vl3edge.runtime.cli import main
 from vl3edge.runtime.engine import Backend, Engine, OrtEngine
-from vl3edge.runtime.errors import BackendError, ConfigError
+from vl3edge.runtime.errors import BackendError, BundleError, ConfigError
 from vl3edge.runtime.tensorrt_build import BuildOptions, build_engines, compile_plan
 from vl3edge.runtime.tensorrt_library import import_tensorrt
 from vl3edge.runtime.tensorrt_plan import TensorSpec, read_engine_sets
@@ -188,11 +188,14 @@ def test_a_failed_build_leaves_nothing(rtx_bundle: Path, tmp_path: Path) -> None
     manifest = open_bundle(folder).manifest
     before = sorted(folder.rglob("*"))
     (folder / "engines" / "projector.onnx").write_bytes(b"\x08\x08not a graph")
+    with pytest.raises(BundleError, match=r"engines/projector\.onnx was changed"):
+        build_engines(folder, manifest, BuildOptions("rtx"))
+    unlisted = replace(manifest, files={})
     with pytest.raises(BackendError, match=r"TensorRT for RTX .* cannot read projector\.onnx: "):
-        build_engines(folder, manifest, BuildOptions("rtx", memory_bytes=1 << 20))
-    assert sorted(folder.rglob("*")) == before
+        build_engines(folder, unlisted, BuildOptions("rtx", memory_bytes=1 << 20))
     with pytest.raises(ConfigError, match="give at least"):
-        build_engines(folder, manifest, BuildOptions("rtx", memory_bytes=1 << 10))
+        build_engines(folder, unlisted, BuildOptions("rtx", memory_bytes=1 << 10))
+    assert sorted(folder.rglob("*")) == before
 
 
 @needs_tensorrt
