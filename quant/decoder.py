@@ -29,7 +29,7 @@ from .sequences import CalibrationSequence, check_sequences, fingerprint
 from .workfolder import StoredLinears, WorkFolder
 
 HEAD = LM_HEAD.removesuffix(".weight")
-_ALGORITHM = 1  # of this package; a change that gives other codes counts it up, and no run resumes across it
+_ALGORITHM = 2  # of this package; a change that gives other codes counts it up, and no run resumes across it
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ class LayerError:
 
     gptq, rtn: tr((W − Q) H (W − Q)ᵀ), of the codes kept and of plain round-to-nearest on a min-max grid.
     signal: tr(W H Wᵀ), so that gptq / signal is a relative squared error.
-    damp: the share of H's mean diagonal that had to be added to it before its Cholesky factorization
+    damp: the share of H's median diagonal that had to be added to it before its Cholesky factorization
         succeeded.
     """
 

@@ -32,7 +32,7 @@ class QuantizationPlan:
     group_size: inputs that share a scale, or -1 for all of a row.
     symmetric: zero points fixed to the middle code.
     act_order: round the columns with the largest inputs first.
-    damp: share of the Hessian's mean diagonal that is added to it.
+    damp: share of the Hessian's median diagonal that is added to it.
     """
 
     method: Method = "gptq"

@@ -20,7 +20,6 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from . import grid as grids
@@ -44,17 +43,22 @@ class Factor:
     importance: [in] in the *original* order, R_jj²: what a unit of squared rounding error in this column
         costs once the columns after it have made up for what they can. Choosing scales by it instead of by
         H's diagonal lowered the loss by 15 to 45 % on correlated inputs.
-    damp: the share of H's mean diagonal that was added to it.
+    damp: the share of H's median diagonal that was added to it; added: how much that is.
     """
 
     order: torch.Tensor
     feedback: torch.Tensor
     importance: torch.Tensor
     damp: float
+    added: float
 
 
 def factorize(hessian: torch.Tensor, *, act_order: bool = True, damp: float = 0.01) -> Factor:
-    """hessian [in, in], float32 or float64, symmetric. damp: the share of its mean diagonal to add to it.
+    """hessian [in, in], float32 or float64, symmetric. damp: the share of its median diagonal to add to it.
+
+    The median of the columns that are ever active, where GPTQ takes the mean of all: a few loud channels raise the mean
+    until the damping drowns what the quiet ones have in common. With 6 % of channels 8 to 64 times louder, the median
+    left a fifth of the mean's divergence (ARCHITECTURE.md).
 
     A column that is never active has only the damping on its diagonal and no feedback: it is rounded to
     nearest. If the Cholesky factorization fails, it is tried in float64, then with ten times the damping, and
@@ -67,10 +71,10 @@ def factorize(hessian: torch.Tensor, *, act_order: bool = True, damp: float = 0.
     if hessian.ndim != 2 or hessian.shape[0] != hessian.shape[1]:
         raise QuantError(f"a Hessian is a square matrix, not of shape {tuple(hessian.shape)}")
     diagonal = hessian.diagonal()
-    mean = float(diagonal.double().mean())
-    if not np.isfinite(mean) or not bool(torch.isfinite(hessian).all()):
+    if not bool(torch.isfinite(hessian).all()):
         raise QuantError("the Hessian holds NaN or infinity: a calibration input or an earlier layer overflowed")
-    if mean <= 0:
+    active = diagonal[diagonal > 0]
+    if len(active) == 0:
         raise QuantError("the Hessian is zero: no calibration input reached this layer")
 
     order = torch.arange(len(diagonal), device=hessian.device)
@@ -79,12 +83,13 @@ def factorize(hessian: torch.Tensor, *, act_order: bool = True, damp: float = 0.
     ordered = hessian[order][:, order] if act_order else hessian
     while damp <= _MAX_DAMP:
         for dtype in dict.fromkeys((hessian.dtype, torch.float64)):
-            upper = _upper_factor(ordered, damp * mean, dtype)
+            added = damp * float(active.median())
+            upper = _upper_factor(ordered, added, dtype)
             if upper is not None:
-                return _factor(upper.to(hessian.dtype), order, damp)
+                return _factor(upper.to(hessian.dtype), order, damp, added)
         _log.warning("the Hessian is indefinite with damping %g; trying %g", damp, damp * 10)
         damp *= 10
-    raise QuantError(f"the Hessian stays indefinite with {_MAX_DAMP:g} times its mean diagonal added")
+    raise QuantError(f"the Hessian stays indefinite with {_MAX_DAMP:g} times its median diagonal added")
 
 
 def quantize(
@@ -116,8 +121,7 @@ def _quantize_rows(weight: torch.Tensor, hessian: torch.Tensor, grid: Grid, fact
     scaling = grids.search(weight, grid, factor.importance)
     codes, loss = _sweep(weight, scaling, grid, factor)
     # The sweep's loss holds the damping's share, which no output ever sees.
-    added = factor.damp * float(hessian.diagonal().double().mean())
-    loss -= added * float((weight - grids.values(codes, scaling)).square().sum(dtype=torch.float64))
+    loss -= factor.added * float((weight - grids.values(codes, scaling)).square().sum(dtype=torch.float64))
     plain = grids.min_max(weight, grid)
     rounded = grids.values(grids.nearest(weight, plain, grid), plain)
     error = LayerError(
@@ -193,13 +197,13 @@ def _upper_factor(hessian: torch.Tensor, added: float, dtype: torch.dtype) -> to
     return lower.flip(0, 1)
 
 
-def _factor(upper: torch.Tensor, order: torch.Tensor, damp: float) -> Factor:
+def _factor(upper: torch.Tensor, order: torch.Tensor, damp: float, added: float) -> Factor:
     diagonal = upper.diagonal().clone()
     upper /= diagonal
     upper.diagonal().zero_()
     importance = torch.empty_like(diagonal)
     importance[order] = diagonal.square()
-    return Factor(order, upper, importance, damp)
+    return Factor(order, upper, importance, damp, added)
 
 
 def _sweep(weight: torch.Tensor, scaling: Scaling, grid: Grid, factor: Factor) -> tuple[torch.Tensor, float]:

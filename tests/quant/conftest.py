@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -29,6 +30,21 @@ def layer() -> Callable[..., Layer]:
         return weight, inputs.T @ inputs
 
     return make
+
+
+@pytest.fixture
+def warnings_logged() -> Iterator[list[str]]:
+    """Messages that vl3edge.quant logs as warnings during the test."""
+    messages: list[str] = []
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            messages.append(record.getMessage())
+
+    logger, handler = logging.getLogger("vl3edge.quant"), Collector(logging.WARNING)
+    logger.addHandler(handler)
+    yield messages
+    logger.removeHandler(handler)
 
 
 @pytest.fixture

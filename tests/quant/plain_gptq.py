@@ -16,7 +16,8 @@ def plain_gptq(weight, hessian, scales, zeros, max_code, *, act_order, damp):
     h = np.array(hessian, dtype=np.float64)
     columns = w.shape[1]
     group_size = columns // scales.shape[1]
-    inverse = np.linalg.inv(h + damp * np.mean(np.diag(h)) * np.eye(columns))
+    active = np.sort(np.diag(h)[np.diag(h) > 0])
+    inverse = np.linalg.inv(h + damp * active[(len(active) - 1) // 2] * np.eye(columns))
     order = np.argsort(-np.diag(h), kind="stable") if act_order else np.arange(columns)
     codes = np.zeros(w.shape, dtype=np.uint8)
     for q in order:

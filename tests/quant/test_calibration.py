@@ -70,7 +70,7 @@ def test_tokens_are_limited_and_some_sequences_held_out():
     assert len(taken) == len(result.calibration) + 2
 
 
-def test_unusable_media_are_skipped_and_named_when_nothing_is_left(caplog):
+def test_unusable_media_are_skipped_and_named_when_nothing_is_left(warnings_logged):
     paths = [Path("broken.mp4"), Path("fine.mp4")]
 
     def embed(item):
@@ -80,7 +80,7 @@ def test_unusable_media_are_skipped_and_named_when_nothing_is_left(caplog):
 
     result = collect(calibration_items(paths), embed)
     assert (len(result.calibration), len(result.held_out)) == (1, 1)
-    assert "broken.mp4: no frame can be decoded" in caplog.text
+    assert warnings_logged == ["calibration skips broken.mp4: no frame can be decoded"] * 2  # once per turn
     with pytest.raises(QuantError, match=r"none of the calibration media can be used: broken\.mp4: no frame"):
         collect(calibration_items(paths[:1]), embed)
 

@@ -69,7 +69,7 @@ def test_uncorrelated_inputs_leave_nothing_to_compensate(layer):
     weight, _ = layer(columns=64)
     hessian = torch.diag(torch.linspace(1, 5, 64, dtype=torch.float64))
     result = solver.quantize(weight, hessian, Grid(4, 32))
-    scaling = grids.search(weight, Grid(4, 32), hessian.diagonal() + 0.01 * hessian.diagonal().mean())
+    scaling = grids.search(weight, Grid(4, 32), hessian.diagonal() + 0.01 * hessian.diagonal().median())
     assert (result.codes == grids.nearest(weight, scaling, Grid(4, 32)).numpy()).all()
 
 
@@ -84,6 +84,23 @@ def test_columns_that_are_never_active_are_rounded_to_nearest(layer):
     assert (result.codes[:, dead] == ideal).all()
 
 
+def test_loud_channels_do_not_drown_the_damping(layer):
+    """The same layer with a few inputs scaled up, and their weights down, loses about as much."""
+    weight, hessian = layer(columns=128)
+    loudness = torch.ones(128, dtype=torch.float64)
+    loudness[::20] = 64.0
+    grid = Grid(4, 32)
+    plain = solver.quantize(weight, hessian, grid).error
+    loud_hessian = hessian * loudness * loudness[:, None]
+    loud = solver.quantize(weight / loudness, loud_hessian, grid).error
+    assert loud.signal == pytest.approx(plain.signal)
+    assert loud.gptq < 2.5 * plain.gptq, f"{loud.gptq / plain.gptq:.2f}"
+    # What a share of the mean diagonal would have done.
+    diagonal = loud_hessian.diagonal()
+    drowned = solver.factorize(loud_hessian, damp=0.01 * float(diagonal.mean() / diagonal.median()))
+    assert solver.quantize(weight / loudness, loud_hessian, grid, drowned).error.gptq > 2 * loud.gptq
+
+
 def test_rank_deficient_hessian_is_solved(layer):
     """Fewer tokens than columns: the usual case of a small calibration set."""
     weight, hessian = layer(columns=96, tokens=20)
@@ -92,13 +109,13 @@ def test_rank_deficient_hessian_is_solved(layer):
     assert result.error.gptq < 0.3 * result.error.rtn
 
 
-def test_indefinite_hessian_gets_more_damping(layer, caplog):
+def test_indefinite_hessian_gets_more_damping(layer, warnings_logged):
     _, hessian = layer(columns=64)
     values, vectors = torch.linalg.eigh(hessian)
-    values[0] = -0.05 * hessian.diagonal().mean()
+    values[0] = -0.05 * hessian.diagonal().median()
     factor = solver.factorize((vectors * values) @ vectors.T, damp=0.01)
     assert factor.damp == pytest.approx(0.1)
-    assert "trying 0.1" in caplog.text
+    assert warnings_logged == ["the Hessian is indefinite with damping 0.01; trying 0.1"]
 
 
 def test_float32_failure_falls_back_to_float64(layer):
