@@ -1,8 +1,10 @@
 """The TensorRT part of an export: ONNX files for the compiler, and for "rtx" the plans themselves.
 
 The plans need no GPU to be compiled; those for Jetson are compiled on the device by `vl3edge build`, from the same ONNX
-files. They are measured here with ONNX Runtime on the CPU, through the runtime's own adapters: what float16 weights and
-the graph's types cost, though not TensorRT's own rounding.
+files. They are measured here with ONNX Runtime on the CPU, through the runtime's own adapters. That shows what float16
+weights cost, but not float16 activations, which ONNX Runtime keeps in float32 between operators even where the graph
+says otherwise: it would not even notice an overflow. So the values that TensorRT will store in float16 are looked at in
+torch, and `benchmarks/fp16_drift.py` measures their rounding.
 """
 
 from __future__ import annotations
@@ -12,11 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.projector import Projector
 from vl3edge.models.tensors import PROJECTOR, VISION
 from vl3edge.models.vision import VisionEncoder
+from vl3edge.models.weights import Dense
 from vl3edge.runtime.engine import OrtEngine
 from vl3edge.runtime.errors import Vl3EdgeError
 from vl3edge.runtime.manifest import Manifest
@@ -32,6 +36,7 @@ from .errors import ExportError
 from .tensorrt import export_tensorrt_projector, export_tensorrt_vision
 
 TENSORRT_TARGETS = ("rtx", "jetson")
+LARGEST_HALF = 65504.0
 _CHECK_SIZE = (2, 4, 6)  # frames, rows, columns of patches
 
 
@@ -87,7 +92,13 @@ def _measure(checkpoint: Checkpoint, folder: Path, manifest: Manifest) -> dict[s
     generator = torch.Generator().manual_seed(0)
     shape = (count, rows * patch, columns * patch, 3)
     frames = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
-    expected = VisionEncoder.from_checkpoint(checkpoint)(frames)
+    reference = VisionEncoder.from_checkpoint(checkpoint)
+    largest = _watch_products(reference)
+    expected = reference(frames)
+    del reference
+    if over := {name: value for name, value in largest.items() if value > LARGEST_HALF}:
+        listed = ", ".join(f"{name} ({value:.3g})" for name, value in over.items())
+        raise ExportError(f"values too large for float16, which TensorRT plans compute in: {listed}")
     encoder = PatchEncoder(OrtEngine(load_session(folder / "vision.onnx")), profiles, patch)
     (features,) = encoder.run({"frames": frames.numpy()})
     measured = {"vision-tensorrt": Difference.between(features, expected.numpy())}
@@ -104,3 +115,19 @@ def _measure(checkpoint: Checkpoint, folder: Path, manifest: Manifest) -> dict[s
         (ours,) = blocks.run({"features": given.numpy(), "keep": keep.numpy()})
         measured[f"projector-{kind}-tensorrt"] = Difference.between(ours, tokens)
     return measured
+
+
+def _watch_products(encoder: VisionEncoder) -> dict[str, float]:
+    """Fills as the encoder runs: the largest absolute value that goes into or comes out of each product, by name."""
+    largest: dict[str, float] = {}
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]:
+        def look(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            largest[name] = max(float(value.abs().max()) for value in (*inputs, output))
+
+        return look
+
+    for name, module in encoder.named_modules():
+        if isinstance(module, Dense):
+            module.register_forward_hook(watch(name))
+    return largest
