@@ -27,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from machine import describe
 from tokenizers import Tokenizer
 
 from vl3edge.export.calibration import calibration_set
@@ -55,7 +56,7 @@ _BATCH = 8
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table."""
+    """One line of the table; bits and group_size are 0 for the model as it is."""
 
     model: str
     method: str
@@ -109,10 +110,11 @@ class Demo:
         lost, gained = int((self._right & ~right).sum()), int((right & ~self._right).sum())
         return float(kl), float(nll), float(right.float().mean()), lost, gained, len(right)
 
-    def float32(self) -> tuple[float, float]:
-        """NLL and share of exact answers of the model as it is."""
+    def float32(self) -> tuple[float, float, float, int, int, int]:
+        """`score` of the model as it is."""
         log_p = torch.log_softmax(self._reference.double(), -1)
-        return float(-log_p.gather(1, self._targets()[:, None]).mean()), float(self._right.float().mean())
+        nll = float(-log_p.gather(1, self._targets()[:, None]).mean())
+        return 0.0, nll, float(self._right.float().mean()), 0, 0, len(self._right)
 
     def _sequences(self, seed: int, chain: bool) -> list[Sequence]:
         clip = encode_clip(self.model, make_clip(seed))
@@ -214,7 +216,11 @@ def measure(
 
 
 def format_row(row: Row) -> str:
-    grid = f"{row.bits} bits, groups of {row.group_size}, {'symmetric' if row.symmetric else 'asymmetric'}"
+    grid = (
+        ""
+        if not row.bits
+        else f"{row.bits} bits, groups of {row.group_size}, {'symmetric' if row.symmetric else 'asymmetric'}"
+    )
     flips = row.lost + row.gained
     return (
         f"{row.model:5} {grid:38} {row.method:10} KL {row.kl:9.2e}  NLL {row.nll:8.5f}  exact {row.exact:7.2%}  "
@@ -242,11 +248,12 @@ def main() -> None:
             if name == "twin":
                 source = write_outlier_twin(Checkpoint.open(source), Path(folder) / "twin")
             demo = Demo(source, options.clips)
-            nll, exact = demo.float32()
-            print(f"{name:5} {'float32':38} {'':10} KL {0:9.2e}  NLL {nll:8.5f}  exact {exact:7.2%}")
+            rows.append(Row(name, "float32", 0, 0, True, *demo.float32()))
+            print(format_row(rows[-1]), flush=True)
             rows += measure(demo, name, options.methods, grids, options.tokens)
     if options.json:
-        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+        result = {"machine": describe(), "rows": [asdict(row) for row in rows]}
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
