@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
+ROOT = Path(__file__).resolve().parent.parent
 # Modules each package may import from outside itself, the standard library apart.
 RUNTIME = {"numpy", "av", "PIL", "tokenizers", "jinja2", "onnxruntime", "tensorrt", "tensorrt_rtx"}
 SIBLINGS = {"runtime", "models", "quant", "export"}

@@ -17,7 +17,6 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import ROOT
 
 from vl3edge.export import tensorrt_stage
 from vl3edge.export.check import load_session
@@ -43,6 +42,9 @@ needs_tensorrt = pytest.mark.skipif(
     all(importlib.util.find_spec(name) is None for name in ("tensorrt_rtx", "tensorrt_rtx_bindings")),
     reason="TensorRT for RTX is not installed (its wheels are for x86-64 alone)",
 )
+
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
