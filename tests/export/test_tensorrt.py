@@ -322,11 +322,14 @@ def test_without_tensorrt_an_export_for_rtx_does_not_begin(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_bundle_for_jetson_has_what_is_compiled_there(checkpoints: Callable[..., Path], tmp_path: Path) -> None:
-    folder = tmp_path / "bundle"
-    export_bundle(Checkpoint.open(checkpoints("tiny")), folder, ExportOptions(targets=("jetson",)))
-    manifest = open_bundle(folder).manifest
+def test_for_jetson_there_is_what_is_compiled_on_it(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """The graphs, measured, and no plan; for the CPU alone there is nothing."""
+    manifest = make_manifest(checkpoint.config, ExportOptions(targets=("cpu", "jetson")), None)
+    measured = write_tensorrt(checkpoint, Float32Source(checkpoint), tmp_path, manifest, lambda *_: None)
     names = {"vision.onnx", "vision.onnx.data", "projector.onnx", "projector.onnx.data"}
-    assert {path.name for path in (folder / "engines").iterdir()} == names
-    assert {f"engines/{name}" for name in names} <= set(manifest.files)
-    assert manifest.targets == ("jetson",)
+    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")} == {f"engines/{n}" for n in names}
+    assert set(measured) == {"vision-tensorrt", "projector-image-tensorrt", "projector-video-tensorrt"}
+    for stage, difference in measured.items():
+        assert 0 < difference.max_abs_diff < 2e-2 * difference.max_abs, stage
+    manifest = replace(manifest, targets=("cpu",))
+    assert write_tensorrt(checkpoint, Float32Source(checkpoint), tmp_path / "cpu", manifest, lambda *_: None) == {}
