@@ -40,14 +40,13 @@ def demo_table() -> str:
         rows.append(
             [
                 name.strip("[]"),
-                str(line["count"]),
-                f"{line['exact']:.1%}",
-                f"{other['exact']:.1%}",
+                f"{line['exact']:.1%} of {line['count']}",
+                f"{other['exact']:.1%} of {other['count']}",
                 f"{other['kl']:.1e}",
                 f"{other['lost']} / {other['gained']}",
             ]
         )
-    return table(["kind of question", "asked", "fp32, torch", "shipped bundle, int4", "KL", "lost / gained"], rows)
+    return table(["kind of question", "fp32, torch", "shipped bundle, int4", "KL", "lost / gained"], rows)
 
 
 def machine_line(machine: dict[str, Any]) -> str:
@@ -59,10 +58,19 @@ def real_size_table() -> str:
     """Time and peak memory of every step at the released sizes."""
     result = load("real_size")
     rows = [
-        [step["step"], f"{step['seconds']:.0f} s", f"{step['peak_gb']:.1f} GB", f"{step.get('bundle_gb', '')}"]
+        [
+            step["step"],
+            f"{step['seconds']:.0f} s",
+            f"{step['peak_gb']:.1f} GB",
+            f"{step.get('bundle_gb', '')}",
+            f"{step.get('decoder_gb', '')}",
+        ]
         for step in result["steps"]
     ]
-    return table(["step", "time", "peak memory", "bundle, GB"], rows) + f"\n\n{machine_line(result['machine'])}"
+    return (
+        table(["step", "time", "peak memory", "bundle, GB", "of it decoder and embeddings, GB"], rows)
+        + f"\n\n{machine_line(result['machine'])}"
+    )
 
 
 def quantization_table() -> str:

@@ -1,8 +1,8 @@
 """What the released sizes cost on this machine: export and caption with random weights of VideoLLaMA3-2B's shapes.
 
-    python benchmarks/real_size.py --media CLIP --work FOLDER [--preset 2b] [--precision fp32 fp16]
+    python benchmarks/real_size.py --media CLIP --work FOLDER [--preset 2b] [--variant fp32 fp16 int4]
 
-Every step is a process of its own, so that its peak memory (resident set, mapped weights included) is its own. Writes
+"int4" rounds to nearest: on random weights GPTQ could show nothing but its time, which quant's own figures give. Every step is a process of its own, so that its peak memory (resident set, mapped weights included) is its own. Writes
 benchmarks/results/real_size.json. Needs about 25 GB of disk for the 2B model.
 """
 
@@ -19,6 +19,11 @@ from typing import Any
 
 from machine import describe
 
+VARIANTS = {
+    "fp32": ["--quant", "none", "--precision", "fp32"],
+    "fp16": ["--quant", "none", "--precision", "fp16"],
+    "int4": ["--quant", "rtn", "--calibration-tokens", "1024"],
+}
 RESULTS = Path(__file__).parent / "results" / "real_size.json"
 
 
@@ -46,23 +51,27 @@ def main() -> None:
     parser.add_argument("--media", required=True, help="a video of at least 8 s")
     parser.add_argument("--work", type=Path, required=True, help="an empty folder for checkpoint and bundles")
     parser.add_argument("--preset", default="2b")
-    parser.add_argument("--precision", nargs="+", default=["fp32", "fp16"])
+    parser.add_argument("--variant", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     checkpoint, log = options.work / "checkpoint", options.work / "log.txt"
     vl3edge = str(Path(sys.executable).parent / "vl3edge")
     write = [sys.executable, "-m", "vl3edge.models.random", options.preset, str(checkpoint), "--dtype", "bfloat16"]
-    steps = [measured("write a random checkpoint (bf16)", write, log)]
-    for precision in options.precision:
-        bundle = options.work / f"bundle-{precision}"
-        export = [vl3edge, "export", str(checkpoint), "-o", str(bundle), "--quant", "none", "--precision", precision]
-        step = measured(f"export, {precision}", [*export, "--force"], log)
+    steps = []
+    if not checkpoint.exists():
+        steps.append(measured("write a random checkpoint (bf16)", write, log))
+    for variant in options.variant:
+        bundle = options.work / f"bundle-{variant}"
+        export = [vl3edge, "export", str(checkpoint), "-o", str(bundle), "--force", *VARIANTS[variant]]
+        step = measured(f"export, {variant}", export, log)
         step["bundle_gb"] = round(sum(f.stat().st_size for f in bundle.iterdir()) / 1e9, 2)
         steps.append(step)
         caption = [vl3edge, "caption", options.media, "-m", str(bundle), "--max-frames", "8"]
-        step = measured(f"caption 8 frames, 32 tokens, {precision}", [*caption, "--max-new-tokens", "32"], log)
+        step = measured(f"caption 8 frames, 32 tokens, {variant}", [*caption, "--max-new-tokens", "32"], log)
         step["report"] = next(line for line in log.read_text(encoding="utf-8").splitlines() if "[1/1]" in line)
         steps.append(step)
+        decoder = sum(f.stat().st_size for f in (*bundle.glob("decoder*"), *bundle.glob("embeddings*")))
+        step["decoder_gb"] = round(decoder / 1e9, 2)
         shutil.rmtree(bundle)
     result = {"machine": describe(), "preset": options.preset, "media": Path(options.media).name, "steps": steps}
     RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
