@@ -1,0 +1,91 @@
+"""What float16 in the vision path costs the demo model: its answers on held-out clips, paired with those in float32.
+
+    python benchmarks/fp16_accuracy.py [--clips 64]
+
+Both sides are the bundle that ships, with its decoder in ONNX Runtime. On one side the encoder and the projector are
+computed in torch with the roundings of the TensorRT graphs (see fp16_drift.py), on the other in ONNX Runtime in
+float32. Writes benchmarks/results/fp16_accuracy.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from fp16_drift import SHIPPED, VARIANTS, Encoder, half
+from machine import describe
+from torch.nn import functional as F
+
+from vl3edge.models.checkpoint import Checkpoint
+from vl3edge.models.demo.evaluate import CHECKPOINT, evaluate, summarize
+from vl3edge.models.demo.predictors import BundlePredictor
+from vl3edge.models.projector import Projector
+from vl3edge.models.vision import VisionEncoder
+from vl3edge.models.weights import Dense
+from vl3edge.runtime import VideoLlama3
+from vl3edge.runtime.bundle import DEMO_BUNDLE, Bundle, open_bundle
+from vl3edge.runtime.engine import Backend, Engine
+
+RESULTS = Path(__file__).parent / "results" / "fp16_accuracy.json"
+
+
+class HalfEncoder:
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        (variant,) = (variant for variant in VARIANTS if variant.name == SHIPPED)
+        self._encoder = Encoder(VisionEncoder.from_checkpoint(checkpoint), variant)
+
+    @torch.inference_mode()
+    def run(self, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        frames = torch.from_numpy(np.ascontiguousarray(inputs["frames"]))
+        rows, columns = (side // self._encoder.encoder.patch_size for side in frames.shape[1:3])
+        return [self._encoder.run(frames)[-1].unflatten(1, (rows, columns)).numpy()]
+
+
+class HalfProjector:
+    def __init__(self, checkpoint: Checkpoint, merge_size: int) -> None:
+        self._projector = Projector.from_checkpoint(checkpoint, merge_size)
+
+    @torch.inference_mode()
+    def run(self, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        kept = self._projector.merge(torch.from_numpy(inputs["features"]))[torch.from_numpy(inputs["keep"])]
+        hidden = F.gelu(self._product(self._projector.first, kept))
+        return [self._product(self._projector.second, hidden).numpy()]
+
+    @staticmethod
+    def _product(dense: Dense, x: torch.Tensor) -> torch.Tensor:
+        return half(half(x) @ half(dense.weight) + half(dense.bias))
+
+
+class HalfBackend(Backend):
+    def graph(self, bundle: Bundle, name: str) -> Engine:
+        checkpoint = Checkpoint.open(CHECKPOINT)
+        if name == "vision":
+            return HalfEncoder(checkpoint)
+        processing = checkpoint.config.image if name.endswith("image") else checkpoint.config.video
+        return HalfProjector(checkpoint, processing.merge_size)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clips", type=int, default=64)
+    options = parser.parse_args()
+    reference, rounded = BundlePredictor(DEMO_BUNDLE), BundlePredictor(DEMO_BUNDLE)
+    rounded.model = VideoLlama3(open_bundle(DEMO_BUNDLE), HalfBackend("cpu", ("CPUExecutionProvider",), "", 1))
+    tokenizer = rounded._tokenizer
+    lines = summarize(list(evaluate(rounded, tokenizer, range(options.clips), reference)))
+    for name, line in lines.items():
+        print(f"{name:20}{line.count:7}{line.exact:9.2%}{line.kl:11.2e}{line.lost:6}{line.gained:8}")
+    result = {
+        "machine": describe(),
+        "clips": options.clips,
+        "lines": {name: asdict(line) for name, line in lines.items() if name.startswith("[")},
+    }
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
