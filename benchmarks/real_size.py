@@ -2,7 +2,7 @@
 
     python benchmarks/real_size.py --media CLIP --work FOLDER [--preset 2b] [--variant fp32 fp16 int4]
 
-"int4" rounds to nearest: on random weights GPTQ has nothing to show but its time. Every step is a process of its own, so
+"int4" rounds to nearest: on random weights GPTQ has nothing to show but its time. Every step is its own process, so
 that its peak memory (resident set, mapped weights included) is its own. Writes benchmarks/results/real_size.json. Needs
 about 25 GB of disk for the 2B model.
 """
