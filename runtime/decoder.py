@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from .errors import ContextLengthError
+from .engine import guarded
+from .errors import BundleError, ContextLengthError
 from .manifest import TextSpec
 
 PREFILL_CHUNK = 512  # tokens a call: bounds the attention scores' memory, and is long enough to be compute-bound
@@ -28,6 +29,7 @@ class Decoder:
         self.spec = spec
         self.length = 0
         self.capacity = 0
+        _check_fit(session, spec)
         self._session = session
         self._cache: list[np.ndarray] = []
         self._seqlens = np.zeros(1, np.int32)
@@ -52,12 +54,21 @@ class Decoder:
         if not self._cache:
             self._cache = [np.zeros(shape, np.float32) for _ in range(2 * self.spec.num_layers)]
         else:
+            self._grow(shape)
+        self._step_binding = self._bind(self._step_input)
+        self.capacity = capacity
+
+    def _grow(self, shape: tuple[int, ...]) -> None:
+        try:
             for index, old in enumerate(self._cache):  # one buffer at a time: the peak is one buffer, not a cache
                 grown = np.zeros(shape, np.float32)
                 grown[:, :, : self.length] = old[:, :, : self.length]
                 self._cache[index] = grown
-        self.capacity = capacity
-        self._step_binding = self._bind(self._step_input)
+        except BaseException:
+            # Out of memory, or interrupted: the binding of a step still points at buffers that are gone.
+            self._cache, self._step_binding = [], None
+            self.length = self.capacity = 0
+            raise
 
     def rewind(self, length: int) -> None:
         """Forgets everything after the first `length` tokens."""
@@ -92,7 +103,7 @@ class Decoder:
         total = self.length + count
         self._seqlens[0] = total - 1
         self._total[...] = total
-        self._session.run_with_iobinding(binding)
+        guarded(self._session.run_with_iobinding, binding)
         self.length = total
 
     def _bind(self, embeddings: np.ndarray) -> Any:
@@ -113,3 +124,17 @@ class Decoder:
                 attach(binding.bind_input, f"past_key_values.{layer}.{name}", buffer)
                 attach(binding.bind_output, f"present.{layer}.{name}", buffer)
         return binding
+
+
+def _check_fit(session: Any, spec: TextSpec) -> None:
+    """BundleError unless the graph has the layers and sizes that the manifest gives."""
+    caches = [i for i in session.get_inputs() if i.name.startswith("past_key_values.")]
+    sizes = {tuple(i.shape[1::2]) for i in caches}
+    embeddings = next((i.shape[-1] for i in session.get_inputs() if i.name == "inputs_embeds"), None)
+    if (
+        len(caches) != 2 * spec.num_layers
+        or sizes != {(spec.num_kv_heads, spec.head_dim)}
+        or embeddings != spec.hidden_size
+        or session.get_outputs()[0].shape[-1] != spec.vocab_size
+    ):
+        raise BundleError("decoder.onnx has other sizes than bundle.json says. Copy or export the bundle again.")

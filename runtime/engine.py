@@ -7,6 +7,7 @@ what runs is what was asked for, and `Backend.providers` says it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +19,7 @@ from .errors import BackendError, BundleError, ConfigError
 
 BACKENDS = ("auto", "cpu", "cuda", "rtx", "jetson", "tensorrt")
 PATCHES_PER_CALL = 8192  # bounds the encoder's activations: about 150 MB in float32 at the released models' width
+MAX_THREADS = 1024
 _INSTALL = "pip install 'vl3edge[cpu]' (or [cuda], [rtx] on an NVIDIA GPU)"
 
 
@@ -102,7 +104,15 @@ class OrtEngine:
 
     def run(self, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
         """Runs the graph; returns its outputs in the graph's order."""
-        return list(self._session.run(None, inputs))
+        return list(guarded(self._session.run, None, inputs))
+
+
+def guarded(call: Callable[..., Any], *arguments: Any) -> Any:
+    """A call of ONNX Runtime, whose errors have no common base class: what fails is a BackendError of one line."""
+    try:
+        return call(*arguments)
+    except Exception as e:
+        raise BackendError(f"ONNX Runtime failed: {_first_line(e)}") from e
 
 
 def import_onnxruntime() -> Any:
@@ -123,6 +133,8 @@ def select_backend(name: str = "auto", num_threads: int = 0) -> Backend:
     """
     if name not in BACKENDS:
         raise ConfigError(f"backend must be one of {', '.join(BACKENDS)}, not {name!r}")
+    if not 0 <= num_threads <= MAX_THREADS:
+        raise ConfigError(f"the number of threads must be 0 (one per core) to {MAX_THREADS}, not {num_threads}")
     if name not in ("auto", "cpu", "cuda"):
         from .tensorrt_backend import open_backend  # it builds on this module
 
