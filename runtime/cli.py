@@ -8,6 +8,7 @@ that this package imports none of them.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import warnings
@@ -16,6 +17,7 @@ from importlib.metadata import entry_points, version
 
 from . import cli_ask, cli_build, cli_caption, cli_info
 from .errors import ConfigError, Vl3EdgeError
+from .records import one_line
 
 COMMANDS = (cli_caption, cli_ask, cli_build, cli_info)
 
@@ -23,6 +25,8 @@ COMMANDS = (cli_caption, cli_ask, cli_build, cli_info)
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows what it can of a caption
     warnings.showwarning = lambda message, *_, **__: print_line("warning", message)
     try:
         plugins = {entry.name: entry for entry in entry_points(group="vl3edge.commands")}
@@ -44,12 +48,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as e:
         print_line("error", f"{e.filename}: {e.strerror}" if e.filename else e)
         return 1
+    except MemoryError:
+        print_line("error", "not enough memory: use fewer frames (--max-frames) or a smaller picture")
+        return 1
     return status
 
 
 def print_line(kind: str, message: object) -> None:
     """One message on stderr, on one line whatever it contains."""
-    print(f"vl3edge: {kind}: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"vl3edge: {kind}: {one_line(' '.join(str(message).split()))}", file=sys.stderr)
 
 
 def _run_plugin(entry: object, arguments: list[str]) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from . import cli_options as shared
-from .errors import ConfigError, ContextLengthError, MediaError
+from .errors import BackendError, ConfigError, ContextLengthError, MediaError
 from .medialist import expand
 from .model import DESCRIBE, VideoLlama3
 from .records import FORMATS, CaptionRecord, RecordWriter, finished_media
@@ -66,8 +66,11 @@ def _caption(
     try:
         clip = model.encode(media, sampling, pruning)
         answer = model.ask(clip, options.prompt or DESCRIBE[clip.kind], generation)
-    except (MediaError, ContextLengthError) as e:
+    except (MediaError, ContextLengthError, BackendError) as e:
         return CaptionRecord(media, error=str(e)), f"error: {e}"
+    except MemoryError:
+        message = f"{media}: not enough memory for it; use fewer frames (--max-frames)"
+        return CaptionRecord(media, error=message), f"error: {message}"
     record = CaptionRecord(
         media=media,
         caption=answer.text,
@@ -87,5 +90,10 @@ def _opened(path: Path | None, keep: bool) -> Iterator[TextIO]:
     if path is None:
         yield sys.stdout
     else:
-        with path.open("a" if keep else "w", encoding="utf-8") as file:
-            yield file
+        try:
+            with path.open("a" if keep else "w", encoding="utf-8") as file:
+                yield file
+        except OSError as e:
+            if e.errno is not None and e.filename is None:  # a full disk: say whose
+                e.filename = str(path)
+            raise

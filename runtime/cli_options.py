@@ -10,6 +10,7 @@ from .config import GenerationConfig, PruningConfig, SamplingPlan
 from .engine import BACKENDS
 from .generation import GenerationStats
 from .model import VideoLlama3
+from .records import one_line
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -76,7 +77,7 @@ def generation_config(options: argparse.Namespace) -> GenerationConfig:
 
 def progress(message: str) -> None:
     """One line of progress on stderr."""
-    print(f"vl3edge: {message}", file=sys.stderr, flush=True)
+    print(f"vl3edge: {one_line(message)}", file=sys.stderr, flush=True)
 
 
 def time_report(clip: Clip, stats: GenerationStats) -> str:

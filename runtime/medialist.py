@@ -25,10 +25,12 @@ def expand(arguments: Iterable[str]) -> list[str]:
     name with :// in it (a stream). Raises MediaError, naming all of them, if arguments match nothing.
     """
     found: dict[str, None] = {}
-    missing = []
+    missing: list[str] = []
     for argument in arguments:
         path = Path(argument)
-        if "://" in argument or path.is_file():
+        if not argument:  # an unset variable of a shell; as a path it would be the current folder
+            matches = []
+        elif "://" in argument or path.is_file():
             matches = [argument]
         elif path.is_dir():
             matches = _in_folder(path)
@@ -38,7 +40,9 @@ def expand(arguments: Iterable[str]) -> list[str]:
             missing.append(argument)
         found |= dict.fromkeys(matches)
     if missing:
-        raise MediaError(f"{', '.join(missing)}: no such file, folder or pattern; check the path.")
+        raise MediaError(
+            f"{', '.join(name or repr(name) for name in missing)}: no such file, folder or pattern; check the path."
+        )
     return list(found)
 
 

@@ -55,7 +55,10 @@ class RecordWriter:
 
     def write(self, record: CaptionRecord) -> None:
         if self._style == "jsonl":
-            self._stream.write(json.dumps(record.to_json(), ensure_ascii=False) + "\n")
+            line = json.dumps(record.to_json(), ensure_ascii=False)
+            if any("\ud800" <= c <= "\udfff" for c in line):  # a file name that is not UTF-8 cannot be written as such
+                line = json.dumps(record.to_json())
+            self._stream.write(line + "\n")
         elif record.caption is not None:
             self._count += 1
             caption = printable(record.caption)
@@ -63,7 +66,7 @@ class RecordWriter:
                 times = f"{_srt_time(record.start_s or 0.0)} --> {_srt_time(record.end_s or 0.0)}"
                 self._stream.write(f"{self._count}\n{times}\n{' '.join(caption.split())}\n\n")
             else:
-                self._stream.write(f"{printable(record.media)}: {caption}\n" if self._several else f"{caption}\n")
+                self._stream.write(f"{one_line(record.media)}: {caption}\n" if self._several else f"{caption}\n")
         self._stream.flush()
         if self._on_disk:
             os.fsync(self._stream.fileno())
@@ -96,6 +99,11 @@ def finished_media(path: Path) -> set[str]:
 def printable(text: str) -> str:
     """Text without control characters but newline and tab: a model's output must not steer a terminal."""
     return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs"))
+
+
+def one_line(text: str) -> str:
+    """Printable text without line breaks, for messages with file names in them."""
+    return printable(text.replace("\n", " ").replace("\t", " "))
 
 
 def _srt_time(seconds: float) -> str:
