@@ -12,6 +12,7 @@ from typing import Literal
 
 from .errors import ConfigError
 
+MAX_FPS = 1_000_000  # finer than any clip's clock; times are counted exactly, and may not overflow
 SamplingRule = Literal["fps", "index"]
 
 
@@ -33,8 +34,8 @@ class SamplingPlan:
     rule: SamplingRule = "fps"
 
     def __post_init__(self) -> None:
-        if self.fps is not None and not (math.isfinite(self.fps) and self.fps > 0):
-            raise ConfigError(f"fps must be a positive number, not {self.fps}")
+        if self.fps is not None and not 0 < self.fps <= MAX_FPS:
+            raise ConfigError(f"fps must be a positive number, at most {MAX_FPS:,}, not {self.fps}")
         if self.max_frames is not None and self.max_frames < 1:
             raise ConfigError(f"max_frames must be at least 1, not {self.max_frames}")
         for name in ("start_s", "end_s"):
@@ -92,3 +93,5 @@ class GenerationConfig:
             raise ConfigError(f"top_k must be 0 (off) or more, not {self.top_k}")
         if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
             raise ConfigError(f"repetition_penalty must be above 0 (1.0 is off), not {self.repetition_penalty}")
+        if self.seed is not None and self.seed < 0:
+            raise ConfigError(f"seed must be a whole number, 0 or more, not {self.seed}")

@@ -18,7 +18,7 @@ from PIL import Image
 
 from .clip import Clip, EncodeStats, MediaKind, make_visual
 from .config import PruningConfig, SamplingPlan
-from .errors import ConfigError, MediaWarning
+from .errors import ConfigError, MediaError, MediaWarning
 from .image import load_image
 from .manifest import MediaSpec, ProcessorSpec
 from .pruning import FramePruner
@@ -62,6 +62,8 @@ class ClipEncoder:
     def open(self, source: Any, kind: MediaKind | None, sampling: SamplingPlan | None) -> OpenedMedia:
         """Opens a source; see `VideoLlama3.encode` for what it may be. Raises MediaError, ConfigError."""
         begin = time.perf_counter()
+        if kind not in (None, "image", "video"):
+            raise ConfigError(f"kind must be 'image' or 'video', not {kind!r}")
         kind = kind or media_kind(source)
         if kind == "image":
             image = load_image(source)
@@ -131,7 +133,10 @@ class ClipEncoder:
 
     def _size(self, media: OpenedMedia, spec: MediaSpec, sharing: int) -> tuple[int, int]:
         """Height and width of the frames to encode; warns when the engine takes less than the model would."""
-        size = target_size(media.height, media.width, self._budget(spec), sharing)
+        try:
+            size = target_size(media.height, media.width, self._budget(spec), sharing)
+        except MediaError as e:
+            raise MediaError(f"{media.name}: {e}") from e
         limit = self._vision.max_patches
         if limit is None or size[0] * size[1] <= limit * self._patch_size**2:
             return size
@@ -222,7 +227,7 @@ def media_kind(source: Any) -> MediaKind:
     if isinstance(source, str | Path):
         path = Path(source)
         return "image" if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir() else "video"
-    if isinstance(source, Sequence):
+    if isinstance(source, Sequence) and not isinstance(source, bytes):
         return "video"
     raise ConfigError(
         "media must be a path, a Pillow image, an array [H, W, 3] or [F, H, W, 3], or a list of Pillow images, "

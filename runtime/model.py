@@ -110,6 +110,8 @@ class VideoLlama3:
         Raises ContextLengthError, at the call, if clip and question do not fit the model's context.
         """
         clips = [media] if isinstance(media, Clip) else list(media)
+        if not all(isinstance(clip, Clip) for clip in clips):
+            raise ConfigError("a question is about clips: make them with `encode` (or `encode_all`) first")
         content: list[dict[str, Any]] = [{"type": clip.kind, clip.kind: clip} for clip in clips]
         content.append({"type": "text", "text": question})
         return self.stream_messages([{"role": "user", "content": content}], config)

@@ -23,7 +23,7 @@ from .tokenizer import Tokenizer
 
 ROLES = ("system", "user", "assistant", "stream")
 _MAX_TEMPLATE_CHARS = 1 << 20
-_PRIVATE_USE = range(0xE000, 0xF8FF)
+_PRIVATE_USE = range(0x100000, 0x10FFFD)  # of all 65,000, a conversation leaves one unused
 
 
 @dataclass(frozen=True)
@@ -186,6 +186,9 @@ def media_items(messages: Sequence[Mapping[str, Any]]) -> list[tuple[str, Any]]:
                 raise ConfigError(f"the text of a content item must be a string, not {type(item['text']).__name__}")
             if kind != "text":
                 found.append((kind, item[kind]))
+    for text in _texts(messages):
+        if any("\ud800" <= c <= "\udfff" for c in text):
+            raise ConfigError("a text of the conversation has bytes in it that are not UTF-8")
     return found
 
 

@@ -44,11 +44,13 @@ def filtered_probabilities(scores: np.ndarray, config: GenerationConfig) -> np.n
     top-k keeps the k best and whatever ties with the k-th; top-p keeps the smallest set of best tokens whose
     probabilities reach top_p, at least one.
     """
-    scaled = scores.astype(np.float64) / config.temperature
+    scaled = scores.astype(np.float64)
+    with np.errstate(over="ignore"):  # all but the best become −inf at a temperature close to 0
+        scaled = (scaled - scaled.max()) / config.temperature
     if 0 < config.top_k < len(scaled):
         kth = np.partition(scaled, -config.top_k)[-config.top_k]
         scaled = np.where(scaled < kth, -np.inf, scaled)
-    probabilities = np.exp(scaled - scaled.max())
+    probabilities = np.exp(scaled)
     probabilities /= probabilities.sum()
     if config.top_p < 1.0:
         order = np.argsort(probabilities, kind="stable")
