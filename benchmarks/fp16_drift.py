@@ -55,7 +55,7 @@ VARIANTS = (
     Variant("all but the residual stream", True, True, True, False),
     Variant("everything", True, True, True, True),
 )
-SHIPPED = "products and scores"
+SHIPPED = "products"
 
 
 class Encoder:
@@ -96,7 +96,7 @@ class Encoder:
         q, k = self.product(q * q.shape[-1] ** -0.5), self.product(k)
         scores = self.score(q @ k.transpose(-1, -2))
         shares = self.score(scores.softmax(-1))
-        attended = self.product(shares @ v).transpose(1, 2).flatten(-2)
+        attended = self.product(self.product(shares) @ v).transpose(1, 2).flatten(-2)
         hidden = self.residual(hidden + self.linear(layer.self_attn["out_proj"], attended))
         inside = self.linear(layer.mlp["fc1"], self.between(layer.layer_norm2(hidden)))
         active = self.between(F.gelu(inside, approximate=layer.approximate))

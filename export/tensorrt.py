@@ -13,8 +13,8 @@ They differ from `vision.py`'s graphs, which are for ONNX Runtime, in what a com
 - Opset 17 without any operator of later date: what the parsers of TensorRT 10.3 and later have in common.
 
 Types are part of the graph (TensorRT builds it "strongly typed"). With `half`, matrix products are float16; the
-residual stream, LayerNorm, rotation, GELU and the averages stay float32 (see ARCHITECTURE.md for the drift measured).
-Without, everything is float32.
+residual stream, LayerNorm, softmax, rotation, GELU and the averages stay float32 (see ARCHITECTURE.md for the drift
+measured). Without, everything is float32.
 """
 
 from __future__ import annotations
@@ -193,8 +193,9 @@ class _VisionBuilder(_TypedBuilder):
         query = graph.node("Transpose", [query], f"{name}.query.t", perm=[0, 2, 1, 3])
         key = graph.node("Transpose", [key], f"{name}.key.t", perm=[0, 2, 3, 1])
         value = graph.node("Transpose", [value], f"{name}.value.t", perm=[0, 2, 1, 3])
-        scores = graph.node("MatMul", [query, key], f"{name}.scores")
-        shares = graph.node("Softmax", [scores], f"{name}.shares", axis=-1)
+        # The casts around the softmax are what makes TensorRT for RTX sum scores in float32 inside its fused kernel.
+        scores = self.float32(str(graph.node("MatMul", [query, key], f"{name}.scores")), f"{name}.scores.float32")
+        shares = self.product_type(str(graph.node("Softmax", [scores], f"{name}.shares", axis=-1)), f"{name}.cast")
         attended = graph.node("MatMul", [shares, value], f"{name}.attended")
         attended = graph.node("Transpose", [attended], f"{name}.attended.t", perm=[0, 2, 1, 3])
         attended = graph.node("Reshape", [attended, self._flat_shape], f"{name}.attended.flat")

@@ -229,7 +229,10 @@ def test_attention_is_fused_and_its_memory_is_linear(exported: Callable[..., Pat
         for size in sizes
     ]
     path = exported(True, pad) / "vision.onnx"
-    _, spec = compile_plan(import_tensorrt("rtx"), path, profiles, BuildOptions("rtx", compute_capabilities=("8.6",)))
+    plan, spec = compile_plan(
+        import_tensorrt("rtx"), path, profiles, BuildOptions("rtx", compute_capabilities=("8.6",))
+    )
+    assert b"Ampere_hmma_fp32_traits" in bytes(plan)  # how the kernel's source says that scores sum in float32
     assert spec.fused_attentions == 2 * len(profiles)
     small, large = spec.activation_bytes
     assert large < 4.5 * small
