@@ -65,7 +65,7 @@ def _caption(
     begin = time.perf_counter()
     try:
         clip = model.encode(media, sampling, pruning)
-        answer = model.ask(clip, options.prompt or DESCRIBE[clip.kind], generation)
+        answer = model.ask(clip, DESCRIBE[clip.kind] if options.prompt is None else options.prompt, generation)
     except (MediaError, ContextLengthError, BackendError) as e:
         return CaptionRecord(media, error=str(e)), f"error: {e}"
     except MemoryError:

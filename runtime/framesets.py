@@ -31,16 +31,19 @@ MICROSECOND = Fraction(1, 1_000_000)
 
 
 class PictureList:
-    """Pictures as the frames of a video: files of a folder in natural order (2 before 10), or Pillow images."""
+    """Pictures as the frames of a video: files of a folder in natural order (2 before 10), or Pillow images.
+
+    num_lost: how many of the pictures wanted of `frames` could not be read; complete when it has ended.
+    """
 
     notes: tuple[str, ...] = ()
-    num_lost = 0
 
     def __init__(self, name: str, pictures: Sequence[Path | Image.Image], timeline: Timeline) -> None:
         self.name = name
         self.timeline = timeline
+        self.num_lost = 0
         self._pictures = pictures
-        self.height, self.width = load_image(pictures[0]).shape[:2]
+        self.height, self.width = next(self._readable(range(len(pictures))))[1].shape[:2]
 
     @classmethod
     def from_folder(cls, folder: str | Path, source_fps: float | None = None) -> PictureList:
@@ -57,9 +60,37 @@ class PictureList:
         return cls(str(folder), pictures, regular_timeline(len(pictures), source_fps or FOLDER_FPS))
 
     def frames(self, indices: Sequence[int]) -> Iterator[Frame]:
-        """The pictures with these numbers: uint8 [H, W, 3], each in its own size."""
-        for i in indices:
-            yield load_image(self._pictures[i])
+        """The pictures with these numbers: uint8 [H, W, 3], each in its own size.
+
+        One that cannot be read is replaced by the readable one before it, or the first readable one there is.
+        Raises MediaError if none can be read.
+        """
+        self.num_lost = 0
+        shown = 0  # of the indices, how many have been given out
+        last: Frame | None = None
+        for position, picture in self._readable(indices):
+            stand_in = picture if last is None else last
+            self.num_lost += position - shown
+            yield from [stand_in] * (position - shown)
+            yield picture
+            shown, last = position + 1, picture
+        if last is not None:
+            self.num_lost += len(indices) - shown
+            yield from [last] * (len(indices) - shown)
+
+    def _readable(self, indices: Sequence[int]) -> Iterator[tuple[int, Frame]]:
+        """(position among the indices, picture) of those that can be read; MediaError of the last if none can."""
+        found, error = False, None
+        for position, index in enumerate(indices):
+            try:
+                picture = load_image(self._pictures[index])
+            except MediaError as e:
+                error = e
+                continue
+            found = True
+            yield position, picture
+        if error is not None and not found:
+            raise error
 
 
 class FrameArray:

@@ -91,8 +91,8 @@ class PromptTemplate:
             rendered = self._template.render(context)
         except jinja2.TemplateError as e:
             raise ConfigError(f"the chat template refuses this conversation: {e}") from e
-        except (TypeError, ValueError, KeyError, AttributeError) as e:
-            raise ConfigError(f"the chat template fails on this conversation: {type(e).__name__}: {e}") from e
+        except Exception as e:  # a template can do anything that raises
+            raise BundleError(f"chat_template.jinja fails ({type(e).__name__}: {e}). Export the bundle again.") from e
         return self._split(rendered, media, escape)
 
     def _split(self, rendered: str, media: Sequence[MediaItem], escape: _Escape) -> list[Piece]:

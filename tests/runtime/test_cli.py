@@ -199,6 +199,27 @@ def test_folder_of_frames_is_one_clip(capsys: pytest.CaptureFixture[str], bundle
     assert record["num_frames"] == 4  # 12 frames at 3 a second
 
 
+@pytest.mark.parametrize("broken", [[0], [5], [2, 3], [11]])
+def test_a_folder_with_unreadable_pictures_is_captioned_with_a_count(
+    capsys: pytest.CaptureFixture[str], bundle: Path, tmp_path: Path, broken: list[int]
+) -> None:
+    for index in range(12):
+        Image.fromarray(np.full((64, 64, 3), index * 20, np.uint8)).save(tmp_path / f"frame{index}.png")
+    for index in broken:
+        (tmp_path / f"frame{index}.png").write_bytes(b"no picture")
+    status, out, err = run(
+        capsys, "caption", tmp_path, "-m", bundle, "--format", "jsonl", "--fps", "3", "--max-new-tokens", "2"
+    )
+    assert status == 0
+    assert json.loads(out)["num_frames"] == 12
+    assert f"{len(broken)} of the 12 frames sampled are damaged" in err
+    for index in range(12):
+        (tmp_path / f"frame{index}.png").write_bytes(b"no picture")
+    status, out, err = run(capsys, "caption", tmp_path, "-m", bundle)
+    assert status == 1
+    assert "not an image" in err
+
+
 def test_info_names_versions_and_measurements(capsys: pytest.CaptureFixture[str], bundle: Path) -> None:
     status, out, _ = run(capsys, "info", bundle)
     assert status == 0

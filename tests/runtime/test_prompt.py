@@ -11,7 +11,7 @@ import pytest
 from reference import load_processor, reference_inputs
 
 from vl3edge.models.checkpoint import Checkpoint
-from vl3edge.runtime.errors import ConfigError
+from vl3edge.runtime.errors import BundleError, ConfigError
 from vl3edge.runtime.manifest import TokenSpec
 from vl3edge.runtime.prompt import MediaItem, PromptTemplate, VisualSlot, media_items
 from vl3edge.runtime.splice import Visual, splice
@@ -144,6 +144,12 @@ def test_a_template_that_drops_media_is_refused(parts: Parts) -> None:
     blind = PromptTemplate("{% for m in messages %}{{ m['role'] }}{% endfor %}", tokenizer, tokens, "transformers")
     with pytest.raises(ConfigError, match="placed 0 of 1"):
         blind.pieces([{"role": "user", "content": [{"type": "image", "image": 0}]}], [MediaItem("image", (0.0,))])
+
+
+def test_a_template_that_fails_is_the_bundles_fault(parts: Parts) -> None:
+    tokenizer, _, tokens = parts
+    with pytest.raises(BundleError, match="ZeroDivisionError"):
+        PromptTemplate("{{ 1 / 0 }}", tokenizer, tokens, "transformers").pieces([{"role": "user", "content": "x"}], [])
 
 
 def test_a_hostile_template_is_stopped(parts: Parts) -> None:
