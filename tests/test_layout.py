@@ -33,7 +33,7 @@ def test_the_runtime_imports_only_its_own_dependencies() -> None:
         assert outside <= RUNTIME, path
 
 
-@pytest.mark.parametrize("package", SIBLINGS)
+@pytest.mark.parametrize("package", sorted(SIBLINGS))
 def test_packages_import_only_the_layers_below(package: str) -> None:
     for path in (ROOT / package).rglob("*.py"):
         siblings = {name.split(".")[1] for name in imports(path) if name.startswith("vl3edge.")}
