@@ -49,9 +49,11 @@ def demo_table() -> str:
     return table(["kind of question", "fp32, torch", "shipped bundle, int4", "KL", "lost / gained"], rows)
 
 
-def machine_line(machine: dict[str, Any]) -> str:
+def machine_line(result: dict[str, Any]) -> str:
+    machine = result["machine"]
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
-    return f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB; {versions}."
+    note = f" Note: {result['note']}." if "note" in result else ""
+    return f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB; {versions}.{note}"
 
 
 def real_size_table() -> str:
@@ -69,7 +71,7 @@ def real_size_table() -> str:
     ]
     return (
         table(["step", "time", "peak memory", "bundle, GB", "of it decoder and embeddings, GB"], rows)
-        + f"\n\n{machine_line(result['machine'])}"
+        + f"\n\n{machine_line(result)}"
     )
 
 

@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="an empty folder for checkpoint and bundles")
     parser.add_argument("--preset", default="2b")
     parser.add_argument("--variant", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--note", help="what else the reader should know, such as other load on the machine")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     checkpoint, log = options.work / "checkpoint", options.work / "log.txt"
@@ -69,12 +70,15 @@ def main() -> None:
         steps.append(step)
         caption = [vl3edge, "caption", options.media, "-m", str(bundle), "--max-frames", "8"]
         step = measured(f"caption 8 frames, 32 tokens, {variant}", [*caption, "--max-new-tokens", "32"], log)
-        step["report"] = next(line for line in log.read_text(encoding="utf-8").splitlines() if "[1/1]" in line)
+        line = next(line for line in log.read_text(encoding="utf-8").splitlines() if "[1/1]" in line)
+        step["report"] = line.split(": ", 2)[2]  # without the clip's path
         steps.append(step)
         decoder = sum(f.stat().st_size for f in (*bundle.glob("decoder*"), *bundle.glob("embeddings*")))
         step["decoder_gb"] = round(decoder / 1e9, 2)
         shutil.rmtree(bundle)
     result = {"machine": describe(), "preset": options.preset, "media": Path(options.media).name, "steps": steps}
+    if options.note:
+        result["note"] = options.note
     RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
