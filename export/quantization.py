@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -9,8 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vl3edge.models.checkpoint import Checkpoint
-from vl3edge.models.tensors import DECODER
+from vl3edge.models.tensors import DECODER, LM_HEAD
 from vl3edge.quant.comparison import compare
 from vl3edge.quant.decoder import LayerProgress, quantize_decoder
 from vl3edge.quant.dequantized import Linears
@@ -67,13 +70,15 @@ def quantize(
         progress(f"quantizing {step.name}, {step.seconds_left:.0f} s left,", step.done, step.total)
 
     sequences = data.calibration if plan.method == "gptq" else ()
-    linears = quantize_decoder(checkpoint, sequences, plan, work, progress=show)
-    cost = compare(checkpoint, linears, data.held_out)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    linears = quantize_decoder(checkpoint, sequences, plan, work, device=device, progress=show)
+    cost = compare(checkpoint, linears, data.held_out, device)
     progress("comparing with float32", 1, 1)
     report = {
         **asdict(plan),
         "source": list(media) or "synthetic scenes",
         "calibration_tokens": data.num_tokens if sequences else 0,
+        "fp16_bytes": _fp16_bytes(checkpoint),
         "end_to_end": asdict(cost),
         "layers": _layers(linears),
     }
@@ -83,6 +88,12 @@ def quantize(
 def discard_work(target: Path) -> None:
     """Removes what an export kept for resuming."""
     shutil.rmtree(work_folder(target), ignore_errors=True)
+
+
+def _fp16_bytes(checkpoint: Checkpoint) -> int:
+    """What the decoder with its embeddings and head would take in float16; tied ones count once, as they are stored."""
+    shapes = (checkpoint.shape(name) for name in checkpoint.names if name.startswith((DECODER, LM_HEAD)))
+    return 2 * sum(math.prod(shape) for shape in shapes)
 
 
 def _layers(linears: Linears) -> dict[str, dict[str, Any]]:

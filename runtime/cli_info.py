@@ -87,7 +87,14 @@ def contents_table(manifest: Manifest) -> str:
         f"{stage:<18} {d['max_abs_diff']:>30.3g} {d['mean_abs_diff']:>12.3g} {d['max_abs']:>14.3g}"
         for stage, d in measured.items()
     ]
-    return "\n".join([*lines, *_quantization_lines(manifest.quantization)])
+    lines += _quantization_lines(manifest.quantization)
+    if whole := manifest.quantization.get("fp16_bytes"):
+        parts = ("decoder.onnx", "decoder.onnx.data", "embeddings.safetensors")
+        size = sum(files[name].bytes for name in parts if name in files)
+        lines.append(
+            f"decoder with embeddings and rotary tables: {size / 1e6:.2f} MB, its weights in fp16 {whole / 1e6:.2f} MB"
+        )
+    return "\n".join(lines)
 
 
 def _quantization_lines(report: Mapping[str, Any]) -> list[str]:

@@ -126,7 +126,8 @@ def test_eight_bit_activations_cost_little_and_are_measured(checkpoints: Callabl
 def test_a_saved_gptq_checkpoint_exports_to_the_same_decoder(
     checkpoints: Callable[..., Path], tmp_path: Path, media: Path, layout: str
 ) -> None:
-    checkpoint = Checkpoint.open(checkpoints("tiny-128", layout))
+    # The format stores biases as float16: a checkpoint of that type goes through it unchanged.
+    checkpoint = Checkpoint.open(checkpoints("tiny-128", layout, dtype="float16"))
     plan = QuantizationPlan(group_size=32, head_bits=None)
     saved = tmp_path / "saved"
     export_bundle(checkpoint, tmp_path / "a", ExportOptions(plan=plan, save_gptq=saved, **EXACT))
@@ -217,3 +218,10 @@ def test_info_shows_the_report(
     assert "quantization gptq" in out
     assert f"KL {report['end_to_end']['kl']:.2e}" in out
     assert "lm_head" in out
+    assert f"its weights in fp16 {report['fp16_bytes'] / 1e6:.2f} MB" in out
+    # Everything but the vision path, at two bytes a weight.
+    decoder = Checkpoint.open(checkpoints("tiny-128"))
+    counts = [
+        decoder.tensor(name).numel() for name in decoder.names if "vision" not in name and "projector" not in name
+    ]
+    assert report["fp16_bytes"] == 2 * sum(counts)
