@@ -48,7 +48,8 @@ def load_model(options: argparse.Namespace) -> VideoLlama3:
     model = VideoLlama3.load(options.model, options.backend, options.threads)
     info = model.info
     demo = " (demo bundle; give your own with -m)" if options.model is None else ""
-    progress(f"{info['name']}{demo}, {info['precision']}, on {info['backend']} with ONNX Runtime {info['onnxruntime']}")
+    weights = info["precision"] if info["quantization"] == "none" else f"decoder by {info['quantization']}"
+    progress(f"{info['name']}{demo}, {weights}, on {info['backend']} with ONNX Runtime {info['onnxruntime']}")
     if "TensorRT" in info["vision_runtime"]:
         progress(f"vision: {info['vision_runtime']}")
     return model
