@@ -1,5 +1,7 @@
 # make demo   installs the runtime alone (no torch) and captions a real H.264 file with the demo bundle
 # make test   installs what the tests need and runs them; make lint checks style and types
+# make fuzz   damages media for FUZZ_SECONDS and reads it; make lint test do the same for seconds
+# make mutation changes single operators of four modules: do their tests notice? (MUTANTS=30: of each only 30)
 # Everything is installed into virtual environments inside this folder.
 
 PYTHON ?= python3
@@ -9,11 +11,12 @@ INTERCHANGE_VENV ?= .venv-interchange
 # A CPU build where the package index offers one; installed first, so that nothing pulls a CUDA build.
 TORCH ?= torch==2.13.0
 WORKERS ?= 2
+FUZZ_SECONDS ?= 1200
 
 BIN := $(VENV)/bin
 RUN := OMP_NUM_THREADS=1 $(BIN)/python -m
 
-.PHONY: demo demo-bundle test test-long test-interchange lint format clean
+.PHONY: demo demo-bundle fuzz mutation test test-long test-interchange lint format clean
 
 demo: $(DEMO_VENV)/.installed
 	$(DEMO_VENV)/bin/vl3edge caption tests/fixtures/demo_clip.mp4
@@ -32,6 +35,15 @@ test-long: $(VENV)/.installed
 # GPTQ checkpoints exchanged with GPTQModel, which pins other versions than the other tests need.
 test-interchange: $(INTERCHANGE_VENV)/.installed
 	OMP_NUM_THREADS=1 $(INTERCHANGE_VENV)/bin/python -m pytest --confcutdir tests/interchange tests/interchange
+
+# A new first number is another stretch of inputs; what fails is kept in .cache/fuzz under its number.
+fuzz: $(VENV)/.installed
+	$(BIN)/python tests/fuzz/fuzzer.py --seconds $(FUZZ_SECONDS) --first $(or $(FUZZ_FIRST),0) \
+		--media $(wildcard ../shared/media) tests/fixtures --keep .cache/fuzz
+
+mutation: $(VENV)/.installed
+	$(BIN)/pip install --quiet cosmic-ray==8.7.0
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mutation.py $(if $(MUTANTS),--count $(MUTANTS))
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

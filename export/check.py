@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -58,7 +58,7 @@ def check_decoder(
     config = checkpoint.config.text
     ids = torch.randint(config.vocab_size, (_TOKENS,), generator=torch.Generator().manual_seed(0))
     inputs = checkpoint.tensor(EMBEDDINGS)[ids].float()
-    reference = _reference_logits(checkpoint, inputs, progress)
+    (reference,) = reference_logits(checkpoint, [inputs], [2], progress)
     checkpoint.release()  # its mapped weights and the session's need not be in memory together
 
     decoder = Decoder(
@@ -71,19 +71,27 @@ def check_decoder(
 
 
 @torch.inference_mode()
-def _reference_logits(
-    checkpoint: Checkpoint | DequantizedCheckpoint, inputs: torch.Tensor, progress: Callable[[int, int], None]
-) -> np.ndarray:
-    """Logits float32 [2, vocab] of the last two positions of inputs [S, hidden]."""
+def reference_logits(
+    checkpoint: Checkpoint | DequantizedCheckpoint,
+    sequences: Sequence[torch.Tensor],
+    positions: Sequence[int],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[np.ndarray]:
+    """Logits float32 [positions[k], vocab] of the last positions of each sequence of inputs [S, hidden].
+
+    One layer is in memory at a time, and the head a block of rows at a time. progress: called with (layers done, in
+    all).
+    """
     config = checkpoint.config.text
-    hidden = inputs[None]
-    turn = rotary(config, 0, len(inputs))
+    hidden = [inputs[None] for inputs in sequences]
+    turns = [rotary(config, 0, len(inputs)) for inputs in sequences]
     for index in range(config.num_layers):
-        hidden, _ = DecoderLayer.from_checkpoint(cast(Checkpoint, checkpoint), index)(hidden, turn)
+        layer = DecoderLayer.from_checkpoint(cast(Checkpoint, checkpoint), index)
+        hidden = [layer(values, turn)[0] for values, turn in zip(hidden, turns, strict=True)]
         progress(index + 1, config.num_layers)
     norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
     norm.weight.copy_(checkpoint.tensor(f"{DECODER}norm.weight"))
-    last = norm(hidden[0, -2:])
+    last = torch.cat([norm(values[0, -count:]) for values, count in zip(hidden, positions, strict=True)])
     head = checkpoint.tensor(LM_HEAD)
     blocks = [last @ block.float().T for block in head.split(16384)]  # the whole head in float32 is a GB at full size
-    return torch.cat(blocks, dim=1).numpy()
+    return [part.numpy() for part in torch.cat(blocks, dim=1).split(list(positions))]

@@ -1,7 +1,7 @@
 """The decoder as an ONNX graph, built operator by operator.
 
 Why not traced: the operators that matter are fused ones that no tracer emits. Queries, keys and values are one product;
-`GroupQueryAttention` rotates, appends to the KV cache in place (input and output share one buffer) and masks;
+`attention.py` rotates, appends to the KV cache in place (input and output share one buffer) and masks;
 `SkipSimplifiedLayerNormalization` adds the residual on the way; everything after the last layer's attention runs for
 the last position alone, so that a prefill of a thousand tokens computes one row of logits.
 
@@ -31,9 +31,9 @@ from onnx import TensorProto
 from vl3edge.models.config import TextConfig
 from vl3edge.runtime.manifest import TextSpec
 
+from .attention import MS, CachedAttention
 from .graph import GraphWriter
 
-MS = "com.microsoft"
 PREFIX = "model.language_model."
 
 
@@ -80,6 +80,8 @@ def text_spec(config: TextConfig) -> TextSpec:
         intermediate_size=config.intermediate_size,
         vocab_size=config.vocab_size,
         max_position_embeddings=config.max_position_embeddings,
+        rope_theta=config.rope_theta,
+        rotary_dim=config.head_dim,
     )
 
 
@@ -145,23 +147,10 @@ class DecoderBuilder:
         )
         return normed, summed
 
-    def attention(self, x: str, layer: int, cos: str, sin: str) -> str:
+    def attention(self, x: str, layer: int, cached: CachedAttention) -> str:
         stem = f"{PREFIX}layers.{layer}.self_attn."
         qkv = self.linear(x, f"layers.{layer}.qkv", [stem + "q_proj", stem + "k_proj", stem + "v_proj"])
-        past = [f"past_key_values.{layer}.key", f"past_key_values.{layer}.value"]
-        out = f"layers.{layer}.attention"
-        self.graph.node(
-            "GroupQueryAttention",
-            [qkv, "", "", *past, "seqlens_k", "total_sequence_length", cos, sin],
-            out,
-            outputs=[out, f"present.{layer}.key", f"present.{layer}.value"],
-            domain=MS,
-            num_heads=self.config.num_heads,
-            kv_num_heads=self.config.num_kv_heads,
-            scale=self.config.head_dim**-0.5,
-            do_rotary=1,
-            rotary_interleaved=0,
-        )
+        out = cached.layer(qkv, layer)
         if self.cache_head_dim == self.config.head_dim:
             return out
         columns = np.arange(self.config.num_heads * self.config.head_dim)
@@ -171,8 +160,9 @@ class DecoderBuilder:
 
     def mlp(self, x: str, layer: int) -> str:
         stem = f"{PREFIX}layers.{layer}.mlp."
-        both = self.linear(x, f"layers.{layer}.gate_up", [stem + "gate_proj", stem + "up_proj"])
-        gate, up = self.graph.node("Split", [both], f"layers.{layer}.split", outputs=2, axis=-1, num_outputs=2)
+        # Two products: as one, their parts would have to be copied apart, which costs a prefill 2 %.
+        gate = self.linear(x, f"layers.{layer}.gate", [stem + "gate_proj"])
+        up = self.linear(x, f"layers.{layer}.up", [stem + "up_proj"])
         active = self.graph.node("QuickGelu", [gate], f"layers.{layer}.silu", domain=MS, alpha=1.0)
         gated = self.graph.node("Mul", [active, up], f"layers.{layer}.gated")
         return self.linear(gated, f"layers.{layer}.down", [stem + "down_proj"])
@@ -219,6 +209,7 @@ class DecoderBuilder:
                 graph.input(f"past_key_values.{layer}.{kind}", TensorProto.FLOAT, cache)
         cos_table, sin_table = rotary_tables(config.head_dim, config.rope_theta, config.max_position_embeddings)
         cos, sin = graph.weight("rotary.cos", cos_table), graph.weight("rotary.sin", sin_table)
+        cached = CachedAttention(graph, config, self.cache_head_dim, cos, sin)
 
         update = ""
         for layer in range(config.num_layers):
@@ -237,7 +228,7 @@ class DecoderBuilder:
                 normed, hidden = self.add_and_norm(
                     hidden, update, stem + "input_layernorm.weight", f"layers.{layer}.input_norm"
                 )
-            attended = self.attention(normed, layer, cos, sin)
+            attended = self.attention(normed, layer, cached)
             if layer == config.num_layers - 1:
                 attended = self.last_position(attended, "last.attended")
                 hidden = self.last_position(hidden, "last.hidden")

@@ -9,7 +9,7 @@ and later.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -73,6 +73,16 @@ class GraphWriter:
             names = list(outputs)
         self._nodes.append(helper.make_node(op, list(inputs), names, name=name, domain=domain, **attributes))
         return names[0] if len(names) == 1 else names
+
+    def branch(self, name: str, emit: Callable[[], Sequence[str]]) -> onnx.GraphProto:
+        """A branch of an `If`: what `emit` appends, and the names of float32 values it returns as outputs.
+
+        It may read every value of the graph around it.
+        """
+        outside, self._nodes = self._nodes, []
+        outputs = [helper.make_tensor_value_info(value, TensorProto.FLOAT, None) for value in emit()]
+        inside, self._nodes = self._nodes, outside
+        return helper.make_graph(inside, name, [], outputs)
 
     def weight(self, name: str, value: np.ndarray) -> str:
         """Writes a weight to the side file (small ones stay in the graph) and returns its name."""

@@ -25,17 +25,27 @@ from vl3edge.quant.dequantized import DequantizedCheckpoint
 from vl3edge.quant.gptq_writer import write_gptq_checkpoint
 from vl3edge.quant.plan import QuantizationPlan
 from vl3edge.runtime.bundle import MANIFEST_NAME, Bundle, hash_file
-from vl3edge.runtime.manifest import FileEntry, Manifest, MediaSpec, ProcessorSpec, TokenSpec, VisionSpec
+from vl3edge.runtime.manifest import (
+    FileEntry,
+    Manifest,
+    MediaSpec,
+    ProcessorSpec,
+    TokenSpec,
+    VisionQuantization,
+    VisionSpec,
+)
 
 from .check import Difference, check_decoder
 from .decoder import DecoderBuilder, StoredMatrix, export_decoder, text_spec
 from .embeddings import export_embeddings
+from .errors import ExportError
 from .graph import GraphWriter
 from .quantization import Quantized, discard_work, existing_quantization, quantize, work_folder
 from .quantized import HEAD, QuantizedDecoderBuilder, write_quantized_embeddings
 from .staging import staged_folder
 from .tensorrt_stage import TENSORRT_TARGETS, require_tensorrt, tensorrt_bytes, write_tensorrt
 from .vision import export_projectors, export_vision
+from .vision_calibration import VisionCalibration, calibrate_vision, calibration_clips, relative_error
 
 Progress = Callable[[str, int, int], None]
 TARGETS = ("cpu", *TENSORRT_TARGETS)
@@ -56,6 +66,8 @@ class ExportOptions:
     save_gptq: where to write the quantized decoder as an ordinary GPTQ checkpoint too.
     activation_bits: 8 computes quantized products with activations rounded to 8 bits, several times faster on a CPU;
         32 leaves the activations as they are.
+    vision_bits: 8 computes the vision encoder's products with weights and activations in 8 bits, about twice as fast on
+        a CPU and half the size, also in TensorRT plans; 16 leaves them in float.
     name: what the bundle calls its model; None takes the checkpoint's name.
     """
 
@@ -66,6 +78,7 @@ class ExportOptions:
     calibration_tokens: int = 32768
     save_gptq: Path | None = None
     activation_bits: Literal[8, 32] = 8
+    vision_bits: Literal[8, 16] = 16
     name: str | None = None
     force: bool = False
 
@@ -104,14 +117,17 @@ def export_bundle(
     Raises ExportError (target exists, disk full, …) or CheckpointError (from reading).
     """
     options = options or ExportOptions()
+    if options.vision_bits not in (8, 16):
+        raise ExportError(f"vision_bits must be 8 or 16, not {options.vision_bits}")
     precision = options.stored_precision
     compilers = require_tensorrt(options.targets)
     needed = _estimated_bytes(checkpoint, precision) + tensorrt_bytes(checkpoint, options.targets)
     with staged_folder(target, options.force, needed) as folder:
         draft = make_manifest(checkpoint.config, options, checkpoint.commit)
         draft = replace(draft, versions=draft.versions | compilers)
-        measured = _write_vision(checkpoint, folder, precision, progress)
-        measured |= write_tensorrt(checkpoint, Float32Source(checkpoint), folder, draft, progress)
+        calibration = _vision_calibration(checkpoint, options, draft, progress)
+        measured, encoder = _write_vision(checkpoint, folder, options, calibration, progress)
+        measured |= write_tensorrt(checkpoint, Float32Source(checkpoint), folder, draft, progress, calibration)
         table = export_embeddings(checkpoint, folder, precision)
         progress("embeddings", 1, 1)
         quantized = _quantized(checkpoint, Bundle(folder, _listing(draft, folder)), options, target, progress)
@@ -120,6 +136,7 @@ def export_bundle(
             _listing(draft, folder, hash_file),
             measured={stage: asdict(difference) for stage, difference in measured.items()},
             quantization={"method": "none"} if quantized is None else quantized.report,
+            vision_quantization=encoder,
         )
         text = json.dumps(manifest.to_json(), indent=1, ensure_ascii=False)
         (folder / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
@@ -127,17 +144,35 @@ def export_bundle(
     return ExportReport(target, manifest)
 
 
+def _vision_calibration(
+    checkpoint: Checkpoint, options: ExportOptions, draft: Manifest, progress: Progress
+) -> VisionCalibration | None:
+    if options.vision_bits == 16:
+        return None
+    clips = calibration_clips(draft, options.calibration)
+    return calibrate_vision(checkpoint, clips, lambda done, total: progress("calibrating vision", done, total))
+
+
 def _write_vision(
-    checkpoint: Checkpoint, folder: Path, precision: Literal["fp32", "fp16"], progress: Progress
-) -> dict[str, Difference]:
+    checkpoint: Checkpoint,
+    folder: Path,
+    options: ExportOptions,
+    calibration: VisionCalibration | None,
+    progress: Progress,
+) -> tuple[dict[str, Difference], VisionQuantization]:
+    precision, quantization = options.stored_precision, VisionQuantization()
     (folder / "tokenizer.json").write_text(checkpoint.tokenizer_json(), encoding="utf-8")
     (folder / "chat_template.jinja").write_text(checkpoint.chat_template(), encoding="utf-8")
     progress("vision", 0, 1)
-    measured = {"vision": export_vision(checkpoint, folder, precision)}
+    measured = {"vision": export_vision(checkpoint, folder, precision, calibration=calibration)}
+    if calibration is not None:
+        source = "the media given" if options.calibration else "synthetic scenes"
+        error = relative_error(folder / "vision.onnx", calibration.held_out)
+        quantization = VisionQuantization(8, source, calibration.num_frames, error)
     progress("vision", 1, 1)
     measured |= export_projectors(checkpoint, folder, precision)
     progress("projectors", 1, 1)
-    return measured
+    return measured, quantization
 
 
 def _quantized(

@@ -20,7 +20,8 @@ from vl3edge.quant.dequantized import Linears
 from vl3edge.quant.linear import QuantizedLinear, concatenated
 from vl3edge.quant.packing import MatMulNBitsTensors, to_matmul_nbits
 
-from .decoder import MS, DecoderBuilder, StoredMatrix, TensorSource, pad_heads
+from .attention import MS
+from .decoder import DecoderBuilder, StoredMatrix, TensorSource, pad_heads
 from .embeddings import FILE_NAME
 from .graph import GraphWriter
 

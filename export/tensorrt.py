@@ -19,8 +19,9 @@ measured). Without, everything is float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from onnx import TensorProto
@@ -31,6 +32,8 @@ from vl3edge.models.tensors import PROJECTOR, VISION
 from .decoder import TensorSource, pad_heads, padded_head_dim
 from .errors import ExportError
 from .graph import GraphWriter
+from .tensorrt_int8 import SmoothedSource, activation_steps, quantized_linear
+from .vision_calibration import VisionCalibration
 
 OPSET = 17
 _LARGEST_HALF = 65504.0
@@ -44,14 +47,19 @@ def export_tensorrt_vision(
     half: bool = True,
     pad: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    calibration: VisionCalibration | None = None,
 ) -> list[Path]:
     """Writes `vision.onnx` and its data into `folder`; returns the files.
 
-    pad: widen heads to a multiple of 16. progress: called with (layers written, layers in all).
+    pad: widen heads to a multiple of 16. progress: called with (layers written, layers in all). calibration: what goes
+    into the layers' products, which are then computed in 8 bits (`tensorrt_int8.py`).
     Raises ExportError for a weight that float16 cannot hold.
     """
+    steps: dict[str, float] = {}
+    if calibration is not None:
+        source, steps = SmoothedSource(source, calibration.smoothing), activation_steps(calibration)
     with GraphWriter(folder / "vision.onnx", OPSET) as graph:
-        builder = _VisionBuilder(graph, source, half, config.vision, pad)
+        builder = _VisionBuilder(graph, source, half, config.vision, pad, steps)
         builder.begin(config)
         for layer in range(config.vision.num_layers):
             builder.layer(layer)
@@ -78,12 +86,18 @@ def export_tensorrt_projector(source: TensorSource, config: ModelConfig, folder:
 
 
 class _TypedBuilder:
-    """Nodes with explicit types: float32 everywhere, and `product_type` for what goes into matrix products."""
+    """Nodes with explicit types: float32 everywhere, and `product_type` for what goes into matrix products.
 
-    def __init__(self, graph: GraphWriter, source: TensorSource, half: bool) -> None:
+    steps: of the inputs of the products that are computed in 8 bits, by their names.
+    """
+
+    def __init__(
+        self, graph: GraphWriter, source: TensorSource, half: bool, steps: Mapping[str, float] = MappingProxyType({})
+    ) -> None:
         self.graph = graph
         self.source = source
         self.half = half
+        self.steps = steps
 
     def product_type(self, x: str, name: str) -> str:
         """x float32 in the type of matrix products."""
@@ -119,6 +133,9 @@ class _TypedBuilder:
         """
         weight = columns(rows(self.source.array(f"{stem}.weight")).T)
         bias = rows(self.source.array(f"{stem}.bias"))
+        if stem in self.steps:
+            tensors = {"weight": weight, "bias": bias}
+            return quantized_linear(self.graph, x, stem, name, tensors, self.steps[stem], self.half)
         product = self.graph.node("MatMul", [x, self.weight(f"{stem}.weight", weight)], f"{name}.matmul")
         return str(self.graph.node("Add", [product, self.weight(f"{stem}.bias", bias)], name))
 
@@ -147,8 +164,16 @@ class _TypedBuilder:
 class _VisionBuilder(_TypedBuilder):
     """Emits the encoder: `begin`, then `layer` for each, then `end`."""
 
-    def __init__(self, graph: GraphWriter, source: TensorSource, half: bool, vision: VisionConfig, pad: bool) -> None:
-        super().__init__(graph, source, half)
+    def __init__(
+        self,
+        graph: GraphWriter,
+        source: TensorSource,
+        half: bool,
+        vision: VisionConfig,
+        pad: bool,
+        steps: Mapping[str, float],
+    ) -> None:
+        super().__init__(graph, source, half, steps)
         self.vision = vision
         self.head_dim = padded_head_dim(vision.head_dim) if pad else vision.head_dim
         self._pad = (lambda rows: pad_heads(rows, vision.head_dim)) if pad else (lambda rows: rows)

@@ -34,6 +34,7 @@ from .check import Difference, load_session
 from .decoder import TensorSource
 from .errors import ExportError
 from .tensorrt import export_tensorrt_projector, export_tensorrt_vision
+from .vision_calibration import VisionCalibration
 
 TENSORRT_TARGETS = ("rtx", "jetson")
 LARGEST_HALF = 65504.0
@@ -63,12 +64,16 @@ def write_tensorrt(
     folder: Path,
     manifest: Manifest,
     progress: Callable[[str, int, int], None],
+    calibration: VisionCalibration | None = None,
 ) -> dict[str, Difference]:
-    """Writes what the manifest's targets need into `folder`; returns the differences from torch, by stage."""
+    """Writes what the manifest's targets need into `folder`; returns the differences from torch, by stage.
+
+    calibration: for an encoder in 8 bits.
+    """
     if not set(TENSORRT_TARGETS) & set(manifest.targets):
         return {}
     (folder / ENGINES).mkdir()
-    export_tensorrt_vision(source, checkpoint.config, folder / ENGINES)
+    export_tensorrt_vision(source, checkpoint.config, folder / ENGINES, calibration=calibration)
     export_tensorrt_projector(source, checkpoint.config, folder / ENGINES)
     measured = _measure(checkpoint, folder / ENGINES, manifest)
     progress("graphs for TensorRT", 1, 1)

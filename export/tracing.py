@@ -21,6 +21,7 @@ from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.weights import WeightSource
 
 from .errors import ExportError
+from .vision_int8 import quantize_products
 
 OPSET = 20
 IR_VERSION = 10
@@ -62,21 +63,24 @@ def trace_to_file(
     path: Path,
     precision: Precision = "fp32",
     progress: Callable[[int, int], None] = lambda done, total: None,
+    eight_bit: Sequence[str] = (),
 ) -> None:
     """Writes `path` and `path`.data.
 
     module: with parameters on the meta device; they are replaced. sources: where each parameter comes from.
     precision: "fp16" stores weights as float16 and casts them to float32 in the graph, so the arithmetic is
     that of
-        float32 with rounded weights. progress: called with (weights written, weights in all).
+        float32 with rounded weights. progress: called with (weights written, weights in all). eight_bit: names of
+        weights whose products are computed in 8 bits, see `vision_int8.py`.
 
     Raises:
         ExportError: precision is unknown, or a weight is too large for float16.
     """
     if precision not in _DTYPES:
         raise ExportError(f"precision must be one of {', '.join(_DTYPES)}, not {precision!r}")
+    whole = {name: source for name, source in sources.items() if name not in eight_bit}
     if precision == "fp16":
-        _check_range(sources, checkpoint)
+        _check_range(whole, checkpoint)
     _drop_weights(module)
     program = torch.onnx.export(
         module.eval(),
@@ -94,13 +98,14 @@ def trace_to_file(
     _clean(model, signature)
     seen: set[str] = set()
 
-    def read(name: str) -> torch.Tensor:
+    def read(name: str, dtype: torch.dtype = _DTYPES[precision]) -> torch.Tensor:
         if name not in seen:  # small weights are asked for more than once
             seen.add(name)
             progress(len(seen), len(sources))
-        return sources[name].read(checkpoint, _DTYPES[precision])
+        return sources[name].read(checkpoint, dtype)
 
-    _attach_weights(model, sources, read, precision)
+    quantize_products(model, eight_bit, lambda name: read(name, torch.float32).numpy())
+    _attach_weights(model, whole, read, precision)
     ir.save(model, path, external_data=f"{path.name}.data")
 
 

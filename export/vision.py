@@ -24,6 +24,7 @@ from vl3edge.models.vision import TORCH_OPS, VisionEncoder, VisionOps
 
 from .check import Difference, load_session
 from .tracing import Precision, Signature, microsoft_op, trace_to_file
+from .vision_calibration import VisionCalibration
 
 Attention = Literal["microsoft", "standard"]
 _CHECK_GRID = (4, 6)  # merged and unmerged rows and columns, of two frames; not the sizes that are traced
@@ -35,11 +36,13 @@ def export_vision(
     precision: Precision = "fp32",
     attention: Attention = "microsoft",
     progress: Callable[[int, int], None] = lambda done, total: None,
+    calibration: VisionCalibration | None = None,
 ) -> Difference:
     """Writes vision.onnx and vision.onnx.data into `folder`; returns how far it is from the float32 torch
     module.
 
-    precision: see `trace_to_file`. progress: called with (weights written, weights in all).
+    precision: see `trace_to_file`. progress: called with (weights written, weights in all). calibration: what goes
+    into the layers' products, which are then computed in 8 bits (`vision_int8.py`), smoothed (`smoothing.py`).
     """
     path = folder / "vision.onnx"
     patch, width = checkpoint.config.vision.patch_size, checkpoint.config.vision.hidden_size
@@ -52,7 +55,11 @@ def export_vision(
         inputs={"frames": ("F", "H", "W", 3)},
         outputs={"features": ("F", "h", "w", width)},
     )
-    trace_to_file(encoder, encoder.sources(), checkpoint, signature, path, precision, progress)
+    sources, eight_bit = encoder.sources(), []
+    if calibration is not None:
+        sources = calibration.smoothing.sources(sources)
+        eight_bit = [f"{name}.weight" for name in calibration.products]
+    trace_to_file(encoder, sources, checkpoint, signature, path, precision, progress, eight_bit)
     return check_vision(checkpoint, path)
 
 

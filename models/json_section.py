@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from .errors import CheckpointError
 
+_MAX_BYTES = 256 << 20  # vocab.json and the index of shards are the large ones, a few MB
 _T = TypeVar("_T")
 
 
@@ -36,10 +37,14 @@ class Section:
     def read(cls, file: Path) -> Section:
         """Reads a file that holds one JSON object; raises CheckpointError if it is missing or does not."""
         try:
+            if file.stat().st_size > _MAX_BYTES:
+                raise CheckpointError(f"{file} is too large: at most {_MAX_BYTES:,} bytes are read")
             values = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError as e:
             raise CheckpointError(f"{file} does not exist") from e
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as e:
+        except CheckpointError:
+            raise
+        except (OSError, ValueError, RecursionError) as e:
             raise CheckpointError(f"{file} is not readable JSON: {e}") from e
         if not isinstance(values, dict):
             raise CheckpointError(f"{file} must hold a JSON object, not {_kind(values)}")

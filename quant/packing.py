@@ -135,6 +135,17 @@ def to_matmul_nbits(linear: QuantizedLinear, largest_block: int = 128) -> MatMul
     )
 
 
+def from_matmul_nbits(tensors: MatMulNBitsTensors) -> QuantizedLinear:
+    """Unpacks what `to_matmul_nbits` packed, or any other weight of that operator; the blocks are its groups."""
+    outputs, blocks = tensors.scales.shape
+    codes = _unpack_bytes(tensors.packed.reshape(outputs, -1), tensors.bits)
+    if tensors.zero_points is None:
+        zeros = np.full((outputs, blocks), 2 ** (tensors.bits - 1), np.uint8)
+    else:
+        zeros = _unpack_bytes(tensors.zero_points.reshape(outputs, -1), tensors.bits)[:, :blocks]
+    return QuantizedLinear(codes, tensors.scales, zeros, tensors.bits, tensors.order)
+
+
 def widened(linear: QuantizedLinear, bits: int) -> QuantizedLinear:
     """The same weights in wider codes, middle code on middle code: a symmetric layer stays symmetric."""
     shift = np.uint8(2 ** (bits - 1) - 2 ** (linear.bits - 1))
@@ -186,3 +197,9 @@ def _pack_bytes(codes: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8
     for index in range(1, per_byte):
         packed |= padded[:, index::per_byte] << np.uint8(index * bits)
     return packed
+
+
+def _unpack_bytes(packed: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
+    """uint8 [n, m] -> uint8 [n, m·8/bits], the lowest bits first."""
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)
+    return (packed[..., None] >> shifts & np.uint8(2**bits - 1)).reshape(len(packed), -1)

@@ -1,20 +1,23 @@
 """A bundle on disk: a folder with a manifest, checked in full before anything in it is used.
 
 Every file must be there with the size and sha256 the manifest gives, and so must TensorRT plans that were compiled
-later, which have manifests of their own (`tensorrt_plan.py`). All problems come in one message. Paths that leave the
-folder and symbolic links are refused: a bundle may come from anywhere.
+later, which have manifests of their own (`tensorrt_plan.py`). All problems come in one message. A bundle may come from
+anywhere: paths that leave the folder and symbolic links are refused, and graphs may read the files that the manifest
+lists and no others. That the files are whole says nothing of who made them: TensorRT plans are compiled code, to be
+taken only from where one would take a program.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from .errors import BundleError
+from .jsonfile import read_json_file
 from .manifest import FileEntry, Manifest
+from .onnx_files import external_files
 from .tensorrt_plan import engine_files
 
 MANIFEST_NAME = "bundle.json"
@@ -29,6 +32,9 @@ REQUIRED = (
     "decoder.onnx",
 )
 _MAX_MANIFEST_BYTES = 16 << 20
+_MAX_TEMPLATE_BYTES = 1 << 20
+_TOLD = 20  # problems in one message
+_AGAIN = "Copy or export the bundle again."
 
 
 @dataclass(frozen=True)
@@ -58,37 +64,34 @@ def open_bundle(folder: str | Path) -> Bundle:
     folder = Path(folder)
     manifest = read_manifest(folder)
     problems = [f"{name} is missing from the manifest" for name in REQUIRED if name not in manifest.files]
+    template = manifest.files.get("chat_template.jinja")
+    if template is not None and template.bytes > _MAX_TEMPLATE_BYTES:
+        problems.append(f"chat_template.jinja has {template.bytes:,} bytes, at most {_MAX_TEMPLATE_BYTES:,} are read")
     entries = set(manifest.files.items()) | set(engine_files(folder).items())
     with ThreadPoolExecutor(max_workers=4) as pool:  # hashing releases the interpreter lock
         checks = pool.map(lambda item: _check_file(folder, *item), sorted(entries, key=lambda item: item[0]))
         problems += [problem for problem in checks if problem]
+    if not problems:  # only a file that is what the manifest says is looked into
+        problems += [problem for name in manifest.files for problem in _foreign_files(folder, name, manifest)]
     if problems:
-        raise BundleError(f"{folder} cannot be used: {'; '.join(problems)}. Copy or export the bundle again.")
+        raise BundleError(f"{folder} cannot be used: {_listed(problems)}. {_AGAIN}")
     return Bundle(folder, manifest)
 
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest alone, checked in itself but not against the files; BundleError if that fails."""
     path = folder / MANIFEST_NAME
+    if not folder.is_dir():
+        raise BundleError(f"{folder} is not a folder; give the folder that `vl3edge export` wrote.")
     try:
-        if not folder.is_dir():
-            raise BundleError(f"{folder} is not a folder; give the folder that `vl3edge export` wrote.")
-        if path.stat().st_size > _MAX_MANIFEST_BYTES:
-            raise BundleError(f"{path} is too large to be a manifest.")
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json_file(path, _MAX_MANIFEST_BYTES, _AGAIN)
     except FileNotFoundError as e:
         raise BundleError(
             f"{folder} is not a bundle: it has no {MANIFEST_NAME}. Make one with `vl3edge export CHECKPOINT -o BUNDLE`."
         ) from e
-    except (ValueError, RecursionError) as e:
-        raise BundleError(f"{path} is damaged ({e}). Copy or export the bundle again.") from e
-    except OSError as e:
-        if isinstance(e, BundleError):
-            raise
-        raise BundleError(f"{path} cannot be read ({e.strerror}).") from e
     manifest, problems = Manifest.from_json(data)
     if manifest is None:
-        raise BundleError(f"{path} cannot be used: {'; '.join(problems)}.")
+        raise BundleError(f"{path} cannot be used: {_listed(problems)}.")
     return manifest
 
 
@@ -101,8 +104,36 @@ def hash_file(path: Path) -> FileEntry:
     return FileEntry(bytes=path.stat().st_size, sha256=digest.hexdigest())
 
 
+def _listed(problems: list[str]) -> str:
+    more = f"; and {len(problems) - _TOLD} more" if len(problems) > _TOLD else ""
+    return "; ".join(problems[:_TOLD]) + more
+
+
+def _foreign_files(folder: Path, name: str, manifest: Manifest) -> list[str]:
+    """What a graph would read that the manifest does not list, in words."""
+    if not name.endswith(".onnx"):
+        return []
+    try:
+        locations = external_files(folder / name)
+    except (OSError, ValueError) as e:
+        return [f"{name} is not an ONNX file ({e})"]
+    beside = PurePosixPath(name).parent
+    return [
+        f"{name} reads {location!r}, which is not one of the bundle's files"
+        for location in sorted(locations)
+        if (beside / location).as_posix() not in manifest.files or location != PurePosixPath(location).as_posix()
+    ]
+
+
 def _check_file(folder: Path, name: str, entry: FileEntry) -> str | None:
     """What is wrong with one of the bundle's files, if anything."""
+    try:
+        return _misfit(folder, name, entry)
+    except OSError as e:
+        return f"{name!r} cannot be read ({e.strerror})"
+
+
+def _misfit(folder: Path, name: str, entry: FileEntry) -> str | None:
     pure = PurePosixPath(name)
     if pure.is_absolute() or ".." in pure.parts or "\\" in name or str(pure) != name:
         return f"{name!r} is not a path inside the bundle"

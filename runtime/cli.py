@@ -14,12 +14,13 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib.metadata import entry_points, version
+from typing import NoReturn
 
-from . import cli_ask, cli_build, cli_caption, cli_info
+from . import cli_ask, cli_bench, cli_build, cli_caption, cli_info, cli_inspect, cli_watch
 from .errors import ConfigError, Vl3EdgeError
 from .records import one_line
 
-COMMANDS = (cli_caption, cli_ask, cli_build, cli_info)
+COMMANDS = (cli_caption, cli_ask, cli_watch, cli_inspect, cli_bench, cli_build, cli_info)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,9 +70,16 @@ def _run_plugin(entry: object, arguments: list[str]) -> int:
     return int(command(arguments))
 
 
+class _Parser(argparse.ArgumentParser):
+    """Also of the commands: their class is their parent's."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(one_line(message))  # it may name a file, as `vl3edge caption *` does
+
+
 def _parser(plugins: list[str]) -> argparse.ArgumentParser:
     more = f"further commands: {', '.join(plugins)} (see `vl3edge NAME --help`)" if plugins else None
-    parser = argparse.ArgumentParser(prog="vl3edge", description=_DESCRIPTION, epilog=more)
+    parser = _Parser(prog="vl3edge", description=_DESCRIPTION, epilog=more)
     parser.add_argument("--version", action="version", version=f"vl3edge {version('vl3edge')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in COMMANDS:

@@ -1,20 +1,29 @@
-"""`vl3edge ask`: one question about images and videos, the answer streamed as it is generated."""
+"""`vl3edge ask`: questions about images and videos, answers streamed as they are generated.
+
+With -q, one question. Without, a conversation: on a terminal with a prompt, from a pipe with a question on every line.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from . import cli_options as shared
+from .cli_conversation import Conversation, questions_from
+from .clip import Clip
+from .config import GenerationConfig
+from .errors import ConfigError
 from .medialist import expand
+from .model import VideoLlama3
 from .records import printable
 
 
 def add_to(commands: Any) -> None:
     parser = commands.add_parser("ask", help="ask about videos and images", description=__doc__)
-    parser.add_argument("media", nargs="+", metavar="MEDIA", help="file, folder or pattern; all go into one question")
-    parser.add_argument("-q", "--question", required=True)
+    parser.add_argument("media", nargs="*", metavar="MEDIA", help="file, folder or pattern; all go into one question")
+    parser.add_argument("-q", "--question", help="without it, a conversation: questions are read from stdin")
     shared.add_model(parser)
     shared.add_sampling(parser)
     shared.add_generation(parser)
@@ -24,14 +33,26 @@ def add_to(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     sampling, pruning = shared.sampling_plan(options), shared.pruning_config(options)
     generation = shared.generation_config(options)
+    if options.question is not None and not options.media:
+        raise ConfigError("a question needs MEDIA to be about: name a file, or leave -q out for a conversation")
     media = expand(options.media)
     model = shared.load_model(options)
     clips = model.encode_all(media, sampling, pruning)
-    for chunk in model.stream(clips, options.question, generation):
+    if options.question is not None:
+        _answer_once(model, clips, options.question, generation)
+        return 0
+
+    def load(names: Sequence[str]) -> list[Clip]:
+        return model.encode_all(expand(names), sampling, pruning)
+
+    chat = model.chat(sampling=sampling, pruning=pruning)
+    return Conversation(chat, load, clips, generation, questions_from(sys.stdin)).run()
+
+
+def _answer_once(model: VideoLlama3, clips: list[Clip], question: str, generation: GenerationConfig) -> None:
+    for chunk in model.stream(clips, question, generation):
         print(printable(chunk.text), end="", flush=True)
         if chunk.stats is not None:
             print(flush=True)
             for clip in clips:
                 shared.progress(f"{clip.name}: {shared.time_report(clip, chunk.stats)}")
-    sys.stdout.flush()
-    return 0

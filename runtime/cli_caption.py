@@ -3,28 +3,61 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from . import cli_options as shared
-from .errors import BackendError, ConfigError, ContextLengthError, MediaError
-from .medialist import expand
-from .model import DESCRIBE, VideoLlama3
-from .records import FORMATS, CaptionRecord, RecordWriter, finished_media
+from .captioning import Captioner, CaptionRequest, Outcome
+from .errors import ConfigError, OutputError
+from .medialist import matches
+from .outputs import (
+    DOCUMENTS,
+    FORMATS,
+    DocumentOutput,
+    FinishedOutput,
+    Output,
+    RecordOutput,
+    StreamOutput,
+    TextFileOutput,
+    records_of,
+    stream_to,
+)
+from .parquet import check_pyarrow
+from .recordfile import State
+from .records import CaptionRecord
+from .segments import plan_segments
+from .sidecar import SUFFIXES, SidecarOutput
 
 
 def add_to(commands: Any) -> None:
     parser = commands.add_parser("caption", help="caption videos and images", description=__doc__)
     parser.add_argument("media", nargs="+", metavar="MEDIA", help="file, folder or pattern")
     parser.add_argument("-p", "--prompt", help='what to ask (default: "Describe this video." or "… image.")')
+    parser.add_argument(
+        "--find",
+        metavar="EVENT",
+        help='when something happens: "the cat jumps", or a question to be asked as it stands: "When does it stop?"',
+    )
+    parser.add_argument("--segment", type=float, metavar="S", help="caption each piece of S seconds of a video")
+    parser.add_argument("--batch", type=int, default=1, metavar="N", help="generate N captions together (default: 1)")
     output = parser.add_argument_group("output")
-    output.add_argument("--format", choices=FORMATS, default="text", help="default: text")
+    output.add_argument("--format", choices=FORMATS, help="default: by the ending of FILE, else text")
     output.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: stdout")
-    output.add_argument("--resume", action="store_true", help="continue FILE: skip media that have a record in it")
+    output.add_argument(
+        "--sidecar",
+        nargs="?",
+        const="",
+        metavar="EXT",
+        help="write a file beside each clip instead: clip.mp4 and clip.txt (or .srt, .vtt, .json by --format, or EXT)",
+    )
+    output.add_argument("--resume", action="store_true", help="continue: skip what has a record or a sidecar")
+    output.add_argument("--retry-failed", action="store_true", help="continue, and try again what failed")
+    output.add_argument("--force", action="store_true", help="replace files that exist")
     shared.add_model(parser)
     shared.add_sampling(parser)
     shared.add_generation(parser)
@@ -32,68 +65,134 @@ def add_to(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    if options.resume and (options.format != "jsonl" or options.output is None):
-        raise ConfigError("--resume needs --format jsonl and -o FILE, the file to continue")
-    sampling, pruning = shared.sampling_plan(options), shared.pruning_config(options)
-    generation = shared.generation_config(options)
-    media = expand(options.media)
-    if options.format == "srt" and len(media) > 1:
-        raise ConfigError(f"srt describes one video, but {len(media)} are given; use --format jsonl")
-    done = finished_media(options.output) if options.resume else set()
-    waiting = [item for item in media if item not in done]
-    if done:
-        shared.progress(f"{len(media) - len(waiting)} of {len(media)} have a record already")
-    model = shared.load_model(options) if waiting else None
-    failed = 0
-    with _opened(options.output, options.resume) as stream:
-        writer = RecordWriter(stream, options.format, len(media) > 1, options.output is not None)
-        for number, item in enumerate(waiting, 1):
-            assert model is not None
-            record, report = _caption(model, item, options, sampling, pruning, generation)
-            writer.write(record)
-            shared.progress(f"[{number}/{len(waiting)}] {item}: {report}")
-            failed += record.error is not None
-    if failed:
-        shared.progress(f"{failed} of {len(waiting)} failed")
-    return 1 if failed else 0
-
-
-def _caption(
-    model: VideoLlama3, media: str, options: argparse.Namespace, sampling: Any, pruning: Any, generation: Any
-) -> tuple[CaptionRecord, str]:
-    """One clip's record, and one line about it."""
     begin = time.perf_counter()
-    try:
-        clip = model.encode(media, sampling, pruning)
-        answer = model.ask(clip, DESCRIBE[clip.kind] if options.prompt is None else options.prompt, generation)
-    except (MediaError, ContextLengthError, BackendError) as e:
-        return CaptionRecord(media, error=str(e)), f"error: {e}"
-    except MemoryError:
-        message = f"{media}: not enough memory for it; use fewer frames (--max-frames)"
-        return CaptionRecord(media, error=message), f"error: {message}"
-    record = CaptionRecord(
-        media=media,
-        caption=answer.text,
-        finish_reason=answer.finish_reason,
-        num_frames=clip.num_frames,
-        num_tokens=clip.num_tokens,
-        seconds=round(time.perf_counter() - begin, 3),
-        start_s=clip.start_s,
-        end_s=clip.end_s,
-    )
-    return record, shared.time_report(clip, answer.stats)
+    request, style = _request(options), _style(options)
+    arguments = matches(options.media)
+    media = [name for _, names in arguments for name in names]
+    with closing(_output(options, style, media)) as output:
+        tally = _Tally()
+        for argument, names in arguments:
+            if not names:
+                _record_missing(argument, output, options.retry_failed, tally)
+            elif options.retry_failed and isinstance(output, RecordOutput) and names != [argument]:
+                output.records.forget(argument)
+        waiting = tally.waiting(media, output, options.retry_failed)
+        if waiting:
+            captioner = Captioner(shared.load_model(options), request, output, options.retry_failed)
+            for outcome in captioner.outcomes(waiting, in_order=isinstance(output, StreamOutput)):
+                try:
+                    output.write(outcome.record)
+                except OutputError as e:
+                    outcome = Outcome(replace(outcome.record, error=str(e)))
+                tally.add(outcome)
+        output.finish()
+    shared.progress(f"{tally.summary(request.find is not None)}, {time.perf_counter() - begin:.1f} s")
+    return 1 if tally.failed or tally.failed_before else 0
 
 
-@contextlib.contextmanager
-def _opened(path: Path | None, keep: bool) -> Iterator[TextIO]:
-    """stdout, or the output file: appended to with `keep`, else replaced."""
-    if path is None:
-        yield sys.stdout
+class _Tally:
+    """Counts records, and says on stderr what becomes of each clip."""
+
+    def __init__(self) -> None:
+        self.done = self.found = self.failed = self.skipped = self.failed_before = 0
+        self._clips: dict[str, str] = {}
+
+    def waiting(self, media: Sequence[str], output: Output, retry: bool) -> list[str]:
+        """The media that are still to be captioned; counts the others."""
+        states = {name: output.state(name) for name in media}
+        wanted = (State.WAITING, State.FAILED) if retry else (State.WAITING,)
+        waiting = [name for name, state in states.items() if state in wanted]
+        skipped = len(media) - len(waiting)
+        self.skipped += skipped
+        if not retry:
+            self.failed_before += list(states.values()).count(State.FAILED)
+        self._clips = {name: f"[{number}/{len(waiting)}]" for number, name in enumerate(waiting, 1)}
+        if skipped:
+            shared.progress(f"{skipped} of {len(media)} have a record already")
+        return waiting
+
+    def add(self, outcome: Outcome) -> None:
+        record = outcome.record
+        place = f"{self._clips.get(record.media, '')} {record.media}".strip()
+        if record.segment is not None:
+            place += f" segment {record.segment}/{record.segments}"
+        if outcome.clip is None or outcome.stats is None:
+            self.failed += 1
+            shared.progress(f"{place}: error: {record.error}")
+        else:
+            self.done += 1
+            self.found += record.found is True
+            shared.progress(f"{place}: {shared.time_report(outcome.clip, outcome.stats)}")
+
+    def summary(self, find: bool) -> str:
+        before = f" ({self.failed_before} failed: --retry-failed tries again)" if self.failed_before else ""
+        done = f"{self.done} searched, {self.found} with the event" if find else f"{self.done} captioned"
+        return f"{done}, {self.failed} failed, {self.skipped} skipped{before}"
+
+
+def _record_missing(argument: str, output: Output, retry: bool, tally: _Tally) -> None:
+    """An argument that matches nothing is a failed clip of its own."""
+    state = output.state(argument)
+    if state is State.WAITING or (retry and state is State.FAILED):
+        reason = f"{argument or repr(argument)}: no such file, folder or pattern; check the path"
+        record = CaptionRecord(argument, error=reason)
+        output.write(record)
+        tally.add(Outcome(record))
     else:
-        try:
-            with path.open("a" if keep else "w", encoding="utf-8") as file:
-                yield file
-        except OSError as e:
-            if e.errno is not None and e.filename is None:  # a full disk: say whose
-                e.filename = str(path)
-            raise
+        tally.skipped += 1
+        tally.failed_before += 1
+
+
+def _request(options: argparse.Namespace) -> CaptionRequest:
+    if options.find is not None and options.prompt is not None:
+        raise ConfigError("--find asks a question of its own: leave out --prompt")
+    if options.find is not None and not options.find.strip():
+        raise ConfigError("--find needs an event to look for")
+    if options.segment is not None:
+        plan_segments(0.0, 0.0, options.segment)  # says what is wrong with the length before anything is loaded
+    return CaptionRequest(
+        shared.sampling_plan(options),
+        shared.pruning_config(options),
+        shared.generation_config(options),
+        options.prompt,
+        options.find,
+        options.segment,
+        options.batch,
+    )
+
+
+def _style(options: argparse.Namespace) -> str:
+    """The format, after checking that the other options go with it."""
+    suffixes = {".jsonl": "jsonl", ".srt": "srt", ".vtt": "vtt", ".parquet": "parquet"}
+    style: str = options.format or suffixes.get(options.output.suffix.lower() if options.output else "", "text")
+    if options.sidecar is not None:
+        if options.output is not None:
+            raise ConfigError("--sidecar writes beside the clips: leave out -o")
+        if style not in SUFFIXES:
+            raise ConfigError(f"--sidecar writes {', '.join(SUFFIXES)}, not {style}")
+    elif (options.resume or options.retry_failed) and (options.output is None or style == "text"):
+        raise ConfigError("--resume needs something to continue: -o FILE with --format jsonl or another, or --sidecar")
+    if options.force and (options.resume or options.retry_failed):
+        raise ConfigError("--force replaces what exists, --resume and --retry-failed continue it: give one of them")
+    if style == "parquet":
+        check_pyarrow()
+        if options.output is None:
+            raise ConfigError("--format parquet needs -o FILE")
+    return style
+
+
+def _output(options: argparse.Namespace, style: str, media: Sequence[str]) -> Output:
+    keep = options.resume or options.retry_failed
+    if options.sidecar is not None:
+        return SidecarOutput(media, options.sidecar or SUFFIXES[style], style, keep, options.force)
+    if style in ("srt", "vtt") and len(media) > 1:
+        raise ConfigError(f"{style} describes one video, but {len(media)} are given; use --sidecar or --format jsonl")
+    if options.output is None:
+        return StreamOutput(stream_to(sys.stdout), style, len(media) > 1)
+    if style in ("srt", "vtt") and keep and options.output.exists() and not records_of(options.output).exists():
+        return FinishedOutput()
+    if style in DOCUMENTS:
+        return DocumentOutput(options.output, style, keep, options.force)
+    if style == "text":
+        return TextFileOutput(options.output, len(media) > 1, options.force)
+    return RecordOutput(options.output, keep, options.force)

@@ -13,8 +13,9 @@ from typing import Any
 from .bundle import Bundle, open_bundle
 from .cuda import open_device
 from .engine import import_onnxruntime
-from .errors import BackendError
+from .errors import BackendError, BundleError
 from .manifest import Manifest
+from .records import one_line
 from .tensorrt_library import import_tensorrt
 from .tensorrt_plan import read_engine_sets
 
@@ -56,23 +57,38 @@ def run(options: argparse.Namespace) -> int:
 def _describe(bundle: Bundle) -> None:
     manifest = bundle.manifest
     text, vision = manifest.text, manifest.vision
-    print(f"bundle       {bundle.folder}: every file is there and unchanged")
-    print(f"model        {manifest.source}, layout {manifest.layout}")
+    _show(f"bundle       {bundle.folder}: every file is there and unchanged")
+    _show(f"model        {manifest.source}, layout {manifest.layout}")
     targets, method = ", ".join(manifest.targets), manifest.quantization.get("method", "none")
-    print(f"targets      {targets}; {manifest.precision}; quantization {method}")
-    print(f"vision       {vision.num_layers} layers of {vision.hidden_size}, patches of {vision.patch_size} pixels")
-    print(
+    _show(f"targets      {targets}; {manifest.precision}; quantization {method}")
+    products = ", products in 8 bits" if manifest.vision_quantization.bits == 8 else ""
+    _show(
+        f"vision       {vision.num_layers} layers of {vision.hidden_size}, patches of {vision.patch_size} pixels"
+        f"{products}"
+    )
+    _show(
         f"decoder      {text.num_layers} layers of {text.hidden_size}, {text.num_heads} heads on {text.num_kv_heads}, "
         f"vocabulary {text.vocab_size}, context {text.max_position_embeddings}"
     )
-    print(f"exported by  {', '.join(f'{name} {number}' for name, number in manifest.versions.items())}")
+    _show(f"exported by  {', '.join(f'{name} {number}' for name, number in manifest.versions.items())}")
     for engines in read_engine_sets(bundle.folder):
         spec = engines.spec
         profiles = spec.plans["vision"].profiles
         boxes = ", ".join("{} of {}".format(*profile.inputs["patches"].max[:2]) for profile in profiles)
-        print(f"plans        {spec.target} {spec.tensorrt}, {spec.device}: frames of patches up to {boxes}")
-    print()
-    print(contents_table(manifest))
+        _show(f"plans        {spec.target} {spec.tensorrt}, {spec.device}: frames of patches up to {boxes}")
+    _show()
+    try:
+        _show(contents_table(manifest))
+    except (AttributeError, KeyError, TypeError, ValueError) as e:  # the one part of a manifest that has no fixed form
+        raise BundleError(
+            f"{bundle.folder}: what bundle.json says of measurements and quantization is damaged ({e}). "
+            "Copy or export the bundle again."
+        ) from e
+
+
+def _show(text: str = "") -> None:
+    """Lines of which a part was read from the bundle, which may hold anything."""
+    print("\n".join(one_line(line) for line in text.split("\n")))
 
 
 def contents_table(manifest: Manifest) -> str:
@@ -87,6 +103,13 @@ def contents_table(manifest: Manifest) -> str:
         f"{stage:<18} {d['max_abs_diff']:>30.3g} {d['mean_abs_diff']:>12.3g} {d['max_abs']:>14.3g}"
         for stage, d in measured.items()
     ]
+    encoder = manifest.vision_quantization
+    if encoder.bits == 8:
+        lines += [
+            "",
+            f"vision encoder in 8 bits, calibrated on {encoder.calibration_frames} frames: features of held-out frames "
+            f"are off by {encoder.relative_error:.2%} of their size",
+        ]
     lines += _quantization_lines(manifest.quantization)
     if whole := manifest.quantization.get("fp16_bytes"):
         parts = ("decoder.onnx", "decoder.onnx.data", "embeddings.safetensors")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import Literal
 
 from .clip import Clip
 from .config import GenerationConfig, PruningConfig, SamplingPlan
 from .engine import BACKENDS
 from .generation import GenerationStats
+from .limits import DEFAULT_LIMITS, MediaLimits
+from .memory_limit import parse_bytes
 from .model import VideoLlama3
 from .records import one_line
 
@@ -18,6 +21,17 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument("-m", "--model", metavar="BUNDLE", help="bundle to use (default: the small demo bundle)")
     group.add_argument("--backend", choices=BACKENDS, default="auto", help="where to run (default: auto)")
     group.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: one per core)")
+    group.add_argument(
+        "--memory-limit", metavar="SIZE", help="of this process, such as 4GB (default: what is available); CPU only"
+    )
+    group.add_argument(
+        "--max-read-seconds",
+        type=float,
+        default=DEFAULT_LIMITS.max_read_s,
+        metavar="S",
+        help="give up a clip that takes longer to read and decode (default: %(default)g)",
+    )
+    group.add_argument("--isolate", action="store_true", help="decode in a process of its own, which may crash")
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -29,8 +43,25 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--sampling-rule", choices=("fps", "index"), default="fps", help="by time, or evenly by number as transformers"
     )
-    group.add_argument("--threshold", type=float, help="DiffFP threshold: higher drops more tokens (default: 0.1)")
+    group.add_argument(
+        "--threshold",
+        type=_threshold,
+        metavar="T",
+        help="DiffFP threshold: higher drops more tokens; auto: just above each clip's noise (default: 0.1)",
+    )
+    group.add_argument(
+        "--max-visual-tokens", type=int, metavar="N", help="at most N tokens of each video: raises the threshold to fit"
+    )
     group.add_argument("--no-pruning", action="store_true", help="keep every video token")
+
+
+def _threshold(text: str) -> float | Literal["auto"]:
+    if text == "auto":
+        return "auto"
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number or auto, not {text!r}") from None
 
 
 def add_generation(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +76,9 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
 
 def load_model(options: argparse.Namespace) -> VideoLlama3:
     """Loads the bundle asked for and says on stderr what runs where."""
-    model = VideoLlama3.load(options.model, options.backend, options.threads)
+    memory_limit = None if options.memory_limit is None else parse_bytes(options.memory_limit)
+    limits = MediaLimits(max_read_s=options.max_read_seconds, isolate=options.isolate)
+    model = VideoLlama3.load(options.model, options.backend, options.threads, memory_limit, limits)
     info = model.info
     demo = " (demo bundle; give your own with -m)" if options.model is None else ""
     weights = info["precision"] if info["quantization"] == "none" else f"decoder by {info['quantization']}"
@@ -62,7 +95,7 @@ def sampling_plan(options: argparse.Namespace) -> SamplingPlan:
 def pruning_config(options: argparse.Namespace) -> PruningConfig:
     defaults = PruningConfig()
     threshold = defaults.threshold if options.threshold is None else options.threshold
-    return PruningConfig(threshold, enabled=False if options.no_pruning else None)
+    return PruningConfig(threshold, False if options.no_pruning else None, options.max_visual_tokens)
 
 
 def generation_config(options: argparse.Namespace) -> GenerationConfig:
@@ -88,8 +121,11 @@ def time_report(clip: Clip, stats: GenerationStats) -> str:
     frames = "frame" if clip.num_frames == 1 else "frames"
     steps = stats.generated_tokens - 1  # the first token comes with the prefill
     rate = f" ({steps / stats.decode_s:.0f}/s)" if steps > 0 else ""
+    chosen = clip.threshold not in (None, PruningConfig().threshold)
+    threshold = f" (threshold {clip.threshold:.4g})" if chosen else ""
     return (
-        f"{clip.num_frames} {frames} of {clip.width_px}×{clip.height_px}, {clip.num_tokens} of {total} visual tokens"
+        f"{clip.num_frames} {frames} of {clip.width_px}×{clip.height_px},"
+        f" {clip.num_tokens} of {total} visual tokens{threshold}"
         f" | read {encode.read_s:.2f} s, prune {encode.prune_s:.2f} s, vision {encode.vision_s:.2f} s,"
         f" projector {encode.projector_s:.2f} s, prefill {stats.prefill_s:.2f} s"
         f" ({stats.prompt_tokens} tokens), decode {stats.decode_s:.2f} s for {stats.generated_tokens} tokens{rate}"

@@ -6,8 +6,6 @@ import itertools
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from .splice import Visual
 
 MediaKind = Literal["image", "video"]
@@ -16,7 +14,10 @@ _uids = itertools.count()
 
 @dataclass(frozen=True)
 class EncodeStats:
-    """Where the time of one `encode` went, in seconds. read_s covers decoding and resizing."""
+    """Where the time of one `encode` went, in seconds.
+
+    read_s: opening, and waiting for frames to be decoded and resized, which a thread of its own does ahead.
+    """
 
     read_s: float
     prune_s: float
@@ -37,6 +38,7 @@ class Clip:
     timestamps_s: of the sampled frames, from the start of the stream; (0.0,) for an image.
     height_px, width_px: of the frames as the model saw them.
     tokens_per_frame: visual tokens kept, frame by frame. num_pruned: those DiffFP dropped.
+    threshold: of DiffFP, the one used; None if the clip was not pruned by it.
     """
 
     kind: MediaKind
@@ -48,6 +50,7 @@ class Clip:
     width_px: int
     tokens_per_frame: tuple[int, ...]
     num_pruned: int
+    threshold: float | None
     stats: EncodeStats
     visual: Visual
 
@@ -60,8 +63,6 @@ class Clip:
         return sum(self.tokens_per_frame)
 
 
-def make_visual(parts: list[np.ndarray], tokens_per_frame: tuple[int, ...]) -> Visual:
-    """Joins the tokens of a clip's chunks, float32 [n, hidden] each, and gives them an identity of their own."""
-    tokens = np.concatenate(parts)
-    tokens.setflags(write=False)
-    return Visual(tokens, tokens_per_frame, next(_uids))
+def new_uid() -> int:
+    """An identity for the visual tokens of one clip, unique in this process."""
+    return next(_uids)

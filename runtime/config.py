@@ -7,13 +7,20 @@ frozen and check their values when they are made, so a bad option fails at the c
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+import numbers
+import re
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 from .errors import ConfigError
 
 MAX_FPS = 1_000_000  # finer than any clip's clock; times are counted exactly, and may not overflow
 SamplingRule = Literal["fps", "index"]
+_KINDS: dict[str, tuple[type, str]] = {
+    "float": (numbers.Real, "a number"),
+    "int": (numbers.Integral, "a whole number"),
+    "bool": (bool, "True or False"),
+}
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,7 @@ class SamplingPlan:
     rule: SamplingRule = "fps"
 
     def __post_init__(self) -> None:
+        _check_types(self)
         if self.fps is not None and not 0 < self.fps <= MAX_FPS:
             raise ConfigError(f"fps must be a positive number, at most {MAX_FPS:,}, not {self.fps}")
         if self.max_frames is not None and self.max_frames < 1:
@@ -53,16 +61,31 @@ class PruningConfig:
     """DiffFP: which video tokens are dropped because they did not change.
 
     threshold: a token is kept when the mean absolute difference of its normalized pixels to the previous sampled
-        frame, times 255, is above it. 0.1 is the released model's value.
-    enabled: False keeps every token; None follows the checkpoint (the released ones prune).
+        frame, times 255, is above it. 0.1 is the released model's value; "auto" takes each clip's own noise floor.
+    enabled: False keeps every token; None follows the checkpoint (the released ones prune), and prunes for "auto" or a
+        budget.
+    max_visual_tokens: of each video; the threshold is raised until no more are kept. The first frame stays whole and
+        every other keeps one token, so that many it must allow. Images are never pruned and need not fit.
     """
 
-    threshold: float = 0.1
+    threshold: float | Literal["auto"] = 0.1
     enabled: bool | None = None
+    max_visual_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.threshold) and self.threshold >= 0):
-            raise ConfigError(f"threshold must be a number, 0 or more, not {self.threshold}")
+        _check_types(self)
+        threshold = self.threshold
+        if threshold != "auto" and (isinstance(threshold, str) or not (math.isfinite(threshold) and threshold >= 0)):
+            raise ConfigError(f"threshold must be a number, 0 or more, or 'auto', not {self.threshold!r}")
+        if self.max_visual_tokens is not None and self.max_visual_tokens < 1:
+            raise ConfigError(f"max_visual_tokens must be at least 1, not {self.max_visual_tokens}")
+        if self.enabled is False and self.max_visual_tokens is not None:
+            raise ConfigError("max_visual_tokens needs pruning, which is switched off")
+
+    @property
+    def needs_whole_clip(self) -> bool:
+        """Whether the threshold depends on all frames of a clip, so that all are read before the first is encoded."""
+        return self.threshold == "auto" or self.max_visual_tokens is not None
 
 
 @dataclass(frozen=True)
@@ -83,6 +106,7 @@ class GenerationConfig:
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        _check_types(self)
         if self.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
@@ -95,3 +119,15 @@ class GenerationConfig:
             raise ConfigError(f"repetition_penalty must be above 0 (1.0 is off), not {self.repetition_penalty}")
         if self.seed is not None and self.seed < 0:
             raise ConfigError(f"seed must be a whole number, 0 or more, not {self.seed}")
+
+
+def _check_types(config: Any) -> None:
+    """ConfigError for a value of another kind than its field is declared as: "1", True or an array for a number."""
+    for field in fields(config):
+        value, words = getattr(config, field.name), re.findall(r"\w+", str(field.type))
+        kind = next((kind for kind in _KINDS if kind in words), None)
+        if kind is None or (value is None and "None" in words) or (isinstance(value, str) and "Literal" in words):
+            continue
+        expected, name = _KINDS[kind]
+        if not isinstance(value, expected) or (isinstance(value, bool) and kind != "bool"):
+            raise ConfigError(f"{field.name} must be {name}, not {value!r}")

@@ -1,7 +1,8 @@
 """Media to clips: sample, resize, prune, encode and project, chunk by chunk in bounded memory.
 
 Pruning (DiffFP) looks at pixels alone, so it runs before the encoder: the projector never sees a dropped token, and a
-frame that is identical to its predecessor is not encoded again.
+frame that is identical to its predecessor is not encoded again. Frames are read by a thread of its own, one chunk ahead
+of the encoder.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,21 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .clip import Clip, EncodeStats, MediaKind, make_visual
+from .clip import Clip, EncodeStats, MediaKind, new_uid
 from .config import PruningConfig, SamplingPlan
 from .errors import ConfigError, MediaError, MediaWarning
+from .frameencoder import EncodedFrames, FrameEncoder
 from .image import load_image
+from .isolation import load_image_isolated
+from .limits import DEFAULT_LIMITS, MediaLimits
 from .manifest import MediaSpec, ProcessorSpec
+from .memory_limit import MemoryBudget
 from .pruning import FramePruner
+from .pruning_choice import check_budget
+from .readahead import read_ahead
 from .resize import PixelBudget, resize_rgb, target_size
+from .splice import Visual
+from .streamframes import StreamFrames, frames_sharing_budget
 from .video import VideoReader, open_video
 from .vision import VisionPath
 
@@ -50,14 +60,35 @@ class OpenedMedia:
     def num_frames(self) -> int:
         return len(self.timestamps_s)
 
+    def parts(self, spans: Sequence[tuple[float, float]]) -> list[OpenedMedia]:
+        """Each span (start, end) of the video, in seconds, as media of its own; in order they are read in one pass.
+
+        Raises MediaError if a span lies outside the video, ConfigError for an image.
+        """
+        if self.reader is None:
+            raise ConfigError(f"{self.name}: an image has no parts")
+        return [
+            replace(self, start_s=start, end_s=end, timestamps_s=reader.timestamps_s, reader=reader, read_s=0.0)
+            for (start, end), reader in zip(spans, self.reader.parts(spans), strict=True)
+        ]
+
 
 class ClipEncoder:
     """Turns media into clips with one bundle's processor settings and vision engines."""
 
-    def __init__(self, vision: VisionPath, processor: ProcessorSpec, patch_size: int) -> None:
+    def __init__(
+        self,
+        vision: VisionPath,
+        processor: ProcessorSpec,
+        patch_size: int,
+        limits: MediaLimits = DEFAULT_LIMITS,
+        memory: MemoryBudget | None = None,
+    ) -> None:
         self._vision = vision
         self._processor = processor
         self._patch_size = patch_size
+        self._limits = limits
+        self._memory = memory
 
     def open(self, source: Any, kind: MediaKind | None, sampling: SamplingPlan | None) -> OpenedMedia:
         """Opens a source; see `VideoLlama3.encode` for what it may be. Raises MediaError, ConfigError."""
@@ -66,7 +97,8 @@ class ClipEncoder:
             raise ConfigError(f"kind must be 'image' or 'video', not {kind!r}")
         kind = kind or media_kind(source)
         if kind == "image":
-            image = load_image(source)
+            isolated = self._limits.isolate and isinstance(source, str | Path)
+            image = load_image_isolated(source, self._limits) if isolated else load_image(source, self._limits)
             height, width = image.shape[:2]
             read_s = time.perf_counter() - begin
             return OpenedMedia(kind, source_name(source), None, None, (0.0,), height, width, None, image, read_s)
@@ -76,7 +108,7 @@ class ClipEncoder:
         plan = replace(plan, fps=fps, max_frames=max_frames)
         # Frames in memory without a clock count as already sampled, as in transformers: one per sampling interval.
         source_fps = fps if isinstance(source, np.ndarray | Sequence) and not isinstance(source, str) else None
-        reader = open_video(source, plan, source_fps=source_fps)
+        reader = open_video(source, plan, source_fps=source_fps, limits=self._limits)
         return OpenedMedia(
             kind=kind,
             name=reader.name,
@@ -90,33 +122,54 @@ class ClipEncoder:
             read_s=time.perf_counter() - begin,
         )
 
-    def encode(self, media: OpenedMedia, pruning: PruningConfig | None, sharing: int) -> Clip:
-        """Encodes opened media; `sharing` frames and images share the pixel budget (see `frames_sharing`)."""
-        spec = self._processor.image if media.kind == "image" else self._processor.video
+    def begin(self, media: OpenedMedia, pruning: PruningConfig | None, sharing: int) -> PendingClip:
+        """Encodes opened media as its tokens are asked for.
+
+        sharing: how many frames and images share the pixel budget, see `frames_sharing`.
+        """
+        spec = self._spec(media)
         size = self._size(media, spec, sharing)
-        work = _Encoding(
-            self._vision, media.kind, self._pruner(media, spec, pruning), spec.merge_size, self._patch_size
-        )
-        begin = time.perf_counter()
-        for frames in self._frames(media, size):
-            work.add(frames)
-        elapsed = time.perf_counter() - begin
-        read_s = media.read_s + elapsed - work.prune_s - work.vision_s - work.projector_s
-        kept = tuple(work.tokens_per_frame)
-        per_frame = size[0] * size[1] // (self._patch_size * spec.merge_size) ** 2
-        return Clip(
-            kind=media.kind,
-            name=media.name,
-            start_s=media.start_s,
-            end_s=media.end_s,
-            timestamps_s=media.timestamps_s,
-            height_px=size[0],
-            width_px=size[1],
-            tokens_per_frame=kept,
-            num_pruned=per_frame * media.num_frames - sum(kept),
-            stats=EncodeStats(read_s, work.prune_s, work.vision_s, work.projector_s),
-            visual=make_visual(work.parts, kept),
-        )
+        pruning = pruning or PruningConfig()
+        pruner = self._pruner(media, spec, pruning)
+        work = FrameEncoder(self._vision, media.kind, pruner, spec.merge_size, self._patch_size)
+        if pruner is not None and pruning.max_visual_tokens is not None:
+            check_budget(media.name, media.num_frames, size[0] * size[1] // work.block**2, pruning.max_visual_tokens)
+        at_once = self._frames_per_call(media, size, spec)
+        parts = self._parts(media, size, work, pruning, at_once)
+        return PendingClip(media, size, work, read_ahead(parts) if self._vision.runs_beside_decoder else parts)
+
+    def stream(
+        self, height: int, width: int, pruning: PruningConfig | None, frames_expected: int | None = None
+    ) -> StreamFrames:
+        """For frames of height × width pixels that come one by one, like those of a clip of `frames_expected` frames.
+
+        None: see `frames_sharing_budget`. Raises MediaError for frames that the model cannot take, ConfigError for a
+        pruning that only a whole clip can tell.
+        """
+        pruning = pruning or PruningConfig()
+        if pruning.needs_whole_clip:
+            raise ConfigError("a stream is pruned as it comes: its threshold must be a number, without a token budget")
+        spec = self._processor.video
+        sharing = frames_expected or frames_sharing_budget(spec, self._processor.max_frames)
+        media = OpenedMedia("video", "the stream", None, None, (), height, width, None, None, 0.0)
+        size = self._size(media, spec, sharing)
+        self._frames_per_call(media, size, spec)
+        pruner = self._pruner(media, spec, pruning)
+        work = FrameEncoder(self._vision, media.kind, pruner, spec.merge_size, self._patch_size)
+        return StreamFrames(work, size, self._processor.rule)
+
+    def frames(self, media: OpenedMedia, sharing: int) -> np.ndarray:
+        """What would be encoded, uint8 [F, H, W, 3]: all frames, sampled and resized; see `begin`."""
+        size = self._size(media, self._spec(media), sharing)
+        return np.concatenate(list(self._frames(media, size, media.num_frames)))
+
+    def pruner(self, media: OpenedMedia, pruning: PruningConfig) -> FramePruner | None:
+        """What would prune these media; None where every token is kept. A chosen threshold is yet to be set."""
+        return self._pruner(media, self._spec(media), pruning)
+
+    def encode(self, media: OpenedMedia, pruning: PruningConfig | None, sharing: int) -> Clip:
+        """Encodes opened media; see `begin`."""
+        return self.begin(media, pruning, sharing).finish()
 
     def frames_sharing(self, media: OpenedMedia, in_conversation: int) -> int:
         """Among how many frames the pixel budget is divided: those of the video, or of the whole conversation."""
@@ -124,17 +177,45 @@ class ClipEncoder:
             return in_conversation
         return media.num_frames if media.kind == "video" else 1
 
-    def _frames(self, media: OpenedMedia, size: tuple[int, int]) -> Iterator[np.ndarray]:
+    def _spec(self, media: OpenedMedia) -> MediaSpec:
+        return self._processor.image if media.kind == "image" else self._processor.video
+
+    def _parts(
+        self, media: OpenedMedia, size: tuple[int, int], work: FrameEncoder, pruning: PruningConfig, at_once: int
+    ) -> Iterator[EncodedFrames]:
+        with closing(read_ahead(self._frames(media, size, at_once))) as reader:
+            chunks = _timed(reader, work)
+            if work.threshold is not None and pruning.needs_whole_clip:
+                # The resized frames are held, at most 39 MB within the released models' pixel budget: decoding twice
+                # would double a stage that often is the longest.
+                held = list(chunks)
+                work.choose_threshold(held, pruning)
+                chunks = iter(held)
+            for frames in chunks:
+                yield work.encoded(frames)
+
+    def _frames_per_call(self, media: OpenedMedia, size: tuple[int, int], spec: MediaSpec) -> int:
+        """How many frames go through the engine at once; MediaError if memory is too small for one."""
+        wanted = max(1, min(self._vision.frames_per_call(*size), media.num_frames))
+        if self._memory is None:
+            return wanted
+        tokens = media.num_frames * size[0] * size[1] // (self._patch_size * spec.merge_size) ** 2
+        source = (media.height, media.width)
+        return self._memory.frames_per_call(media.name, wanted, size, source, spec.merge_size, tokens)
+
+    def _frames(self, media: OpenedMedia, size: tuple[int, int], at_once: int) -> Iterator[np.ndarray]:
         if media.image is not None:
             yield resize_rgb(media.image, size, self._processor.rule)[None]
         if media.reader is not None:
-            for chunk in media.reader.chunks(size, self._vision.frames_per_call(*size), self._processor.rule):
+            for chunk in media.reader.chunks(size, at_once, self._processor.rule):
                 yield chunk.frames
 
     def _size(self, media: OpenedMedia, spec: MediaSpec, sharing: int) -> tuple[int, int]:
         """Height and width of the frames to encode; warns when the engine takes less than the model would."""
         try:
-            size = target_size(media.height, media.width, self._budget(spec), sharing)
+            size = target_size(
+                media.height, media.width, pixel_budget(self._processor, spec, self._patch_size), sharing
+            )
         except MediaError as e:
             raise MediaError(f"{media.name}: {e}") from e
         limit = self._vision.max_patches
@@ -150,72 +231,98 @@ class ClipEncoder:
         )
         return smaller
 
-    def _budget(self, spec: MediaSpec) -> PixelBudget:
-        return PixelBudget(self._patch_size, spec.merge_size, spec.min_pixels, spec.max_pixels, self._processor.rule)
-
-    def _pruner(self, media: OpenedMedia, spec: MediaSpec, pruning: PruningConfig | None) -> FramePruner | None:
-        pruning = pruning or PruningConfig()
-        enabled = self._processor.token_compression if pruning.enabled is None else pruning.enabled
+    def _pruner(self, media: OpenedMedia, spec: MediaSpec, pruning: PruningConfig) -> FramePruner | None:
+        asked = True if pruning.needs_whole_clip and pruning.enabled is None else pruning.enabled
+        enabled = self._processor.token_compression if asked is None else asked
         if not enabled or media.kind == "image":
             return None
-        return FramePruner(self._patch_size, spec.merge_size, self._processor.std, pruning.threshold)
+        pruner = FramePruner(self._patch_size, spec.merge_size, self._processor.std)
+        if pruning.threshold != "auto":
+            pruner.threshold = pruning.threshold
+        return pruner
 
 
-class _Encoding:
-    """The state of one clip's encoding, fed with chunks of frames."""
+def pixel_budget(processor: ProcessorSpec, spec: MediaSpec, patch_size: int) -> PixelBudget:
+    """The checkpoint's budget for images or videos, whichever `spec` is of."""
+    return PixelBudget(patch_size, spec.merge_size, spec.min_pixels, spec.max_pixels, processor.rule)
+
+
+def _timed(chunks: Iterator[np.ndarray], work: FrameEncoder) -> Iterator[np.ndarray]:
+    """The chunks; waiting for them counts as reading."""
+    while True:
+        begin = time.perf_counter()
+        frames = next(chunks, None)
+        work.read_s += time.perf_counter() - begin
+        if frames is None:
+            return
+        yield frames
+
+
+class PendingClip:
+    """A clip in the making: its kind and times are known, its frames are encoded as their tokens are asked for.
+
+    uid: of the visual tokens, the same in the clip that `finish` returns.
+    """
 
     def __init__(
-        self,
-        vision: VisionPath,
-        kind: MediaKind,
-        pruner: FramePruner | None,
-        merge_size: int,
-        patch_size: int,
+        self, media: OpenedMedia, size: tuple[int, int], work: FrameEncoder, parts: Iterator[EncodedFrames]
     ) -> None:
-        self._vision = vision
-        self._kind = kind
-        self._pruner = pruner
-        self._block = merge_size * patch_size
-        self._last_frame: np.ndarray | None = None
-        self._last_features: np.ndarray | None = None
-        self.parts: list[np.ndarray] = []
-        self.tokens_per_frame: list[int] = []
-        self.prune_s = self.vision_s = self.projector_s = 0.0
+        self.uid = new_uid()
+        self.kind = media.kind
+        self.name = media.name
+        self.timestamps_s = media.timestamps_s
+        self._media = media
+        self._size = size
+        self._work = work
+        self._parts = parts
+        self._tokens: list[np.ndarray] = []  # of each frame encoded so far, float32 [n, hidden]
+        self._starts = [0]  # the number of each frame's first token
+        self._clip: Clip | None = None
 
-    def add(self, frames: np.ndarray) -> None:
-        """frames: uint8 [F, H, W, 3], the next of the clip."""
-        begin = time.perf_counter()
-        keep = self._keep(frames)
-        pruned = time.perf_counter()
-        features = self._features(frames)
-        encoded = time.perf_counter()
-        self.parts.append(self._vision.tokens(features, self._kind, keep))
-        self.projector_s += time.perf_counter() - encoded
-        self.vision_s += encoded - pruned
-        self.prune_s += pruned - begin
-        self.tokens_per_frame += keep.sum(axis=1).tolist()
+    @property
+    def num_frames(self) -> int:
+        return len(self.timestamps_s)
 
-    def _keep(self, frames: np.ndarray) -> np.ndarray:
-        if self._pruner is None:
-            return np.ones((len(frames), frames.shape[1] * frames.shape[2] // self._block**2), np.bool_)
-        return np.stack([self._pruner.push(frame) for frame in frames])
+    def frame(self, index: int) -> tuple[int, np.ndarray]:
+        """The number of a frame's first token, and its tokens float32 [n, hidden]; encodes up to it if need be.
 
-    def _features(self, frames: np.ndarray) -> np.ndarray:
-        """Features of all frames; one that equals its predecessor takes the predecessor's."""
-        new: list[np.ndarray] = []
-        source: list[int] = []  # per frame, its place among the encoded ones; −1 is the last chunk's last frame
-        for frame in frames:
-            if self._last_frame is None or not np.array_equal(frame, self._last_frame):
-                new.append(frame)
-            source.append(len(new) - 1)
-            self._last_frame = frame
-        encoded = [] if self._last_features is None else [self._last_features]
-        offset = len(encoded)
-        if new:
-            encoded.append(self._vision.features(np.stack(new)))
-        features = np.concatenate(encoded)[np.array(source) + offset] if len(source) > len(new) else encoded[-1]
-        self._last_features = features[-1:]
-        return features
+        Raises MediaError for media that cannot be read to the end.
+        """
+        while len(self._tokens) <= index:
+            part = next(self._parts)
+            ends = np.cumsum(part.tokens_per_frame)
+            self._tokens += np.split(part.tokens, ends[:-1])
+            self._starts += (self._starts[-1] + ends).tolist()
+        return self._starts[index], self._tokens[index]
+
+    def finish(self) -> Clip:
+        """The whole clip; encodes what is left of it."""
+        if self._clip is None:
+            self.frame(self.num_frames - 1)
+            next(self._parts, None)  # the reader says at its end what of the file was damaged
+            self._clip = self._finished()
+        return self._clip
+
+    def _finished(self) -> Clip:
+        media, work = self._media, self._work
+        tokens = np.concatenate(self._tokens)
+        tokens.setflags(write=False)
+        kept = tuple(len(part) for part in self._tokens)
+        per_frame = self._size[0] * self._size[1] // work.block**2
+        return Clip(
+            kind=media.kind,
+            name=media.name,
+            start_s=media.start_s,
+            end_s=media.end_s,
+            timestamps_s=media.timestamps_s,
+            height_px=self._size[0],
+            width_px=self._size[1],
+            tokens_per_frame=kept,
+            num_pruned=per_frame * media.num_frames - sum(kept),
+            threshold=work.threshold,
+            stats=EncodeStats(media.read_s + work.read_s, work.prune_s, work.vision_s, work.projector_s),
+            visual=Visual(tokens, kept, self.uid),
+        )
 
 
 def media_kind(source: Any) -> MediaKind:

@@ -22,6 +22,12 @@ class BundleError(Vl3EdgeError, OSError):
     __str__ = Exception.__str__
 
 
+class OutputError(Vl3EdgeError, OSError):
+    """A file to be written belongs to someone else: another process writes it, or it may not be replaced."""
+
+    __str__ = Exception.__str__
+
+
 class ConfigError(Vl3EdgeError, ValueError):
     """An option has a value that cannot work; the message lists the valid ones."""
 
@@ -34,5 +40,13 @@ class ContextLengthError(Vl3EdgeError, ValueError):
     """The prompt and the tokens asked for do not fit the model's context."""
 
 
+class MemoryLimitError(Vl3EdgeError, MemoryError):
+    """A model does not fit the memory there is, or the limit that was set."""
+
+
 class MediaWarning(UserWarning):
     """A media file was usable only in part; the message counts what was lost."""
+
+
+class BatchWarning(UserWarning):
+    """A batch was made smaller than asked for; the message says why."""

@@ -6,7 +6,7 @@ All of them offer what `videofile.VideoFile` offers: height, width, a timeline, 
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
@@ -16,7 +16,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from .errors import ConfigError, MediaError
-from .image import check_frame_size, load_image, open_image, to_rgb
+from .image import damage_reported, load_image, open_image, to_rgb
+from .limits import DEFAULT_LIMITS, MediaLimits, ReadingClock
 from .timeline import Timeline, regular_timeline
 
 Frame = npt.NDArray[np.uint8]
@@ -38,15 +39,26 @@ class PictureList:
 
     notes: tuple[str, ...] = ()
 
-    def __init__(self, name: str, pictures: Sequence[Path | Image.Image], timeline: Timeline) -> None:
+    def __init__(
+        self,
+        name: str,
+        pictures: Sequence[Path | Image.Image],
+        timeline: Timeline,
+        limits: MediaLimits = DEFAULT_LIMITS,
+    ) -> None:
+        limits.check_frames(name, len(pictures))
         self.name = name
+        self._limits = limits
         self.timeline = timeline
         self.num_lost = 0
         self._pictures = pictures
-        self.height, self.width = next(self._readable(range(len(pictures))))[1].shape[:2]
+        with closing(self._timed(range(len(pictures)))) as readable:
+            self.height, self.width = next(readable)[1].shape[:2]
 
     @classmethod
-    def from_folder(cls, folder: str | Path, source_fps: float | None = None) -> PictureList:
+    def from_folder(
+        cls, folder: str | Path, source_fps: float | None = None, limits: MediaLimits = DEFAULT_LIMITS
+    ) -> PictureList:
         """Raises MediaError if there is no picture in the folder."""
         try:
             files = [p for p in Path(folder).iterdir() if not p.name.startswith(".")]
@@ -57,7 +69,7 @@ class PictureList:
             raise MediaError(
                 f"{folder}: there are no pictures in this folder (looked for {', '.join(sorted(PICTURE_SUFFIXES))})"
             )
-        return cls(str(folder), pictures, regular_timeline(len(pictures), source_fps or FOLDER_FPS))
+        return cls(str(folder), pictures, regular_timeline(len(pictures), source_fps or FOLDER_FPS), limits)
 
     def frames(self, indices: Sequence[int]) -> Iterator[Frame]:
         """The pictures with these numbers: uint8 [H, W, 3], each in its own size.
@@ -68,7 +80,7 @@ class PictureList:
         self.num_lost = 0
         shown = 0  # of the indices, how many have been given out
         last: Frame | None = None
-        for position, picture in self._readable(indices):
+        for position, picture in self._timed(indices):
             stand_in = picture if last is None else last
             self.num_lost += position - shown
             yield from [stand_in] * (position - shown)
@@ -78,12 +90,16 @@ class PictureList:
             self.num_lost += len(indices) - shown
             yield from [last] * (len(indices) - shown)
 
-    def _readable(self, indices: Sequence[int]) -> Iterator[tuple[int, Frame]]:
+    def _timed(self, indices: Sequence[int]) -> Generator[tuple[int, Frame]]:
+        clock = ReadingClock(self.name, self._limits)
+        return clock.timed(self._readable(clock.checked(indices)))
+
+    def _readable(self, indices: Iterable[int]) -> Generator[tuple[int, Frame]]:
         """(position among the indices, picture) of those that can be read; MediaError of the last if none can."""
         found, error = False, None
         for position, index in enumerate(indices):
             try:
-                picture = load_image(self._pictures[index])
+                picture = load_image(self._pictures[index], self._limits)
             except MediaError as e:
                 error = e
                 continue
@@ -100,13 +116,13 @@ class FrameArray:
     notes: tuple[str, ...] = ()
     num_lost = 0
 
-    def __init__(self, frames: npt.NDArray[np.uint8], timeline: Timeline) -> None:
+    def __init__(self, frames: npt.NDArray[np.uint8], timeline: Timeline, limits: MediaLimits = DEFAULT_LIMITS) -> None:
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
             raise MediaError(f"frames must be uint8 [F, H, W, 3], not {frames.dtype} {list(frames.shape)}")
         self.timeline = timeline
         self._frames = frames
         self.height, self.width = frames.shape[1:3]
-        check_frame_size(self.name, self.height, self.width)
+        limits.check_pixels(self.name, self.height, self.width)
 
     def frames(self, indices: Sequence[int]) -> Iterator[Frame]:
         """The frames with these numbers: views of uint8 [H, W, 3]."""
@@ -122,37 +138,58 @@ class Animation:
     HASTY_MS, USUAL_MS = 20, 100
     """Browsers and FFmpeg take a delay below 20 ms for a mistake and show the frame for 100 ms."""
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, limits: MediaLimits = DEFAULT_LIMITS) -> None:
         self.name = str(path)
         self.notes: tuple[str, ...] = ()
-        durations: list[int] = []
-        with open_image(path) as image:
-            try:
-                count = getattr(image, "n_frames", 1)
-                for i in range(count):
-                    image.seek(i)
-                    image.load()
-                    ms = round(image.info.get("duration", 0) if count > 1 else self.STILL_MS)
-                    durations.append(ms if ms >= self.HASTY_MS else self.USUAL_MS)
-            except (OSError, SyntaxError, ValueError, EOFError) as e:
-                if not durations:
-                    raise MediaError(f"{path}: the picture is damaged or cut short ({e})") from e
-                self.notes = (f"the file is damaged or cut short after {len(durations)} frames",)
+        self._limits = limits
+        with open_image(path, limits) as image:
+            durations = self._durations(image)
         with closing(self.frames([0])) as frames:
             self.height, self.width = next(frames).shape[:2]
         starts = np.cumsum([0, *durations]).astype(np.int64)
+        self._limits.check_duration(self.name, int(starts[-1]) / 1000)
         fps = len(durations) / (int(starts[-1]) / 1000)
         self.timeline = Timeline(starts[:-1], int(starts[-1]), Fraction(1, 1000), fps)
 
+    def _durations(self, image: Image.Image) -> list[int]:
+        """How long each frame is shown, in milliseconds, of those that can be read; at least one."""
+        # A GIF states no number of frames: Pillow would count them without a limit.
+        stated = None if image.format == "GIF" else getattr(image, "n_frames", 1)
+        self._limits.check_frames(self.name, stated or 1)
+        durations: list[int] = []
+        with ReadingClock(self.name, self._limits) as clock:
+            while len(durations) != stated:
+                clock.check()
+                self._limits.check_frames(self.name, len(durations))
+                try:
+                    with damage_reported(f"{self.name}: the picture is damaged or cut short"):
+                        self._load(image, len(durations))
+                except MediaError as e:
+                    if not durations or e.__cause__ is None:  # a limit
+                        raise
+                    if not (stated is None and isinstance(e.__cause__, EOFError)):
+                        self.notes = (f"the file is damaged or cut short after {len(durations)} frames",)
+                    break
+                ms = round(image.info.get("duration", 0))
+                durations.append(ms if ms >= self.HASTY_MS else self.USUAL_MS)
+        return durations if len(durations) > 1 or (stated or 1) > 1 else [self.STILL_MS]
+
     def frames(self, indices: Sequence[int]) -> Generator[Frame]:
         """The frames with these numbers, ascending: uint8 [H, W, 3] each."""
-        with open_image(self.name) as image:
+        return ReadingClock(self.name, self._limits).timed(self._frames(indices))
+
+    def _frames(self, indices: Sequence[int]) -> Generator[Frame]:
+        with open_image(self.name, self._limits) as image:
             for i in indices:
-                try:
-                    image.seek(i)
-                    yield to_rgb(image)
-                except (OSError, SyntaxError, ValueError, EOFError) as e:
-                    raise MediaError(f"{self.name}: frame {i} is damaged ({e})") from e
+                with damage_reported(f"{self.name}: frame {i} is damaged"):
+                    self._load(image, i)
+                    frame = to_rgb(image)
+                yield frame
+
+    def _load(self, image: Image.Image, index: int) -> None:
+        image.seek(index)
+        self._limits.check_pixels(self.name, image.height, image.width)  # a frame may enlarge the picture
+        image.load()
 
 
 def timeline_of(num_frames: int, source_fps: float | None, timestamps_s: Sequence[float] | None) -> Timeline:

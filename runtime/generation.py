@@ -9,23 +9,23 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from .config import GenerationConfig
-from .decoder import Decoder
-from .errors import ContextLengthError, Vl3EdgeError
-from .sampling import Sampler
+from .continuation import Continuation, FinishReason
+from .decoder import PREFILL_CHUNK, Decoder
+from .errors import Vl3EdgeError
 from .splice import EmbeddingTable, SplicedPrompt, common_prefix
 from .tokenizer import Detokenizer, Tokenizer
-
-FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
 class GenerationStats:
-    """What one answer cost. reused_tokens of the prompt's tokens were in the cache already."""
+    """What one answer cost. reused_tokens of the prompt's tokens were in the cache already.
+
+    prefill_s: in the decoder until the first token is known; where encoding and prefilling alternate, without encoding.
+    """
 
     prompt_tokens: int
     reused_tokens: int
@@ -39,21 +39,24 @@ class Chunk:
     """A piece of an answer as it is generated.
 
     text may be empty. finish_reason and stats are None but in the last chunk, which always has both: "stop" when the
-    model ended its answer, "length" when max_new_tokens or the context did.
+    model ended its answer, "length" when max_new_tokens or the context did. token_ids: what the text was made of,
+    without the end token; those of all chunks are the answer as it was generated.
     """
 
     text: str
     finish_reason: FinishReason | None = None
     stats: GenerationStats | None = None
+    token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A whole answer."""
+    """A whole answer; token_ids are those of its chunks."""
 
     text: str
     finish_reason: FinishReason
     stats: GenerationStats
+    token_ids: tuple[int, ...] = ()
 
 
 class Generator:
@@ -73,55 +76,87 @@ class Generator:
         Raises ContextLengthError if the prompt leaves no room for an answer, at the call.
         """
         limit = self._decoder.spec.max_position_embeddings
-        if len(prompt) >= limit:
-            raise ContextLengthError(
-                f"the prompt has {len(prompt)} tokens, the model's context is {limit}: use fewer frames (max_frames) "
-                "or a higher pruning threshold."
-            )
-        return self._tokens(prompt, config, min(config.max_new_tokens, limit - len(prompt)))
+        return self._tokens(prompt, Continuation(prompt.ids, config, self._eos_ids, limit))
 
     def reusable(self, prompt: SplicedPrompt) -> int:
         """How many of the prompt's tokens are in the cache; its last one is always run, for its logits."""
-        cached = self._keys[: self._decoder.length]
-        return min(common_prefix(cached, prompt.keys), len(prompt) - 1)
+        return min(self._cached(prompt), len(prompt) - 1)
 
-    def _tokens(self, prompt: SplicedPrompt, config: GenerationConfig, count: int) -> Iterator[int]:
+    def _tokens(self, prompt: SplicedPrompt, answer: Continuation) -> Iterator[int]:
         self._run += 1
         run = self._run
-        sampler = Sampler(config)
-        room = np.zeros(count, np.int64)
-        history = np.concatenate([prompt.ids, room])
-        self._decoder.reserve(len(history))
-        self._prefill(prompt, room)
         decoder = self._decoder
-        for position in range(len(prompt), len(history)):
-            if sampler.needs_logits:
-                token = sampler.choose(decoder.logits, history[:position])
-            else:
-                token = decoder.token
-            history[position] = token
+        decoder.reserve(answer.max_length)
+        self._hold(prompt, self.reusable(prompt), np.zeros(answer.max_length - len(prompt), np.int64))
+        while True:
+            token = answer.choose(decoder.token, decoder.logits)
             yield token
             if self._run != run:
                 raise Vl3EdgeError("this answer was ended by another question to the same model")
-            if token in self._eos_ids or position + 1 == len(history):
+            if answer.finish_reason is not None:
                 return
-            self._keys[position] = token
+            self._keys[answer.length - 1] = token
             decoder.step(self._table.row(token))
 
-    def _prefill(self, prompt: SplicedPrompt, room: np.ndarray) -> None:
-        reused = self.reusable(prompt)
+    def prefill(self, prompt: SplicedPrompt) -> None:
+        """Makes the cache hold exactly this prompt, keeping the beginning that both share; ends an answer in progress.
+
+        Raises ContextLengthError if it does not fit the model's context.
+        """
+        self._run += 1
+        self._hold(prompt, self._cached(prompt), np.zeros(0, np.int64))
+
+    def replace(self, start: int, count: int, part: SplicedPrompt) -> None:
+        """Puts `part`, at most `count` tokens, for the `count` cached ones from `start` on; ends an answer in progress.
+
+        What follows moves up and stays cached, as it was computed when it still saw what is dropped.
+        """
+        self._run += 1
+        rest = self._keys[start + count : self._decoder.length]
+        self._keys = np.concatenate([self._keys[:start], part.keys, rest])
+        if len(part):
+            self._decoder.replace(start, count, part.embeddings(self._table))
+        else:
+            self._decoder.discard(start, count)
+
+    def _hold(self, prompt: SplicedPrompt, reused: int, room: np.ndarray) -> None:
         self._decoder.rewind(reused)
         self._keys = np.concatenate([prompt.keys, room])
-        self._decoder.prefill(prompt.embeddings(self._table, reused))
+        if reused < len(prompt):
+            self._decoder.prefill(prompt.embeddings(self._table, reused))
+
+    def _cached(self, prompt: SplicedPrompt) -> int:
+        return common_prefix(self._keys[: self._decoder.length], prompt.keys)
 
     def chunks(self, prompt: SplicedPrompt, config: GenerationConfig) -> Iterator[Chunk]:
         """The answer as text chunks; the last one has finish_reason and stats."""
         reused = self.reusable(prompt)
-        return self._chunks(self.tokens(prompt, config), len(prompt), reused)
+        return self._chunks(self.tokens(prompt, config), len(prompt), reused, 0.0)
 
-    def _chunks(self, tokens: Iterator[int], prompt_tokens: int, reused: int) -> Iterator[Chunk]:
+    def chunks_while_growing(self, prompts: Iterator[SplicedPrompt], config: GenerationConfig) -> Iterator[Chunk]:
+        """`chunks` for a prompt in the making: each of `prompts` continues the one before, and the last is whole.
+
+        What is there is prefilled while the rest is made, in the same steps as a whole prompt would be.
+        Raises ContextLengthError, between chunks, as soon as the prompt leaves no room for an answer.
+        """
+        reused: int | None = None
+        prefill_s = 0.0
+        for prompt in prompts:
+            begin = time.perf_counter()
+            cached = self._cached(prompt)
+            if cached < len(prompt):
+                reused = cached if reused is None else reused
+                ready = (len(prompt) - cached) // PREFILL_CHUNK * PREFILL_CHUNK
+                if ready:
+                    self.prefill(prompt.head(cached + ready))
+            prefill_s += time.perf_counter() - begin
+        reused = self.reusable(prompt) if reused is None else reused
+        yield from self._chunks(self.tokens(prompt, config), len(prompt), reused, prefill_s)
+
+    def _chunks(self, tokens: Iterator[int], prompt_tokens: int, reused: int, prefill_s: float) -> Iterator[Chunk]:
         detokenizer = Detokenizer(self._tokenizer)
         finish_reason: FinishReason = "length"
+        unshown: list[int] = []
         count = 0
         begin = time.perf_counter()
         first = begin
@@ -131,10 +166,13 @@ class Generator:
             count += 1
             if token in self._eos_ids:
                 finish_reason = "stop"
-            elif text := detokenizer.push(token):
-                yield Chunk(text)
-        stats = GenerationStats(prompt_tokens, reused, count, first - begin, time.perf_counter() - first)
-        yield Chunk(detokenizer.flush(), finish_reason, stats)
+                continue
+            unshown.append(token)
+            if text := detokenizer.push(token):
+                yield Chunk(text, token_ids=tuple(unshown))
+                unshown = []
+        stats = GenerationStats(prompt_tokens, reused, count, prefill_s + first - begin, time.perf_counter() - first)
+        yield Chunk(detokenizer.flush(), finish_reason, stats, tuple(unshown))
 
 
 def join(chunks: Iterator[Chunk]) -> Answer:
@@ -143,4 +181,5 @@ def join(chunks: Iterator[Chunk]) -> Answer:
     last = parts[-1]
     assert last.finish_reason is not None  # the last chunk always has both
     assert last.stats is not None
-    return Answer("".join(part.text for part in parts), last.finish_reason, last.stats)
+    ids = tuple(token for part in parts for token in part.token_ids)
+    return Answer("".join(part.text for part in parts), last.finish_reason, last.stats, ids)

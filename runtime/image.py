@@ -7,6 +7,8 @@ frames themselves are a video and read by `video.py`.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,51 +16,56 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .errors import MediaError
+from .limits import DEFAULT_LIMITS, MediaLimits
 
-MAX_FRAME_PX = 8192 * 8192
-"""Largest height × width that is decoded, for images and for frames of a video: 200 MB as RGB."""
-
-
-def check_frame_size(name: str, height: int, width: int) -> None:
-    """Raises MediaError if a frame of `height` × `width` pixels is larger than MAX_FRAME_PX."""
-    if height * width > MAX_FRAME_PX:
-        raise MediaError(
-            f"{name}: {width}×{height} pixels is more than the {MAX_FRAME_PX:,} that are read; make it smaller first"
-        )
+PROGRAMS = frozenset({"EPS", "WMF"})
+"""Formats that Pillow hands to other programs (Ghostscript), whatever the file is called."""
 
 
-def load_image(source: str | Path | Image.Image | npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+def load_image(
+    source: str | Path | Image.Image | npt.NDArray[np.uint8], limits: MediaLimits = DEFAULT_LIMITS
+) -> npt.NDArray[np.uint8]:
     """The image as uint8 [H, W, 3], turned upright by its EXIF orientation.
 
     Every mode becomes RGB as Pillow's `convert("RGB")` does it: alpha is dropped, palettes are looked up,
     CMYK is converted without a profile. 16-bit greyscale is scaled to 8 bits (Pillow alone would clip it). An
     array must be uint8 [H, W, 3], [H, W, 4] (alpha is dropped) or [H, W].
 
-    Raises MediaError if the file is missing, empty, damaged, not an image, or larger than MAX_FRAME_PX.
+    Raises MediaError if the file is missing, empty, damaged, not an image, or beyond a limit.
     """
     if isinstance(source, np.ndarray):
-        return _from_array(source)
+        return _from_array(source, limits)
     if isinstance(source, Image.Image):
-        check_frame_size("the image given", source.height, source.width)
+        limits.check_pixels("the image given", source.height, source.width)
         return to_rgb(source)
-    with open_image(source) as image:
-        try:
-            return to_rgb(image)
-        except (OSError, SyntaxError, ValueError, EOFError) as e:
-            raise MediaError(f"{source}: the image is damaged or cut short ({e})") from e
+    with open_image(source, limits) as image, damage_reported(f"{source}: the image is damaged or cut short"):
+        return to_rgb(image)
 
 
-def open_image(path: str | Path) -> Image.Image:
+@contextmanager
+def damage_reported(message: str) -> Iterator[None]:
+    """Pillow's readers raise whatever their parsing stumbles over: all of it becomes a MediaError with `message`."""
+    try:
+        yield
+    except (MediaError, MemoryError):
+        raise
+    except Exception as e:
+        raise MediaError(f"{message} ({' '.join(str(e).split()) or type(e).__name__})") from e
+
+
+def open_image(path: str | Path, limits: MediaLimits = DEFAULT_LIMITS) -> Image.Image:
     """The image file opened by Pillow, its header checked, its pixels not read yet. Raises MediaError."""
     path = Path(path)
     try:
+        if path.is_fifo():  # opening it would wait for a writer for ever
+            raise MediaError(f"{path}: this is a pipe, not a file; copy what it gives into a file first")
         if path.stat().st_size == 0:
             raise MediaError(f"{path}: the file is empty")
         with warnings.catch_warnings():
-            # Pillow warns from 89 million pixels on and refuses from twice that; our own limit is lower than both.
+            # Pillow warns from 89 million pixels on and refuses from twice that; our own limit is checked below.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(path)
-    except MediaError:
+    except (MediaError, MemoryError):
         raise
     except FileNotFoundError as e:
         raise MediaError(f"{path}: there is no such file") from e
@@ -69,11 +76,17 @@ def open_image(path: str | Path) -> Image.Image:
     except UnidentifiedImageError as e:
         raise MediaError(f"{path}: not an image in a format that Pillow reads") from e
     except Image.DecompressionBombError as e:
-        raise MediaError(f"{path}: more than the {MAX_FRAME_PX:,} pixels that are read; make it smaller first") from e
-    except (OSError, SyntaxError, ValueError) as e:
+        raise MediaError(
+            f"{path}: more than the {limits.max_pixels:,} pixels that are read; make it smaller first"
+        ) from e
+    except Exception as e:
         raise MediaError(f"{path}: the image is damaged or cannot be read ({e})") from e
     try:
-        check_frame_size(str(path), image.height, image.width)
+        if image.format in PROGRAMS:
+            raise MediaError(
+                f"{path}: {image.format} is a program that draws, which is not run; convert it to PNG first"
+            )
+        limits.check_pixels(str(path), image.height, image.width)
     except MediaError:
         image.close()
         raise
@@ -89,12 +102,12 @@ def to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
     return np.asarray(upright.convert("RGB"))
 
 
-def _from_array(array: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+def _from_array(array: npt.NDArray[np.uint8], limits: MediaLimits) -> npt.NDArray[np.uint8]:
     if array.dtype != np.uint8:
         raise MediaError(f"an image array must be uint8 with levels 0 to 255, not {array.dtype}")
     if array.ndim == 2:
         array = np.repeat(array[:, :, None], 3, axis=2)
     if array.ndim != 3 or array.shape[2] not in (3, 4) or 0 in array.shape:
         raise MediaError(f"an image array must have the shape [H, W, 3], not {list(array.shape)}")
-    check_frame_size("the array given", array.shape[0], array.shape[1])
+    limits.check_pixels("the array given", array.shape[0], array.shape[1])
     return np.ascontiguousarray(array[:, :, :3])

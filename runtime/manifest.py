@@ -2,11 +2,18 @@
 
 `bundle.json` is this module's dataclasses written as JSON. Reading checks every field's presence, type and bounds and
 collects all problems, so that one message names them all. Sizes are bounded before anything is allocated from them.
+
+The manifest vouches for the other files, and for itself by its `sha256`, over all its other content in one canonical
+form: that tells an edit, or a damaged copy, from what was exported. It is no signature: who can change the file can
+change the hash. Manifests of before it was written have none and are read all the same.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -15,9 +22,14 @@ from typing import Any, Literal
 
 FORMAT = "vl3edge-bundle"
 FORMAT_VERSION = 1
+SEAL = "sha256"
 
 Json = dict[str, Any]
 _MAX_SIZE = 1 << 24  # no dimension of a model of this family comes near
+_MAX_BLOCK_PX = 1 << 10  # side of a visual token, and so the least side of a frame
+_MAX_FRAME_PX = 1 << 26  # frames smaller than the minimum are enlarged to it
+_MAX_CLIP_PX = 1 << 32
+_EXACT = 1 << 53  # whole numbers that a float holds
 
 
 @dataclass(frozen=True)
@@ -58,6 +70,12 @@ class VisionSpec:
 
 @dataclass(frozen=True)
 class TextSpec:
+    """Sizes of the decoder graph.
+
+    head_dim: of the KV cache; the model's own is rotary_dim, and what is more is zeros at the end of either half.
+    rope_theta: base of the rotary frequencies. Both are 0 in bundles of before they were written.
+    """
+
     hidden_size: int
     num_layers: int
     num_heads: int
@@ -66,6 +84,8 @@ class TextSpec:
     intermediate_size: int
     vocab_size: int
     max_position_embeddings: int
+    rope_theta: float = 0.0
+    rotary_dim: int = 0
 
 
 @dataclass(frozen=True)
@@ -75,6 +95,20 @@ class TokenSpec:
     image_id: int
     video_id: int
     eos_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class VisionQuantization:
+    """How the products of the vision encoder are computed: 8 bits for weights and activations, or 16 for float.
+
+    source: what it was calibrated on, in words. relative_error: root mean square difference of the features of
+    held-out frames from the float32 encoder's, over their root mean square.
+    """
+
+    bits: Literal[8, 16] = 16
+    source: str = ""
+    calibration_frames: int = 0
+    relative_error: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -88,7 +122,8 @@ class Manifest:
     """Everything `bundle.json` says.
 
     measured: figures of the export, per stage: largest and mean difference from the torch modules.
-    quantization: method and settings, with the measured error; {"method": "none"} when the weights are whole.
+    quantization: of the decoder: method and settings, with the measured error; {"method": "none"} when the weights
+        are whole.
     """
 
     name: str
@@ -104,10 +139,12 @@ class Manifest:
     measured: Json
     versions: dict[str, str]
     files: dict[str, FileEntry] = field(default_factory=dict)
+    vision_quantization: VisionQuantization = VisionQuantization()
 
     def to_json(self) -> Json:
-        """The manifest as JSON values, with the format's name and version first."""
-        return {"format": FORMAT, "format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+        """The manifest as JSON values, with the format's name and version first and its own sha256 last."""
+        values: Json = json.loads(json.dumps(dataclasses.asdict(self)))
+        return sealed({"format": FORMAT, "format_version": FORMAT_VERSION, **values})
 
     @classmethod
     def from_json(cls, data: Any) -> tuple[Manifest | None, list[str]]:
@@ -115,16 +152,25 @@ class Manifest:
         if not isinstance(data, Mapping) or data.get("format") != FORMAT:
             return None, [f"it is not a {FORMAT} manifest"]
         version = data.get("format_version")
-        if version != FORMAT_VERSION:
-            newer = isinstance(version, int) and version > FORMAT_VERSION
+        if type(version) is not int or version != FORMAT_VERSION:
+            newer = type(version) is int and version > FORMAT_VERSION
             advice = "upgrade vl3edge" if newer else "export the bundle again"
             return None, [f"format_version is {version!r}, this vl3edge reads {FORMAT_VERSION}: {advice}"]
         problems: list[str] = []
-        body = {key: value for key, value in data.items() if key not in ("format", "format_version")}
-        manifest = read_json(cls, body, "", problems)
-        if not problems:
-            problems += _inconsistencies(manifest)
+        if SEAL in data and data[SEAL] != sealed(data)[SEAL]:
+            problems.append("it was changed after the export (its sha256 differs from the one it holds)")
+        body = {key: value for key, value in data.items() if key not in ("format", "format_version", SEAL)}
+        misread: list[str] = []
+        manifest = read_json(cls, body, "", misread)
+        problems += misread or _inconsistencies(manifest)
         return (None, problems) if problems else (manifest, [])
+
+
+def sealed(data: Mapping[str, Any]) -> Json:
+    """A manifest's JSON values with their sha256, over all of them but an earlier sha256, written canonically."""
+    content = {key: value for key, value in data.items() if key != SEAL}
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return {**content, SEAL: hashlib.sha256(canonical.encode()).hexdigest()}
 
 
 def read_json(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
@@ -133,8 +179,8 @@ def read_json(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
     if dataclasses.is_dataclass(kind):
         return _read_dataclass(kind, value, where, problems)
     if origin is Literal:
-        if value not in arguments:
-            problems.append(f"{where} is {value!r}, not one of {', '.join(map(str, arguments))}")
+        if not any(type(value) is type(known) and value == known for known in arguments):
+            problems.append(f"{where} is {_short(value)}, not one of {', '.join(map(str, arguments))}")
         return value
     if origin is tuple:
         many = len(arguments) == 2 and arguments[1] is Ellipsis
@@ -152,11 +198,18 @@ def read_json(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
         return {key: read_json(arguments[1], item, f"{where}.{key}", problems) for key, item in value.items()}
     if kind is Any:
         return value
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind is float and type(value) is int and abs(value) < _EXACT:
         value = float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        problems.append(f"{where} is {value!r}, not {kind.__name__}")
+        problems.append(f"{where} is {_short(value)}, not {kind.__name__}")
+    elif kind is float and not math.isfinite(value):
+        problems.append(f"{where} is {value}, not a finite number")
     return value
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _read_dataclass(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
@@ -165,7 +218,8 @@ def _read_dataclass(kind: Any, value: Any, where: str, problems: list[str]) -> A
         return None
     prefix = f"{where}." if where else ""
     hints = typing.get_type_hints(kind)
-    missing = [name for name in hints if name not in value]
+    optional = {f.name for f in dataclasses.fields(kind) if f.default is not dataclasses.MISSING}
+    missing = [name for name in hints if name not in value and name not in optional]
     problems += [f"{prefix}{name} is missing" for name in missing]
     found = {name: read_json(hints[name], value[name], prefix + name, problems) for name in hints if name in value}
     return None if missing else kind(**found)
@@ -177,9 +231,21 @@ def _inconsistencies(manifest: Manifest) -> list[str]:
     sizes: Json = {}
     for part in ("vision", "text"):
         sizes |= {f"{part}.{k}": v for k, v in dataclasses.asdict(getattr(manifest, part)).items()}
-    sizes |= {f"processor.{m}.merge_size": getattr(manifest.processor, m).merge_size for m in ("image", "video")}
     sizes["processor.max_frames"] = manifest.processor.max_frames
+    theta, rotary_dim = sizes.pop("text.rope_theta"), sizes.pop("text.rotary_dim")
+    known = 0 < theta < math.inf and 0 < rotary_dim <= manifest.text.head_dim and rotary_dim % 2 == 0
+    if not known and (theta, rotary_dim) != (0, 0):
+        problems.append(f"text.rope_theta {theta} and text.rotary_dim {rotary_dim} do not fit the heads")
     problems += [f"{name} is {size}, out of bounds" for name, size in sizes.items() if not 0 < size <= _MAX_SIZE]
+    for kind in ("image", "video"):
+        spec: MediaSpec = getattr(manifest.processor, kind)
+        limits = {"min_pixels": (spec.min_pixels, _MAX_FRAME_PX), "max_pixels": (spec.max_pixels, _MAX_CLIP_PX)}
+        limits["merge_size"] = (spec.merge_size, _MAX_BLOCK_PX // max(1, manifest.vision.patch_size))
+        problems += [
+            f"processor.{kind}.{name} is {value}, out of bounds"
+            for name, (value, largest) in limits.items()
+            if not 0 < value <= largest
+        ]
     text, tokens = manifest.text, manifest.tokens
     if not problems and text.num_heads % text.num_kv_heads:
         problems.append(f"text.num_heads {text.num_heads} is not a multiple of num_kv_heads {text.num_kv_heads}")

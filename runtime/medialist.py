@@ -9,6 +9,7 @@ from pathlib import Path
 from .encoder import IMAGE_SUFFIXES
 from .errors import MediaError
 from .framesets import natural_key
+from .records import clip_key
 
 VIDEO_SUFFIXES = frozenset(
     {".3gp", ".avi", ".flv", ".h264", ".h265", ".hevc", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg"}
@@ -18,32 +19,45 @@ VIDEO_SUFFIXES = frozenset(
 
 
 def expand(arguments: Iterable[str]) -> list[str]:
-    """The clips that the arguments name, each once, in the order given (folders and patterns sorted by name).
+    """The clips that the arguments name, each once, in the order given; see `matches`.
 
-    A folder with video files in it, at any depth, stands for every video and image in it; a folder that holds images
-    alone is itself one clip, its images the frames. A file that exists is taken as it is, whatever its name; so is a
-    name with :// in it (a stream). Raises MediaError, naming all of them, if arguments match nothing.
+    Raises MediaError, naming all of them, if arguments match nothing.
     """
-    found: dict[str, None] = {}
-    missing: list[str] = []
-    for argument in arguments:
-        path = Path(argument)
-        if not argument:  # an unset variable of a shell; as a path it would be the current folder
-            matches = []
-        elif "://" in argument or path.is_file():
-            matches = [argument]
-        elif path.is_dir():
-            matches = _in_folder(path)
-        else:
-            matches = sorted(glob.glob(argument, recursive=True), key=lambda name: natural_key(Path(name)))
-        if not matches:
-            missing.append(argument)
-        found |= dict.fromkeys(matches)
+    found = matches(arguments)
+    missing = [argument for argument, names in found if not names]
     if missing:
         raise MediaError(
             f"{', '.join(name or repr(name) for name in missing)}: no such file, folder or pattern; check the path."
         )
-    return list(found)
+    return [name for _, names in found for name in names]
+
+
+def matches(arguments: Iterable[str]) -> list[tuple[str, list[str]]]:
+    """For each argument the clips it names that none before has named (folders and patterns sorted by name).
+
+    A folder with video files in it, at any depth, stands for every video and image in it; a folder that holds images
+    alone is itself one clip, its images the frames. A file that exists is taken as it is, whatever its name; so is a
+    name with :// in it (a stream). An argument that matches nothing has no clips; one whose clips have all been named
+    is left out.
+    """
+    seen: set[str] = set()
+    found = []
+    for argument in dict.fromkeys(arguments):
+        path = Path(argument)
+        if not argument:  # an unset variable of a shell; as a path it would be the current folder
+            names = []
+        elif "://" in argument or path.is_file():
+            names = [argument]
+        elif path.is_dir():
+            names = _in_folder(path)
+        else:
+            matched = sorted(glob.glob(argument, recursive=True), key=lambda name: natural_key(Path(name)))
+            names = [part for name in matched for part in (_in_folder(Path(name)) if Path(name).is_dir() else [name])]
+        new = list({clip_key(name): name for name in reversed(names) if clip_key(name) not in seen}.values())[::-1]
+        seen |= {clip_key(name) for name in new}
+        if new or not names:
+            found.append((argument, new))
+    return found
 
 
 def _in_folder(folder: Path) -> list[str]:

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .batch import BatchGenerator
 from .bundle import DEMO_BUNDLE, Bundle, open_bundle
+from .caption_jobs import CaptionJob, CaptionResult, one_by_one, together
+from .chat import Chat
 from .clip import Clip, MediaKind
 from .config import GenerationConfig, PruningConfig, SamplingPlan
-from .decoder import Decoder
-from .encoder import ClipEncoder, OpenedMedia
-from .engine import Backend, select_backend
+from .conversation import conversation_pieces
+from .decoder import PREFILL_CHUNK, BatchDecoder, Decoder
+from .encoder import ClipEncoder, OpenedMedia, PendingClip
+from .engine import PATCHES_PER_CALL, Backend, select_backend
 from .errors import ConfigError
 from .generation import Answer, Chunk, Generator, join
-from .prompt import MediaItem, PromptTemplate, media_items
-from .splice import EmbeddingTable, SplicedPrompt, splice
+from .limits import DEFAULT_LIMITS, MediaLimits
+from .memory_estimate import prefill_bytes, vision_bytes
+from .memory_limit import MemoryBudget
+from .prompt import DESCRIBE as DESCRIBE
+from .prompt import MediaItem, PromptTemplate, media_items, question_about
+from .resident import trimmed
+from .rotary import Rotary
+from .session import Session
+from .splice import EmbeddingTable, SplicedPrompt, growing
+from .streamlayout import StreamFormat, StreamLayout
 from .tokenizer import Tokenizer
 from .vision import VisionPath
 
-DESCRIBE = {"video": "Describe this video.", "image": "Describe this image."}
+AnyClip = Clip | PendingClip
+TRAINING_TOKENS = 16384  # the longest sequences the released models were trained on
 
 
 class VideoLlama3:
@@ -29,31 +42,52 @@ class VideoLlama3:
     the last prompt is kept, and whatever the next prompt shares with its beginning is not computed again.
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        memory_limit: int | None = None,
+        limits: MediaLimits = DEFAULT_LIMITS,
+    ) -> None:
         manifest = bundle.manifest
         self.bundle = bundle
         self._backend = backend
-        self._encoder = ClipEncoder(VisionPath(bundle, backend), manifest.processor, manifest.vision.patch_size)
+        self._memory = MemoryBudget(manifest, backend, memory_limit)
+        self._memory.check_model()
+        self._encoder = ClipEncoder(
+            VisionPath(bundle, backend), manifest.processor, manifest.vision.patch_size, limits, self._memory
+        )
         self._tokenizer = Tokenizer(bundle.path("tokenizer.json"))
         template = bundle.path("chat_template.jinja").read_text(encoding="utf-8")
         self._template = PromptTemplate(template, self._tokenizer, manifest.tokens, manifest.layout)
         text = manifest.text
-        table = EmbeddingTable(bundle.path("embeddings.safetensors"), text.vocab_size, text.hidden_size)
-        decoder = Decoder(backend.session(bundle.path("decoder.onnx")), text)
-        self._generator = Generator(decoder, table, self._tokenizer, manifest.tokens.eos_ids)
+        self._table = EmbeddingTable(bundle.path("embeddings.safetensors"), text.vocab_size, text.hidden_size)
+        self._decoder_session = backend.session(bundle.path("decoder.onnx"))
+        decoder = Decoder(self._decoder_session, text, self._memory.check_context)
+        self._generator = Generator(decoder, self._table, self._tokenizer, manifest.tokens.eos_ids)
 
     @classmethod
-    def load(cls, bundle: str | Path | None = None, backend: str = "auto", num_threads: int = 0) -> VideoLlama3:
+    def load(
+        cls,
+        bundle: str | Path | None = None,
+        backend: str = "auto",
+        num_threads: int = 0,
+        memory_limit: int | None = None,
+        limits: MediaLimits = DEFAULT_LIMITS,
+    ) -> VideoLlama3:
         """Checks and loads a bundle.
 
         bundle: the folder `vl3edge export` wrote; None is the small demo bundle that comes with the package.
         backend: "cpu", "cuda", or "auto": CUDA where ONNX Runtime has it, else the CPU. "rtx" and "jetson" run the
             vision path in TensorRT plans of the bundle. There is no silent fallback; `info` says what runs.
         num_threads: of one operator; 0 leaves it to ONNX Runtime (one per physical core).
-        Raises BundleError, BackendError, ConfigError.
+        memory_limit: bytes that this process may take, by estimate, on a CPU; None is what is available now. What does
+            not fit is refused: the model here, a clip or a prompt when it comes. Nothing is computed differently.
+        limits: of what reading one clip may cost; see MediaLimits.
+        Raises BundleError, BackendError, ConfigError, MemoryLimitError.
         """
         chosen = select_backend(backend, num_threads)
-        return cls(open_bundle(DEMO_BUNDLE if bundle is None else bundle), chosen)
+        return cls(open_bundle(DEMO_BUNDLE if bundle is None else bundle), chosen, memory_limit, limits)
 
     @property
     def info(self) -> dict[str, Any]:
@@ -65,6 +99,7 @@ class VideoLlama3:
             "layout": manifest.layout,
             "precision": manifest.precision,
             "quantization": manifest.quantization.get("method", "none"),
+            "vision_bits": manifest.vision_quantization.bits,
             "bundle_bytes": self.bundle.num_bytes,
             "context_tokens": manifest.text.max_position_embeddings,
             "backend": self._backend.name,
@@ -84,13 +119,32 @@ class VideoLlama3:
         """Encodes a video or an image into visual tokens.
 
         media: a video file, an image file, a folder of frames (3 per second), a GIF; a Pillow image or an array uint8
-            [H, W, 3]; an array uint8 [F, H, W, 3] or a list of Pillow images, taken as sampled already.
+            [H, W, 3]; an array uint8 [F, H, W, 3] or a list of Pillow images, taken as sampled already; or what `open`
+            returned.
         sampling, pruning: None takes the checkpoint's settings.
         kind: "image" or "video" where the name or the type of the source does not tell.
         Raises MediaError for media that cannot be used. Warns (MediaWarning) when a damaged video lost frames.
         """
-        opened = self._encoder.open(media, kind, sampling)
-        return self._encode(opened, pruning, opened.num_frames)
+        return self.begin(media, sampling, pruning, kind).finish()
+
+    def begin(
+        self,
+        media: Any,
+        sampling: SamplingPlan | None = None,
+        pruning: PruningConfig | None = None,
+        kind: MediaKind | None = None,
+    ) -> PendingClip:
+        """Like `encode`, but frames are encoded as `stream` or `ask` takes them up, so that the stages overlap.
+
+        The frames sampled are known when it returns. After the answer, `finish()` gives the clip at once.
+        """
+        opened = media if isinstance(media, OpenedMedia) else self.open(media, sampling, kind)
+        return self._begin(opened, pruning, opened.num_frames)
+
+    def open(self, media: Any, sampling: SamplingPlan | None = None, kind: MediaKind | None = None) -> OpenedMedia:
+        """Media whose length and samples are known, with nothing encoded yet; `parts` of it are the way into long
+        videos. Arguments as of `encode`."""
+        return self._encoder.open(media, kind, sampling)
 
     def encode_all(
         self, media: Sequence[Any], sampling: SamplingPlan | None = None, pruning: PruningConfig | None = None
@@ -100,25 +154,55 @@ class VideoLlama3:
         The authors' layout shares one pixel budget among all frames of a conversation; apart from that, it is the same
         as encoding one by one.
         """
-        return self._clips([(None, source) for source in media], sampling, pruning)
+        pending = self._clips([(None, source) for source in media], sampling, pruning)
+        return [item if isinstance(item, Clip) else item.finish() for item in pending]
 
     def stream(
-        self, media: Clip | Sequence[Clip], question: str, config: GenerationConfig | None = None
+        self, media: AnyClip | Sequence[AnyClip], question: str, config: GenerationConfig | None = None
     ) -> Iterator[Chunk]:
         """The answer to a question about clips, piece by piece; the last chunk has finish_reason and stats.
 
-        Raises ContextLengthError, at the call, if clip and question do not fit the model's context.
+        Raises ContextLengthError if clip and question do not fit the model's context: at the call; for clips in the
+        making (`begin`), as soon as they turn out too long.
         """
-        clips = [media] if isinstance(media, Clip) else list(media)
-        if not all(isinstance(clip, Clip) for clip in clips):
+        clips = [media] if isinstance(media, Clip | PendingClip) else list(media)
+        if not all(isinstance(clip, Clip | PendingClip) for clip in clips):
             raise ConfigError("a question is about clips: make them with `encode` (or `encode_all`) first")
-        content: list[dict[str, Any]] = [{"type": clip.kind, clip.kind: clip} for clip in clips]
-        content.append({"type": "text", "text": question})
-        return self.stream_messages([{"role": "user", "content": content}], config)
+        return self.stream_messages(question_about(clips, question), config)
 
-    def ask(self, media: Clip | Sequence[Clip], question: str, config: GenerationConfig | None = None) -> Answer:
+    def ask(self, media: AnyClip | Sequence[AnyClip], question: str, config: GenerationConfig | None = None) -> Answer:
         """The whole answer to a question about a clip (or several); see `stream`."""
         return join(self.stream(media, question, config))
+
+    def caption_all(
+        self,
+        jobs: Iterable[CaptionJob],
+        config: GenerationConfig | None = None,
+        batch: int = 1,
+        memory_bytes: int | None = None,
+    ) -> Iterator[CaptionResult]:
+        """The result of every job, one each: a clip and its answer, or an error, which costs that job only.
+
+        jobs: taken one at a time, when there is room for another, so that a generator may make them as they are needed.
+        batch: how many answers are generated together. Each is the one its job gets alone (but for rounding, see
+            `batch.py`); they come in the order they are finished, with 1 in the order of the jobs.
+        memory_bytes: what the KV cache of a batch may take; None is most of what is available. A batch that does not
+            fit is made smaller, with a BatchWarning.
+        """
+        if batch < 1:
+            raise ConfigError(f"a batch is 1 or more, not {batch}")
+        config = config or GenerationConfig()
+        if batch == 1:
+            return trimmed(one_by_one(self, jobs, config))
+        manifest = self.bundle.manifest
+        decoder = BatchDecoder(self._decoder_session, manifest.text)
+        eos_ids = manifest.tokens.eos_ids
+        reserve = vision_bytes(manifest, PATCHES_PER_CALL, 1) + prefill_bytes(manifest, PREFILL_CHUNK, batch)
+        if memory_bytes is None:
+            memory_bytes = self._memory.cache_bytes()
+        check = self._memory.check_context
+        generator = BatchGenerator(decoder, self._table, self._tokenizer, eos_ids, batch, memory_bytes, reserve, check)
+        return trimmed(together(self, generator, jobs, config))
 
     def generate(
         self,
@@ -145,22 +229,90 @@ class VideoLlama3:
     ) -> Iterator[Chunk]:
         """Like `generate`, piece by piece."""
         clips = self._clips(media_items(messages), sampling, pruning)
-        return self._generator.chunks(self.prompt(messages, clips), config or GenerationConfig())
+        return self._answer(messages, clips, config or GenerationConfig())
 
-    def prompt(self, messages: Sequence[Mapping[str, Any]], clips: Sequence[Clip]) -> SplicedPrompt:
+    def _answer(
+        self, messages: Sequence[Mapping[str, Any]], clips: Sequence[AnyClip], config: GenerationConfig
+    ) -> Iterator[Chunk]:
+        if all(isinstance(clip, Clip) for clip in clips):
+            return self._generator.chunks(self.prompt(messages, clips), config)
+        return self._generator.chunks_while_growing(self._prompts(messages, clips, PREFILL_CHUNK), config)
+
+    def prompt(self, messages: Sequence[Mapping[str, Any]], clips: Sequence[AnyClip]) -> SplicedPrompt:
         """The token sequence of a conversation whose k-th image or video is clips[k]."""
+        return list(self._prompts(messages, clips, None))[-1]
+
+    def _prompts(
+        self, messages: Sequence[Mapping[str, Any]], clips: Sequence[AnyClip], every: int | None
+    ) -> Iterator[SplicedPrompt]:
+        """The prompt of a conversation while its clips are encoded; see `growing`."""
         tokens = self.bundle.manifest.tokens
-        pieces = self._template.pieces(messages, [MediaItem(clip.kind, clip.timestamps_s) for clip in clips])
+        media = [MediaItem(clip.kind, clip.timestamps_s) for clip in clips]
+        pieces = conversation_pieces(self._template, messages, media)
         placeholders = [tokens.image_id if clip.kind == "image" else tokens.video_id for clip in clips]
-        return splice(pieces, [clip.visual for clip in clips], placeholders, self._tokenizer)
+        visuals = [clip.visual if isinstance(clip, Clip) else clip for clip in clips]
+        return growing(pieces, visuals, placeholders, self._tokenizer, every)
+
+    def chat(
+        self, prompt: str | None = None, sampling: SamplingPlan | None = None, pruning: PruningConfig | None = None
+    ) -> Chat:
+        """A conversation of several turns with media in any of them; what was said before is not computed again.
+
+        prompt: instructions, a system message at its beginning. sampling, pruning: for media not encoded yet.
+        In the authors' layout, frames share the pixel budget with those that come in the same turn.
+        """
+
+        def encode(media: Sequence[Any]) -> list[AnyClip]:
+            return self._clips([(None, source) for source in media], sampling, pruning)
+
+        return Chat(encode, self._answer, prompt)
+
+    def open_session(
+        self,
+        prompt: str | None = None,
+        pruning: PruningConfig | None = None,
+        max_tokens: int | None = None,
+        format: StreamFormat = "video",
+        frames_expected: int | None = None,
+    ) -> Session:
+        """A streaming session, with a KV cache of its own: frames are pushed as they come, questions asked at any time.
+
+        prompt: instructions (a system message) that stay when the oldest frames leave a full context.
+        pruning: None takes the checkpoint's settings.
+        max_tokens: of the context; None is the model's, at most 16384.
+        format: "video", the default, writes frames as those of a clip in a user's turn, which every checkpoint of this
+            family is trained on: the tokens are those of the same clip encoded at once. "stream" writes them in turns
+            of the role `stream`, the paper's format, for checkpoints that were trained on it.
+        frames_expected: frames are encoded at the size that those of a clip of so many have. None is the checkpoint's
+            max_frames, or fewer where that would leave a frame less than the checkpoint's minimum of pixels.
+        Raises ConfigError, BundleError.
+        """
+        manifest = self.bundle.manifest
+        limit = manifest.text.max_position_embeddings
+        max_tokens = min(limit, TRAINING_TOKENS) if max_tokens is None else max_tokens
+        if not 1 <= max_tokens <= limit:
+            raise ConfigError(f"max_tokens must be 1 to {limit}, the model's context, not {max_tokens}")
+        if frames_expected is not None and frames_expected < 1:
+            raise ConfigError(f"frames_expected must be at least 1, not {frames_expected}")
+        Rotary.of(manifest.text)  # a bundle that cannot drop frames should say so now
+        decoder = Decoder(self._decoder_session, manifest.text, self._memory.check_context)
+        decoder.reserve(max_tokens)  # memory is taken as it is written, and nothing is ever copied to grow
+        return Session(
+            StreamLayout(self._template, format, prompt),
+            lambda height, width: self._encoder.stream(height, width, pruning, frames_expected),
+            Generator(decoder, self._table, self._tokenizer, manifest.tokens.eos_ids),
+            self._tokenizer,
+            manifest.tokens.video_id,
+            max_tokens,
+        )
 
     def _clips(
         self, media: Sequence[tuple[str | None, Any]], sampling: SamplingPlan | None, pruning: PruningConfig | None
-    ) -> list[Clip]:
+    ) -> list[AnyClip]:
         # All are opened before one is encoded: how the authors' layout sizes frames depends on their number in all.
-        opened: list[Clip | OpenedMedia] = []
+        opened: list[AnyClip | OpenedMedia] = []
         for kind, source in media:
-            if isinstance(source, Clip):
+            if isinstance(source, Clip | PendingClip):
                 if kind not in (None, source.kind):
                     raise ConfigError(f"{source.name} is given as {kind}, but was encoded as {source.kind}")
                 opened.append(source)
@@ -168,7 +320,7 @@ class VideoLlama3:
                 wanted: MediaKind | None = None if kind is None else "image" if kind == "image" else "video"
                 opened.append(self._encoder.open(source, wanted, sampling))
         frames = sum(item.num_frames for item in opened)
-        return [item if isinstance(item, Clip) else self._encode(item, pruning, frames) for item in opened]
+        return [self._begin(item, pruning, frames) if isinstance(item, OpenedMedia) else item for item in opened]
 
-    def _encode(self, opened: OpenedMedia, pruning: PruningConfig | None, frames_in_conversation: int) -> Clip:
-        return self._encoder.encode(opened, pruning, self._encoder.frames_sharing(opened, frames_in_conversation))
+    def _begin(self, opened: OpenedMedia, pruning: PruningConfig | None, frames_in_conversation: int) -> PendingClip:
+        return self._encoder.begin(opened, pruning, self._encoder.frames_sharing(opened, frames_in_conversation))

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import MediaError
+from .limits import MediaLimits, ReadingClock
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -87,6 +88,8 @@ def open_container(name: str) -> InputContainer:
     """Opens a file or URL for reading. Raises MediaError that says what is wrong with it."""
     path = Path(name)
     try:
+        if "://" not in name and path.is_fifo():  # FFmpeg would wait for a writer for ever
+            raise MediaError(f"{name}: this is a pipe, not a file; copy what it gives into a file first")
         if "://" not in name and path.is_file() and path.stat().st_size == 0:
             raise MediaError(f"{name}: the file is empty")
         return av.open(name, mode="r", metadata_errors="replace")
@@ -129,27 +132,38 @@ def clock_zero(container: InputContainer, stream: VideoStream) -> int:
     return round(Fraction(container.start_time, av.time_base) / time_base(stream))
 
 
-def read_packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
-    """The packets of the stream up to the end, or to where the file is cut; not those marked as corrupt."""
-    try:
-        for packet in container.demux(stream):
-            if packet.size and not packet.is_corrupt:
-                yield packet
-    except av.FFmpegError:
-        return
+def read_packets(container: InputContainer, stream: VideoStream, clock: ReadingClock) -> Iterator[Packet]:
+    """The packets of the stream up to the end, or to where the file is cut; not those marked as corrupt.
+
+    Raises MediaError when the clock's time is up.
+    """
+    while True:
+        try:
+            for packet in clock.checked(container.demux(stream)):
+                if packet.size and not packet.is_corrupt:
+                    yield packet
+            return
+        except av.FFmpegError:
+            return
+        except IndexError:
+            continue  # the packet of a stream that began in mid-file, which PyAV looks up among those it found at first
 
 
-def scan(container: InputContainer, stream: VideoStream) -> PacketTable | None:
-    """All packets, or None if their times do not tell the frames apart."""
-    ticks, keys, clean, shown = [], [], [], []
+def scan(
+    container: InputContainer, stream: VideoStream, name: str, limits: MediaLimits, clock: ReadingClock
+) -> PacketTable | None:
+    """All packets, or None if their times do not tell the frames apart. Raises MediaError beyond a limit."""
+    ticks: list[int] = []
+    keys, clean, shown = [], [], []
     codec = stream.codec_context.name
     is_h264 = codec == "h264"
     length_bytes = _nal_length_bytes(codec, stream.codec_context.extradata)
     num_damaged = 0
     last, last_duration = None, 0
-    for packet in read_packets(container, stream):
+    for packet in read_packets(container, stream, clock):
         if packet.pts is None:
             return None
+        limits.check_frames(name, len(ticks) + 1)
         ticks.append(packet.pts)
         num_damaged += length_bytes > 0 and not _units_fill(memoryview(packet), length_bytes)
         starts = cleanly = packet.is_keyframe

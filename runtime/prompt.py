@@ -1,9 +1,10 @@
 """Messages to prompt pieces: the checkpoint's chat template, with media slots and without injection.
 
-The template (Jinja, run in a sandbox) turns messages into one string with placeholder tokens for media. Added tokens
-that stand in *users'* text are masked before the template runs and restored, as plain text, afterwards; so whatever a
-user writes, only the template itself can place a special token. Text between special tokens is kept in one piece, so
-it is tokenized as the reference tokenizes it, across the border of template and user text.
+The template (Jinja, run in a sandbox within limits, `template_sandbox.py`) turns messages into one string with
+placeholder tokens for media. Added tokens that stand in *users'* text are masked before the template runs and restored,
+as plain text, afterwards; so whatever a user writes, only the template itself can place a special token. Text between
+special tokens is kept in one piece, so it is tokenized as the reference tokenizes it, across the border of template and
+user text.
 """
 
 from __future__ import annotations
@@ -12,16 +13,17 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NoReturn
+from typing import Any, Protocol
 
 import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from .errors import BundleError, ConfigError
 from .manifest import TokenSpec
+from .template_sandbox import TemplateSandbox, refuse
 from .tokenizer import Tokenizer
 
 ROLES = ("system", "user", "assistant", "stream")
+DESCRIBE = {"video": "Describe this video.", "image": "Describe this image."}
 _MAX_TEMPLATE_CHARS = 1 << 20
 _PRIVATE_USE = range(0x100000, 0x10FFFD)  # of all 65,000, a conversation leaves one unused
 
@@ -45,22 +47,34 @@ class VisualSlot:
 Piece = int | str | VisualSlot  # a special token's id, plain text, or visual tokens
 
 
+class HasKind(Protocol):
+    """A clip, or one that is still being encoded."""
+
+    @property
+    def kind(self) -> str: ...
+
+
+def question_about(clips: Sequence[HasKind], question: str) -> list[dict[str, Any]]:
+    """The conversation that asks one question about clips."""
+    content: list[dict[str, Any]] = [{"type": clip.kind, clip.kind: clip} for clip in clips]
+    content.append({"type": "text", "text": question})
+    return [{"role": "user", "content": content}]
+
+
 class PromptTemplate:
     """A checkpoint's chat template, compiled once."""
 
     def __init__(self, source: str, tokenizer: Tokenizer, tokens: TokenSpec, layout: str) -> None:
         if len(source) > _MAX_TEMPLATE_CHARS:
             raise BundleError("chat_template.jinja is too large to be a chat template.")
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.globals["raise_exception"] = _raise_exception
-        environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
+        self._sandbox = TemplateSandbox({"raise_exception": refuse, "strftime_now": _strftime_now})
         try:
-            self._template = environment.from_string(source)
+            self._template = self._sandbox.from_string(source)
             self._image, self._video = tokenizer.token(tokens.image_id), tokenizer.token(tokens.video_id)
-        except jinja2.TemplateError as e:
-            raise BundleError(f"chat_template.jinja cannot be compiled ({e}). Export the bundle again.") from e
         except KeyError as e:
             raise BundleError(f"tokenizer.json has no token of id {e}, which stands for media in prompts.") from e
+        except Exception as e:  # Jinja, and the compiler of Python code after it
+            raise BundleError(f"chat_template.jinja cannot be compiled ({e}). Export the bundle again.") from e
         self._per_frame = layout == "authors"
         self._added = tokenizer.added
         by_length = sorted(self._added, key=len, reverse=True)
@@ -88,7 +102,7 @@ class PromptTemplate:
             "bos_token": "",
         }
         try:
-            rendered = self._template.render(context)
+            rendered = self._sandbox.render(self._template, context)
         except jinja2.TemplateError as e:
             raise ConfigError(f"the chat template refuses this conversation: {e}") from e
         except Exception as e:  # a template can do anything that raises
@@ -229,5 +243,5 @@ def _template_messages(
     return result
 
 
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
+def _strftime_now(pattern: str) -> str:
+    return datetime.now().strftime(pattern)

@@ -11,8 +11,7 @@ Source: VideoLLaMA3 (arXiv 2501.13106) and `_get_compression_mask` of transforme
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +29,7 @@ class FramePruner:
 
     patch_size, merge_size: of the vision encoder; a token is a block of patch_size × merge_size pixels squared.
     std: of the processor's normalization, per channel.
-    threshold: see PruningConfig.
+    threshold: a token whose difference is above it is kept; may be set before the first frame.
     """
 
     def __init__(
@@ -44,7 +43,7 @@ class FramePruner:
             raise ConfigError(f"std must be three positive numbers, not {tuple(std)}")
         self._block = patch_size * merge_size
         self._std = tuple(std)
-        self._threshold = threshold
+        self.threshold = threshold
         self._previous: Frame | None = None
 
     def push(self, frame: Frame) -> npt.NDArray[np.bool_]:
@@ -57,10 +56,23 @@ class FramePruner:
         if previous is None:
             height, width = _grid(frame, self._block)
             return np.ones(height * width, dtype=np.bool_)
-        keep = _difference(previous, frame, self._block, self._std) > self._threshold
+        keep = _difference(previous, frame, self._block, self._std) > self.threshold
         if not keep.any():
             keep[0] = True
         return keep
+
+    def differences(self, frames: Iterable[Frame]) -> npt.NDArray[np.float64]:
+        """What `push` compares with the threshold, for a whole clip: see `token_differences`."""
+        rows: list[npt.NDArray[np.float64]] = []
+        previous: Frame | None = None
+        for frame in frames:
+            if previous is None:
+                height, width = _grid(frame, self._block)
+                rows.append(np.full(height * width, np.inf))
+            else:
+                rows.append(_difference(previous, frame, self._block, self._std))
+            previous = frame
+        return np.stack(rows)
 
     def reset(self) -> None:
         """Forgets the previous frame: the next one is the first of a clip."""
@@ -83,11 +95,7 @@ def token_differences(
     frames: npt.NDArray[np.uint8], patch_size: int, merge_size: int, std: Sequence[float] = RELEASED_STD
 ) -> npt.NDArray[np.float64]:
     """What `keep_mask` compares with the threshold: float64 [F, h·w]; infinite in the first frame."""
-    block = patch_size * merge_size
-    height, width = _grid(frames[0], block)
-    first = np.full(height * width, np.inf)
-    pairs = pairwise(frames)
-    return np.stack([first, *(_difference(a, b, block, std) for a, b in pairs)])
+    return FramePruner(patch_size, merge_size, std).differences(frames)
 
 
 def _grid(frame: Frame, block: int) -> tuple[int, int]:

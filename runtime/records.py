@@ -1,24 +1,30 @@
-"""What captioning writes: JSON lines, plain text or SubRip subtitles; and reading JSON lines back to resume."""
+"""What captioning finds out about one clip, or one segment of it, and how that is said in JSON and in plain text."""
 
 from __future__ import annotations
 
 import json
 import os
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from .errors import ConfigError
+Key = tuple[str, "int | None"]
+"""Names what a record is about: the clip, as `clip_key` gives it, and the number of the segment, if it has any."""
 
-FORMATS = ("text", "jsonl", "srt")
+# Embeddings, overrides and isolates of text direction, their deprecated kin, and interlinear annotation.
+_OVERRIDES = frozenset(map(chr, [*range(0x202A, 0x202F), *range(0x2066, 0x2070), *range(0xFFF9, 0xFFFC)]))
+_FIELDS = ("finish_reason", "num_frames", "num_tokens", "seconds", "start_s", "end_s", "segment", "segments")
 
 
 @dataclass(frozen=True)
 class CaptionRecord:
-    """One clip's result. error is None for a caption; then the other fields say what it took.
+    """One result. error is None for an answer; then the other fields say what it took.
 
-    start_s, end_s: the part of the clip the caption is about, in seconds.
+    caption: what the model wrote; to `find`, its answer. seconds: from opening the clip to the end of the answer.
+    start_s, end_s: the part of the clip the caption is about, or the event found, in seconds on the clip's clock.
+    segment, segments: number of the piece, from 1, and of how many.
+    find, found: the event looked for, and whether the answer names its time.
     """
 
     media: str
@@ -29,85 +35,88 @@ class CaptionRecord:
     seconds: float | None = None
     start_s: float | None = None
     end_s: float | None = None
+    segment: int | None = None
+    segments: int | None = None
+    find: str | None = None
+    found: bool | None = None
     error: str | None = None
 
+    @property
+    def key(self) -> Key:
+        return clip_key(self.media), self.segment
+
     def to_json(self) -> dict[str, Any]:
-        """The fields of the JSON line: media and error, or media and what belongs to a caption."""
+        """The fields of the JSON line: media, what was found out or the error, and what the record has of the rest."""
+        head: dict[str, Any] = {"media": self.media}
+        if self.find is not None:
+            head |= {"find": self.find, "found": self.found, "answer": self.caption}
+        else:
+            head |= {"caption": self.caption}
         if self.error is not None:
-            return {"media": self.media, "error": self.error}
-        fields = ("media", "caption", "finish_reason", "num_frames", "num_tokens", "seconds", "start_s", "end_s")
-        return {name: value for name in fields if (value := getattr(self, name)) is not None}
+            head = {"media": self.media, "error": self.error}
+        return head | {name: value for name in _FIELDS if (value := getattr(self, name)) is not None}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> CaptionRecord:
+        """The record of a line that `to_json` gave. Raises KeyError or TypeError for another."""
+        if not isinstance(fields["media"], str) or not {"caption", "answer", "error"} & set(fields):
+            raise TypeError("not a record")
+        known = {name: fields.get(name) for name in ("find", "found", "error", *_FIELDS)}
+        return cls(fields["media"], caption=fields.get("answer", fields.get("caption")), **known)
 
 
-class RecordWriter:
-    """Writes records to a stream, one at a time; each is whole and flushed (and on disk, for a file) when `write` ends.
+def clip_key(media: str) -> str:
+    """One name for all names of a clip, so that `a.mp4` and `./a.mp4` are captioned once. Links stay themselves."""
+    return media if "://" in media else os.path.abspath(media)
 
-    several: whether more than one record may come; plain text then names the clip before each caption.
-    on_disk: whether the stream is a file, which is then synced after each record.
+
+def json_line(record: CaptionRecord) -> bytes:
+    """The record as one line of JSON in UTF-8, with its line end."""
+    line = json.dumps(record.to_json(), ensure_ascii=False)
+    # A file name that is not UTF-8 cannot be written as such, and what steers a terminal must not reach one.
+    if any(_steers(c) for c in line):
+        line = json.dumps(record.to_json())
+    return f"{line}\n".encode()
+
+
+def text_line(record: CaptionRecord, several: bool) -> str:
+    """The record as plain text with its line end; empty for an error, and for an event that was not found in a segment.
+
+    several: whether records of other clips come, too; the clip is then named.
     """
-
-    def __init__(self, stream: TextIO, style: str, several: bool, on_disk: bool) -> None:
-        self._stream = stream
-        self._style = style
-        self._several = several
-        self._on_disk = on_disk
-        self._count = 0
-
-    def write(self, record: CaptionRecord) -> None:
-        if self._style == "jsonl":
-            line = json.dumps(record.to_json(), ensure_ascii=False)
-            if any("\ud800" <= c <= "\udfff" for c in line):  # a file name that is not UTF-8 cannot be written as such
-                line = json.dumps(record.to_json())
-            self._stream.write(line + "\n")
-        elif record.caption is not None:
-            self._count += 1
-            caption = printable(record.caption)
-            if self._style == "srt":
-                times = f"{_srt_time(record.start_s or 0.0)} --> {_srt_time(record.end_s or 0.0)}"
-                self._stream.write(f"{self._count}\n{times}\n{' '.join(caption.split())}\n\n")
-            else:
-                self._stream.write(f"{one_line(record.media)}: {caption}\n" if self._several else f"{caption}\n")
-        self._stream.flush()
-        if self._on_disk:
-            os.fsync(self._stream.fileno())
+    if record.error is not None or (record.segment is not None and record.found is False):
+        return ""
+    name = f"{one_line(record.media)}: " if several else ""
+    caption = printable(record.caption or "")
+    span = f"{_clock(record.start_s or 0.0)} - {_clock(record.end_s or 0.0)}"
+    if record.found:
+        return f"{name}{span}\n"
+    if record.found is False:
+        return f"{name}not found: {caption}\n"
+    return f"{name}[{span}] {caption}\n" if record.segment is not None else f"{name}{caption}\n"
 
 
-def finished_media(path: Path) -> set[str]:
-    """Media that already have a record in a JSON-lines file; a last line cut short is removed from the file.
-
-    Raises ConfigError if the file is not JSON lines of ours.
-    """
-    if not path.exists():
-        return set()
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    done = set()
-    for number, line in enumerate(whole.splitlines(), 1):
-        try:
-            done.add(json.loads(line)["media"])
-        except (ValueError, KeyError, TypeError) as e:
-            raise ConfigError(
-                f"{path} line {number} is not a record of this command, so it is not continued; "
-                "give another file with -o."
-            ) from e
-    if len(whole) < len(content):
-        with path.open("r+b") as file:
-            file.truncate(len(whole))
-    return done
+def _clock(seconds: float) -> str:
+    """A time as people read it: 0:01:02.5."""
+    tenths = round(seconds * 10)
+    minutes, tenths = divmod(tenths, 600)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{tenths // 10:02}.{tenths % 10}"
 
 
 def printable(text: str) -> str:
-    """Text without control characters but newline and tab: a model's output must not steer a terminal."""
-    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs"))
+    """Text without what steers a terminal, or the order in which its characters are shown; newline and tab remain.
+
+    Joiners and direction marks (U+200C to U+200F) are letters of a kind: emoji and scripts need them.
+    """
+    return "".join(c for c in text if c in "\n\t" or not _steers(c))
+
+
+def _steers(character: str) -> bool:
+    """Control characters (C0, DEL, C1), lone surrogates, line and paragraph separators, and bidirectional overrides."""
+    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _OVERRIDES
 
 
 def one_line(text: str) -> str:
     """Printable text without line breaks, for messages with file names in them."""
     return printable(text.replace("\n", " ").replace("\t", " "))
-
-
-def _srt_time(seconds: float) -> str:
-    milliseconds = round(seconds * 1000)
-    minutes, milliseconds = divmod(milliseconds, 60_000)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:02}:{minutes:02}:{milliseconds // 1000:02},{milliseconds % 1000:03}"

@@ -6,10 +6,10 @@ The embedding table stays on disk as a memory map: it costs no memory of the dev
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -31,29 +31,47 @@ class EmbeddingTable:
 
     def __init__(self, path: Path, vocab_size: int, hidden_size: int) -> None:
         self._hidden_size = hidden_size
+        self._num_rows = vocab_size
         try:
             with path.open("rb") as file:
                 header_bytes = int.from_bytes(file.read(8), "little")
                 if header_bytes > _MAX_HEADER_BYTES:
                     raise ValueError("its header is too long")
                 entries = json.loads(file.read(header_bytes))
-            self._parts = {
+            self._parts: dict[str, np.ndarray] = {
                 name: _mapped(path, 8 + header_bytes, entry)
                 for name, entry in entries.items()
                 if name != "__metadata__"
             }
             first = self._parts["embeddings" if "embeddings" in self._parts else "codes"]
             self._bits = first.shape[1] * 8 // hidden_size
-            fits = first.shape[1] == hidden_size if "embeddings" in self._parts else self._bits in (4, 8)
-            if len(first) != vocab_size or not fits:
-                raise ValueError(f"it has the shape {list(first.shape)}, not [{vocab_size}, {hidden_size}]")
-            if "codes" in self._parts and hidden_size % self._parts["scales"].shape[1]:
-                raise ValueError("its scales do not fit its codes")
-        except (OSError, ValueError, KeyError, TypeError, IndexError) as e:
+            self._check(vocab_size, first)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as e:
             raise BundleError(f"{path} is not a usable embedding table ({e}). Export the bundle again.") from e
 
+    def _check(self, vocab_size: int, first: np.ndarray) -> None:
+        """ValueError or KeyError unless the tensors fit one another and the sizes asked for."""
+        hidden, parts = self._hidden_size, self._parts
+        fits = first.shape[1] == hidden if "embeddings" in parts else first.shape[1] * 8 in (4 * hidden, 8 * hidden)
+        if len(first) != vocab_size or not fits:
+            raise ValueError(f"it has the shape {list(first.shape)}, not [{vocab_size}, {hidden}]")
+        if "embeddings" in parts:
+            if first.dtype == np.uint8:
+                raise ValueError("its embeddings are whole numbers")
+            return
+        scales = parts["scales"]
+        zeros = parts.get("zero_points")
+        if not scales.shape[1] or hidden % scales.shape[1] or len(scales) != vocab_size or scales.dtype == np.uint8:
+            raise ValueError("its scales do not fit its codes")
+        if zeros is not None and zeros.shape != (vocab_size, -(-scales.shape[1] * self._bits // 8)):
+            raise ValueError("its zero points do not fit its scales")
+        if any(part is not None and part.dtype != np.uint8 for part in (first, zeros)):
+            raise ValueError("its codes are not bytes")
+
     def rows(self, ids: np.ndarray) -> np.ndarray:
-        """Embeddings float32 [n, hidden_size] of ids int64 [n]."""
+        """Embeddings float32 [n, hidden_size] of ids int64 [n]; BundleError for an id beyond the vocabulary."""
+        if len(ids) and not 0 <= ids.min() <= ids.max() < self._num_rows:
+            raise BundleError(f"tokenizer.json gives ids up to {ids.max()}, the embeddings have {self._num_rows} rows.")
         if "embeddings" in self._parts:
             return self._parts["embeddings"][ids].astype(np.float32)
         scales = self._parts["scales"][ids].astype(np.float32)
@@ -65,6 +83,14 @@ class EmbeddingTable:
             centred -= 2 ** (self._bits - 1)
         return (centred * scales[..., None]).reshape(len(ids), -1)
 
+    @property
+    def is_quantized(self) -> bool:
+        return "codes" in self._parts
+
+    def steps(self, ids: np.ndarray) -> np.ndarray:
+        """The mean step of the grid, float32 [n], of the rows of ids int64 [n] of a quantized table."""
+        return np.abs(self._parts["scales"][ids].astype(np.float32)).mean(axis=1)
+
     def row(self, token_id: int) -> np.ndarray:
         """Embedding float32 [hidden_size] of one id."""
         return self.rows(np.array([token_id]))[0]
@@ -73,7 +99,12 @@ class EmbeddingTable:
 def _mapped(path: Path, start: int, entry: dict[str, Any]) -> np.ndarray:
     """One tensor of a safetensors file, memory-mapped."""
     rows, columns = entry["shape"]
-    return np.memmap(path, _DTYPES[entry["dtype"]], "r", start + entry["data_offsets"][0], (rows, columns))
+    begin, dtype = entry["data_offsets"][0], np.dtype(_DTYPES[entry["dtype"]])
+    if any(type(size) is not int or size < 0 for size in (rows, columns, begin)):
+        raise ValueError("a size in its header is no whole number")
+    if start + begin + rows * columns * dtype.itemsize > path.stat().st_size:
+        raise ValueError("a tensor lies beyond its end")
+    return np.memmap(path, dtype, "r", start + begin, (rows, columns))
 
 
 def _unpacked(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
@@ -94,6 +125,20 @@ class Visual:
     tokens_per_frame: tuple[int, ...]
     uid: int
 
+    def frame(self, index: int) -> tuple[int, np.ndarray]:
+        """The number of a frame's first token, and its tokens float32 [n, hidden]."""
+        start = sum(self.tokens_per_frame[:index])
+        return start, self.tokens[start : start + self.tokens_per_frame[index]]
+
+
+class FrameTokens(Protocol):
+    """Visual tokens frame by frame: a `Visual`, or a clip that is still being encoded."""
+
+    @property
+    def uid(self) -> int: ...
+
+    def frame(self, index: int) -> tuple[int, np.ndarray]: ...
+
 
 @dataclass(frozen=True)
 class SplicedPrompt:
@@ -111,6 +156,11 @@ class SplicedPrompt:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def head(self, length: int) -> SplicedPrompt:
+        """Its first `length` tokens."""
+        spans = tuple((at, tokens[: length - at]) for at, tokens in self.spans if at < length)
+        return SplicedPrompt(self.ids[:length], self.keys[:length], spans)
+
     def embeddings(self, table: EmbeddingTable, start: int = 0) -> np.ndarray:
         """Decoder inputs float32 [S − start, hidden] of the positions from `start` on."""
         result = table.rows(self.ids[start:])
@@ -124,30 +174,45 @@ class SplicedPrompt:
 
 def splice(
     pieces: Sequence[Piece],
-    visuals: Sequence[Visual],
+    visuals: Sequence[FrameTokens],
     placeholder_ids: Sequence[int],
     tokenizer: Tokenizer,
 ) -> SplicedPrompt:
     """Puts a prompt's pieces together; visuals[k] and placeholder_ids[k] belong to the k-th media item."""
-    starts = [np.concatenate([[0], np.cumsum(visual.tokens_per_frame)]) for visual in visuals]
+    whole = list(growing(pieces, visuals, placeholder_ids, tokenizer, every=None))
+    return whole[-1]
+
+
+def growing(
+    pieces: Sequence[Piece],
+    visuals: Sequence[FrameTokens],
+    placeholder_ids: Sequence[int],
+    tokenizer: Tokenizer,
+    every: int | None,
+) -> Iterator[SplicedPrompt]:
+    """The prompt while it is being made: its beginning whenever `every` more tokens are there, at last the whole."""
     ids: list[np.ndarray] = []
     keys: list[np.ndarray] = []
     spans: list[tuple[int, np.ndarray]] = []
-    length = 0
+    length = given = 0
     for piece in pieces:
         if isinstance(piece, VisualSlot):
-            first, last = starts[piece.media][piece.frame : piece.frame + 2]
-            tokens = visuals[piece.media].tokens[first:last]
+            visual = visuals[piece.media]
+            first, tokens = visual.frame(piece.frame)
             spans.append((length, tokens))
             part = np.full(len(tokens), placeholder_ids[piece.media], np.int64)
-            key = -1 - ((np.int64(visuals[piece.media].uid) << 32) + np.arange(first, last, dtype=np.int64))
+            numbers = np.arange(first, first + len(tokens), dtype=np.int64)
+            key = -1 - ((np.int64(visual.uid) << 32) + numbers)
         else:
             part = np.array([piece], np.int64) if isinstance(piece, int) else tokenizer.encode(piece)
             key = part
         ids.append(part)
         keys.append(key)
         length += len(part)
-    return SplicedPrompt(np.concatenate(ids), np.concatenate(keys), tuple(spans))
+        if every is not None and length - given >= every:
+            given = length
+            yield SplicedPrompt(np.concatenate(ids), np.concatenate(keys), tuple(spans))
+    yield SplicedPrompt(np.concatenate(ids), np.concatenate(keys), tuple(spans))
 
 
 def common_prefix(a: np.ndarray, b: np.ndarray) -> int:

@@ -11,13 +11,13 @@ No GPU library is needed here.
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from .errors import BackendError, BundleError
+from .jsonfile import read_json_file
 from .manifest import FileEntry, Json, read_json
 from .tensorrt_profiles import Profile, ShapeRange
 
@@ -160,16 +160,9 @@ def _misfit(spec: EngineSet, tensorrt: str, device: str, capability: tuple[int, 
 
 
 def _read(path: Path) -> EngineSet:
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise BundleError(f"{path} is too large to be a manifest of engines.")
-        data: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as e:
-        raise BundleError(f"{path} is damaged ({e}). {_AGAIN}") from e
-    except OSError as e:
-        if isinstance(e, BundleError):
-            raise
-        raise BundleError(f"{path} cannot be read ({e.strerror}).") from e
+    if linked := next((each for each in (path.parent, *path.parents[1:3]) if each.is_symlink()), None):
+        raise BundleError(f"{linked} is a symbolic link. {_AGAIN}")
+    data = read_json_file(path, _MAX_BYTES, _AGAIN)
     if not isinstance(data, dict) or data.get("format") != FORMAT or data.get("format_version") != FORMAT_VERSION:
         raise BundleError(f"{path} is not a {FORMAT} manifest of version {FORMAT_VERSION}. {_AGAIN}")
     body = {key: value for key, value in data.items() if key not in ("format", "format_version")}

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer as RustTokenizer
 
 from .errors import BundleError
 
+_MAX_BYTES = 64 << 20  # six times the released one
 _REPLACEMENT = "\ufffd"  # what decoding writes for bytes that are not yet a character
 
 
@@ -26,10 +27,14 @@ class Tokenizer:
 
     def __init__(self, path: Path) -> None:
         try:
+            if path.stat().st_size > _MAX_BYTES:
+                raise ValueError(f"it has more than {_MAX_BYTES >> 20} MiB")
             source = path.read_text(encoding="utf-8")
             settings = json.loads(source)
             self._full = RustTokenizer.from_str(source)
             self.added = {token["content"]: int(token["id"]) for token in settings["added_tokens"]}
+            if "" in self.added:
+                raise ValueError("an added token is empty")
             # Without its added tokens the same tokenizer reads `<|im_end|>` as the characters it is made of.
             self._plain = RustTokenizer.from_str(json.dumps({**settings, "added_tokens": []}))
         except Exception as e:  # tokenizers raises plain Exception

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -21,23 +21,15 @@ from PIL import Image
 from .config import SamplingPlan
 from .errors import MediaError, MediaWarning
 from .framesets import ANIMATION_SUFFIXES, FOLDER_FPS, Animation, FrameArray, PictureList, timeline_of
+from .isolation import IsolatedSource
+from .limits import DEFAULT_LIMITS, MediaLimits
+from .onepass import FrameSource, OnePass
 from .resize import BudgetRule, PixelBudget, resize_rgb, target_size
-from .timeline import Timeline, choose
+from .timeline import choose
 from .videofile import VideoFile
 
 Frame = npt.NDArray[np.uint8]
 VideoSource: TypeAlias = "str | Path | npt.NDArray[np.uint8] | Sequence[Image.Image]"
-
-
-class _Source(Protocol):
-    name: str
-    height: int
-    width: int
-    timeline: Timeline
-    notes: tuple[str, ...]
-    num_lost: int
-
-    def frames(self, indices: Sequence[int]) -> Iterator[Frame]: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,9 +77,10 @@ class VideoReader:
     source_fps, num_source_frames, duration_s: of the clip.
     """
 
-    def __init__(self, source: _Source, plan: SamplingPlan) -> None:
+    def __init__(self, source: FrameSource, plan: SamplingPlan) -> None:
         samples = choose(source.timeline, plan, source.name)
         self._source = source
+        self._plan = plan
         self._indices = samples.indices
         self.name = source.name
         self.height, self.width = source.height, source.width
@@ -134,6 +127,16 @@ class VideoReader:
         if held:
             yield _chunk(held)
 
+    def parts(self, spans: Sequence[tuple[float, float]]) -> list[VideoReader]:
+        """A reader for each span (start, end) in seconds, sampled as this one; ascending, they are read in one pass.
+
+        Raises MediaError if a span lies outside the clip.
+        """
+        plans = [replace(self._plan, start_s=start, end_s=end) for start, end in spans]
+        indices = [choose(self._source.timeline, plan, self.name).indices for plan in plans]
+        source = OnePass(self._source, np.unique(np.concatenate(indices)).tolist() if indices else ())
+        return [VideoReader(source, plan) for plan in plans]
+
     def read(self, size: tuple[int, int] | None = None, rule: BudgetRule = "transformers") -> Video:
         """All samples at once."""
         height, width = size or (self.height, self.width)
@@ -149,6 +152,7 @@ def open_video(
     *,
     source_fps: float | None = None,
     timestamps_s: Sequence[float] | None = None,
+    limits: MediaLimits = DEFAULT_LIMITS,
 ) -> VideoReader:
     """Opens a video and chooses its samples; see VideoReader.
 
@@ -157,10 +161,11 @@ def open_video(
     plan: which frames; None is one per second, at most 180. Fields that are None have these defaults, too.
     source_fps: frames per second of an array, a list or a folder; lists and folders count as 3 otherwise.
     timestamps_s: instead of it, the time of each frame of an array or a list.
+    limits: of what reading it may cost.
 
-    Raises MediaError if there is nothing to see; ConfigError if the clock of an array is not given.
+    Raises MediaError if there is nothing to see, or too much; ConfigError if the clock of an array is not given.
     """
-    return VideoReader(_source(source, source_fps, timestamps_s), plan or SamplingPlan())
+    return VideoReader(open_source(source, source_fps, timestamps_s, limits), plan or SamplingPlan())
 
 
 def read_video(
@@ -178,20 +183,25 @@ def read_video(
     return reader.read(target_size(reader.height, reader.width, budget, reader.num_frames), budget.rule)
 
 
-def _source(source: VideoSource, source_fps: float | None, timestamps_s: Sequence[float] | None) -> _Source:
+def open_source(
+    source: VideoSource, source_fps: float | None, timestamps_s: Sequence[float] | None, limits: MediaLimits
+) -> FrameSource:
+    """What `open_video` samples from; arguments as there."""
     if isinstance(source, np.ndarray):
-        return FrameArray(source, timeline_of(len(source), source_fps, timestamps_s))
+        return FrameArray(source, timeline_of(len(source), source_fps, timestamps_s), limits)
     if not isinstance(source, str | Path):
         if not len(source):
             raise MediaError("the list of images is empty")
         if source_fps is None and timestamps_s is None:
             source_fps = FOLDER_FPS
-        return PictureList("the list of images", source, timeline_of(len(source), source_fps, timestamps_s))
+        return PictureList("the list of images", source, timeline_of(len(source), source_fps, timestamps_s), limits)
+    if limits.isolate:
+        return IsolatedSource(source, source_fps, limits)
     if Path(source).is_dir():
-        return PictureList.from_folder(source, source_fps)
+        return PictureList.from_folder(source, source_fps, limits)
     if Path(source).suffix.lower() in ANIMATION_SUFFIXES:
-        return Animation(source)
-    return VideoFile(source)
+        return Animation(source, limits)
+    return VideoFile(source, limits)
 
 
 def _chunk(frames: Sequence[SampledFrame]) -> FrameChunk:

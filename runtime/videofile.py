@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
+from fractions import Fraction
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,9 +28,10 @@ from typing import TYPE_CHECKING, Any
 import av
 import numpy as np
 import numpy.typing as npt
+from av.sidedata.sidedata import SideDataContainer
 
 from .errors import MediaError
-from .image import check_frame_size
+from .limits import DEFAULT_LIMITS, MediaLimits, ReadingClock
 from .packets import (
     PacketTable,
     best_video_stream,
@@ -62,24 +64,27 @@ class VideoFile:
     num_lost: how many of the frames wanted of `frames` could not be decoded; complete when it has ended.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        """Reads all packets and decodes the first frame. Raises MediaError if there is no video to decode."""
+    def __init__(self, path: str | Path, limits: MediaLimits = DEFAULT_LIMITS) -> None:
+        """Reads all packets and decodes the first frame.
+
+        Raises MediaError if there is no video to decode, or it is beyond a limit.
+        """
         self.name = str(path)
+        self._limits = limits
+        self._clock = ReadingClock(self.name, limits)
         self.num_lost = 0
         self._first_attempt = 0
-        with open_container(self.name) as container:
+        with self._clock, open_container(self.name) as container:
             stream = best_video_stream(container, self.name)
-            check_frame_size(self.name, stream.codec_context.height, stream.codec_context.width)
+            limits.check_pixels(self.name, stream.codec_context.height, stream.codec_context.width)
             self._stream_index = stream.index
             self._can_skip = stream.codec_context.name in SKIPPABLE
             base, zero = time_base(stream), clock_zero(container, stream)
             rate = stream.average_rate or stream.guessed_rate
             self._step = max(1, round(1 / (rate * base))) if rate else 1
-            self._packets: PacketTable | None = scan(container, stream)
+            self._packets: PacketTable | None = scan(container, stream, self.name, limits, self._clock)
             stated = stream.frames
-        self._ticks = self._frame_ticks()
-        if not len(self._ticks):
-            raise self._undecodable()
+            self._ticks = self._frame_ticks(base)
         missing = stated - len(self._packets.ticks) if self._packets else 0
         self.notes: tuple[str, ...] = ()
         if missing > 0:
@@ -88,28 +93,38 @@ class VideoFile:
             # Those that no sample depends on are never decoded; whoever sees the caption should know all the same.
             damaged, total = self._packets.num_damaged, len(self._packets.ticks)
             self.notes += (f"the file is damaged: {damaged} of its {total} frames cannot be decoded",)
-        last_duration = self._packets.last_duration if self._packets else 0
-        if not last_duration:
-            last_duration = int(self._ticks[-1] - self._ticks[-2]) if len(self._ticks) > 1 else self._step
-        ticks = self._ticks - zero
-        end = int(ticks[-1]) + last_duration
-        counted = float(len(ticks) / ((end - int(ticks[0])) * base))
-        self.timeline = Timeline(ticks, end, base, float(rate) if rate else counted)
+        self.timeline = self._timeline(base, zero, None if not rate else float(rate))
         with closing(self.frames([0])) as frames:
             self.height, self.width = next(frames).shape[:2]
+
+    def _timeline(self, base: Fraction, zero: int, rate: float | None) -> Timeline:
+        """Ticks counted from `zero`; `rate` is the one stated. Raises MediaError for a clip that is too long."""
+        first, last = int(self._ticks[0]) - zero, int(self._ticks[-1]) - zero
+        duration = self._packets.last_duration if self._packets else 0
+        if not duration:
+            duration = last + zero - int(self._ticks[-2]) if len(self._ticks) > 1 else self._step
+        end = last + max(1, duration)
+        # A clip may start late, by as much as it may last.
+        self._limits.check_duration(self.name, float(max(end - first, abs(first)) * base))
+        counted = float(len(self._ticks) / ((end - first) * base))
+        return Timeline(self._ticks - zero, end, base, rate or counted)
 
     def frames(self, indices: Sequence[int]) -> Generator[Frame]:
         """The frames with these numbers of the timeline, ascending, none twice: uint8 [H, W, 3] each.
 
-        Raises MediaError if the file cannot be read any more, or nothing of it can be decoded.
+        Raises MediaError if the file cannot be read any more, takes too long, or nothing of it can be decoded.
         """
+        self._clock = ReadingClock(self.name, self._limits)
+        return self._clock.timed(self._frames(indices))
+
+    def _frames(self, indices: Sequence[int]) -> Generator[Frame]:
         wanted = deque(self._ticks[list(indices)].tolist())
         self.num_lost = 0
         attempts = (self._decode_stretches, self._decode_through, self._decode_up_to)
         # Each takes away from `wanted` what it has found; what failed once is not tried again.
         while wanted:
             with closing(attempts[self._first_attempt](wanted)) as found:
-                yield from map(self._to_rgb, found)
+                yield from (to_rgb(frame, self.name, self._limits) for frame in found)
             self._first_attempt += bool(wanted)
 
     def _decode_stretches(self, wanted: deque[int]) -> Generator[VideoFrame]:
@@ -133,7 +148,7 @@ class VideoFile:
             stream = self._stream(container, options)
             codec = stream.codec_context
             running = settled = False
-            for number, packet in enumerate(chain(read_packets(container, stream), [None])):
+            for number, packet in enumerate(chain(read_packets(container, stream, self._clock), [None])):
                 try:
                     if packet is not None and number < len(needed) and needed[number]:
                         if not running:
@@ -184,7 +199,7 @@ class VideoFile:
         with open_container(self.name) as container:
             stream = self._stream(container, {})
             previous = -self._step
-            for packet in chain(read_packets(container, stream), [None]):
+            for packet in chain(read_packets(container, stream, self._clock), [None]):
                 try:
                     frames = stream.codec_context.decode(packet)
                 except av.FFmpegError:
@@ -195,13 +210,24 @@ class VideoFile:
                         # Times may be wrong as well as missing; the frames themselves come in order.
                         times = [t for t in times if t > previous]
                     previous = times[0] if times else previous + self._step
+                    if previous >= 1 << 63:  # beyond FFmpeg's own clock
+                        return
                     yield previous, frame
 
-    def _frame_ticks(self) -> npt.NDArray[np.int64]:
-        """When each frame is shown, ascending: from the packets, or by decoding everything if need be."""
+    def _frame_ticks(self, base: Fraction) -> npt.NDArray[np.int64]:
+        """When each frame is shown, ascending, at least one: from the packets, or by decoding everything if need be."""
         if self._packets is not None:
-            return np.sort(self._packets.ticks[self._packets.is_shown])
-        return np.sort(np.array([ticks for ticks, _ in self._decode_all()], dtype=np.int64))
+            ticks = self._packets.ticks[self._packets.is_shown]
+        else:
+            found: list[int] = []
+            for number, (tick, _) in enumerate(self._decode_all()):
+                self._limits.check_frames(self.name, number + 1)
+                self._limits.check_duration(self.name, float((tick - found[0]) * base) if found else 0.0)
+                found.append(tick)
+            ticks = np.array(found, np.int64)
+        if not len(ticks):
+            raise self._undecodable()
+        return np.sort(ticks)
 
     def _stream(self, container: InputContainer, options: dict[str, str]) -> VideoStream:
         stream = next(s for s in container.streams.video if s.index == self._stream_index)
@@ -210,17 +236,25 @@ class VideoFile:
         stream.codec_context.options = options
         return stream
 
-    def _to_rgb(self, frame: VideoFrame) -> Frame:
-        check_frame_size(self.name, frame.height, frame.width)
-        return _upright(np.asarray(frame.to_ndarray(format="rgb24"), np.uint8), frame)
-
     def _undecodable(self) -> MediaError:
         return MediaError(f"{self.name}: no frame of its video can be decoded; the file is damaged or cut short")
 
 
+def to_rgb(frame: VideoFrame, name: str, limits: MediaLimits = DEFAULT_LIMITS) -> Frame:
+    """The upright pixels of a decoded frame of `name`, uint8 [H, W, 3]. Raises MediaError if there are too many."""
+    limits.check_pixels(name, frame.height, frame.width)
+    try:
+        pixels = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
+    except (av.FFmpegError, ValueError) as e:
+        raise MediaError(f"{name}: a frame of the format {frame.format.name} cannot be made RGB ({e})") from e
+    return _upright(pixels, frame)
+
+
 def _upright(pixels: Frame, frame: VideoFrame) -> Frame:
     """Applies the frame's display matrix, to the nearest quarter turn, as FFmpeg's own player does."""
-    data: Any = frame.side_data.get("DISPLAYMATRIX")
+    # Not `frame.side_data`: the frame would hold that and be held by it, and so stay in memory, 3 MB at 1080p, until
+    # the garbage collector comes by, which may be hundreds of frames later.
+    data: Any = SideDataContainer(frame).get("DISPLAYMATRIX")  # type: ignore[call-arg]  # its stub lacks __init__
     if data is None:
         return pixels
     matrix = np.frombuffer(bytes(data), dtype=np.int32).reshape(3, 3)

@@ -24,6 +24,11 @@ class VisionPath:
         self._frame_limits = backend.frame_limits(bundle)
 
     @property
+    def runs_beside_decoder(self) -> bool:
+        """Whether encoding may overlap with prefilling. On a CPU both want every core, and would only share them."""
+        return self._backend.name != "cpu"
+
+    @property
     def max_patches(self) -> int | None:
         """Of one frame: larger ones have to be made smaller; None when any size will do."""
         return self._frame_limits.max_patches

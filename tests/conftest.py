@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,3 +49,21 @@ def bundle(checkpoints: Callable[..., Path], tmp_path_factory: pytest.TempPathFa
     folder = tmp_path_factory.mktemp("bundle") / "tiny"
     export_bundle(Checkpoint.open(checkpoints("tiny")), folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def authors_bundle(checkpoints: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Like `bundle`, of a checkpoint in the layout of the authors' release."""
+    folder = tmp_path_factory.mktemp("bundle") / "authors"
+    export_bundle(Checkpoint.open(checkpoints("tiny", "authors")), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def one_layer_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Like `bundle`, with a decoder of one layer: what is cached for a token depends on it and its position alone."""
+    folder = tmp_path_factory.mktemp("bundle")
+    config = preset_config("tiny", "transformers")
+    write_random_checkpoint(folder / "checkpoint", replace(config, text=replace(config.text, num_layers=1)))
+    export_bundle(Checkpoint.open(folder / "checkpoint"), folder / "one-layer")
+    return folder / "one-layer"

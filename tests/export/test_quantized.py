@@ -35,18 +35,19 @@ EXACT = {"calibration_tokens": TOKENS, "activation_bits": 32, "precision": "fp32
 def vision_traced_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Tracing takes seconds and is not what is tested here: a checkpoint's files are copied from its first export."""
     cache = tmp_path_factory.mktemp("vision")
-    written: dict[tuple[str, str], tuple[Path, dict[str, Difference]]] = {}
+    written: dict[tuple[str, str], tuple[Path, tuple[dict[str, Difference], Any]]] = {}
     original = pipeline._write_vision
 
-    def write(checkpoint: Checkpoint, folder: Path, precision: Any, progress: Any) -> dict[str, Difference]:
-        key = (str(checkpoint.folder), precision)
+    def write(checkpoint: Checkpoint, folder: Path, options: pipeline.ExportOptions, *rest: Any) -> Any:
+        assert options.vision_bits == 16  # the only kind cached here
+        key = (str(checkpoint.folder), options.precision)
         if key not in written:
-            measured = original(checkpoint, folder, precision, progress)
+            result = original(checkpoint, folder, options, *rest)
             kept = Path(shutil.copytree(folder, cache / str(len(written))))
-            written[key] = kept, measured
-        kept, measured = written[key]
+            written[key] = kept, result
+        kept, (measured, encoder) = written[key]
         shutil.copytree(kept, folder, dirs_exist_ok=True)
-        return dict(measured)
+        return dict(measured), encoder
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "_write_vision", write)

@@ -220,6 +220,58 @@ def test_not_a_tensor_file(native: Path, content: bytes) -> None:
         Checkpoint.open(native)
 
 
+def tensor_file(entries: Any, size: int = 64) -> bytes:
+    header = json.dumps(entries).encode()
+    return struct.pack("<Q", len(header)) + header + bytes(size)
+
+
+def entry(begin: int, end: int, shape: list[int]) -> dict[str, Any]:
+    return {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
+
+
+LIES = {
+    "beyond the file": {"a": entry(0, 1 << 40, [1 << 38])},
+    "overlapping": {"a": entry(0, 64, [16]), "b": entry(32, 64, [8])},
+    "a gap": {"a": entry(0, 16, [4]), "b": entry(48, 64, [4])},
+    "shape of another size": {"a": entry(0, 64, [1 << 20])},
+    "backwards": {"a": entry(64, 0, [16])},
+    "negative": {"a": entry(-64, 64, [16])},
+    "overflowing": {"a": entry(0, 64, [1 << 62, 1 << 62])},
+    "no offsets": {"a": {"dtype": "F32", "shape": [16]}},
+    "no object": [1, 2],
+}
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_headers_that_lie(native: Path, name: str) -> None:
+    (native / "model.safetensors").write_bytes(tensor_file(LIES[name]))
+    with pytest.raises(CheckpointError, match=r"model.safetensors is damaged or not a safetensors file"):
+        Checkpoint.open(native)
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "9" * 5000, "{", "[]", "\0"])
+def test_configurations_that_are_none(native: Path, content: str) -> None:
+    (native / "config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        Checkpoint.open(native)
+
+
+def test_a_huge_configuration_is_not_read(native: Path) -> None:
+    with (native / "config.json").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(CheckpointError, match=r"config\.json is too large"):
+        Checkpoint.open(native)
+
+
+@pytest.mark.parametrize(
+    "shard", ["../other.safetensors", "/etc/passwd", "sub/../../x.safetensors", "sub/x.safetensors"]
+)
+def test_no_path_of_an_index_leaves_the_folder(sharded: Path, shard: str) -> None:
+    (sharded / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {EMBEDDINGS: shard}}))
+    with pytest.raises(CheckpointError, match="names files outside its folder"):
+        Checkpoint.open(sharded)
+
+
 @pytest.fixture
 def sharded(tmp_path: Path) -> Path:
     return write_random_checkpoint(tmp_path / "sharded", preset("tiny"), shards=3)

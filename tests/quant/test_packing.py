@@ -131,6 +131,18 @@ def rounded_to_8_bits(x, block):
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_matmul_nbits_round_trip(bits, symmetric):
+    linear = random_linear(bits, 32, symmetric=symmetric, columns=96)
+    tensors = packing.to_matmul_nbits(linear)
+    back = packing.from_matmul_nbits(tensors)
+    for name in ("codes", "scales", "zeros"):
+        assert np.array_equal(getattr(back, name), getattr(linear, name)), name
+    if not symmetric:  # three zero points fill no whole number of bytes
+        assert tensors.zero_points.shape == (len(linear.codes), -(-3 * bits // 8))
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize(("bits", "wide"), [(2, 4), (3, 4), (3, 8), (4, 8)])
 def test_wider_codes_are_the_same_weights(bits, wide, symmetric):
     linear = random_linear(bits, 32, symmetric=symmetric)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from vl3edge.runtime.bundle import open_bundle
+from vl3edge.runtime.bundle import DEMO_BUNDLE, open_bundle
 from vl3edge.runtime.errors import BundleError
-from vl3edge.runtime.manifest import Manifest
+from vl3edge.runtime.manifest import Manifest, sealed
 
 
 @pytest.fixture
@@ -20,11 +21,12 @@ def copy(bundle: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(bundle, tmp_path / "copy"))
 
 
-def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+def edit(folder: Path, change: Callable[[dict[str, Any]], Any], seal: bool = True) -> None:
+    """Changes bundle.json; sealed again, as somebody would who means it."""
     path = folder / "bundle.json"
     data = json.loads(path.read_text())
     change(data)
-    path.write_text(json.dumps(data))
+    path.write_text(json.dumps(sealed(data) if seal else data))
 
 
 def test_a_sound_bundle_opens_and_its_manifest_round_trips(bundle: Path) -> None:
@@ -65,6 +67,25 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "heads": (lambda d: d["text"].update(num_kv_heads=3), "is not a multiple of num_kv_heads"),
     "std": (lambda d: d["processor"].update(std=[0.5, 0, 0.5]), "not above 0"),
     "short mean": (lambda d: d["processor"].update(mean=[0.5]), "processor.mean is not a list of 3"),
+    "true for the version": (lambda d: d.update(format_version=True), "format_version is True"),
+    "float for the version": (lambda d: d.update(format_version=1.0), "format_version is 1.0"),
+    "infinite std": (lambda d: d["processor"].update(std=[0.5, 0.5, 1e999]), "Infinity is no JSON number"),
+    "infinite mean": (lambda d: d["processor"].update(mean=[1e999, 0.5, 0.5]), "Infinity is no JSON number"),
+    "true for a name": (lambda d: d.update(layout=True), "layout is True, not one of"),
+    "huge frames": (
+        lambda d: d["processor"]["image"].update(min_pixels=1 << 40),
+        "image.min_pixels is 1099511627776, out",
+    ),
+    "huge clips": (
+        lambda d: d["processor"]["video"].update(max_pixels=1 << 50),
+        "video.max_pixels is 1125899906842624",
+    ),
+    "no pixels": (lambda d: d["processor"]["video"].update(max_pixels=0), "video.max_pixels is 0, out of bounds"),
+    "huge merge": (lambda d: d["processor"]["video"].update(merge_size=1 << 20), "video.merge_size is 1048576, out"),
+    "huge patch": (lambda d: d["vision"].update(patch_size=1 << 20), "video.merge_size is 2, out of bounds"),
+    "name with a null": (lambda d: d["files"].update({"a\0b": d["files"]["vision.onnx"]}), "is missing"),
+    "endless name": (lambda d: d["files"].update({"a" * 5000: d["files"]["vision.onnx"]}), "cannot be read"),
+    "lone surrogate": (lambda d: d["files"].update({"a\ud800": d["files"]["vision.onnx"]}), "is missing"),
     "not listed": (lambda d: d["files"].pop("decoder.onnx"), "decoder.onnx is missing from the manifest"),
     "path up": (lambda d: d["files"].update({"../x": d["files"]["vision.onnx"]}), "not a path inside"),
     "absolute path": (lambda d: d["files"].update({"/etc/passwd": d["files"]["vision.onnx"]}), "not a path inside"),
@@ -80,6 +101,48 @@ def test_a_manifest_that_cannot_be_trusted_is_refused(copy: Path, name: str) -> 
     assert message in str(e.value)
 
 
+def test_numbers_beyond_all_bounds_are_refused(copy: Path) -> None:
+    path = copy / "bundle.json"
+    path.write_text(path.read_text().replace('"fps": 1.0', '"fps": 1e999'))
+    with pytest.raises(BundleError, match=r"processor\.fps is inf, not a finite number"):
+        open_bundle(copy)
+
+
+def test_an_edited_manifest_is_told_from_the_exported_one(copy: Path) -> None:
+    before = open_bundle(copy).manifest
+    edit(copy, lambda d: d["processor"].update(std=[0.5, 0.5, 0.4]), seal=False)
+    with pytest.raises(BundleError, match=r"changed after the export \(its sha256 differs"):
+        open_bundle(copy)
+    edit(copy, lambda d: d["processor"].update(std=[0.5, 0.5, 0.5]), seal=False)
+    assert open_bundle(copy).manifest == before
+
+
+def test_other_spacing_and_order_are_no_edit(copy: Path) -> None:
+    path = copy / "bundle.json"
+    before = open_bundle(copy).manifest
+    path.write_text(json.dumps(json.loads(path.read_text()), indent=7, sort_keys=True))
+    assert open_bundle(copy).manifest == before
+
+
+def test_manifests_of_before_the_seal_are_read(copy: Path) -> None:
+    before = open_bundle(copy).manifest
+    edit(copy, lambda d: d.pop("sha256"), seal=False)
+    assert open_bundle(copy).manifest == before
+
+
+def test_the_demo_bundle_is_sealed() -> None:
+    data = json.loads((DEMO_BUNDLE / "bundle.json").read_text())
+    assert data == sealed(data)
+
+
+def test_many_problems_are_counted(copy: Path) -> None:
+    entry = {"bytes": 1, "sha256": "0"}
+    edit(copy, lambda d: d["files"].update({f"missing{i}": entry for i in range(500)}))
+    with pytest.raises(BundleError, match=r"; and 480 more\. Copy") as e:
+        open_bundle(copy)
+    assert len(str(e.value)) < 3000
+
+
 def test_symbolic_links_are_refused(copy: Path) -> None:
     (copy / "vision.onnx").rename(copy.parent / "vision.onnx")
     (copy / "vision.onnx").symlink_to(copy.parent / "vision.onnx")
@@ -87,10 +150,37 @@ def test_symbolic_links_are_refused(copy: Path) -> None:
         open_bundle(copy)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1]", "[" * 100_000, "\0"])
+TWICE = '{"format": "vl3edge-bundle", "format": "vl3edge-bundle"}'
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "[" * 100_000, "\0", "\ud800", '{"a": NaN}', TWICE, "9" * 5000])
 def test_a_damaged_manifest_is_refused(copy: Path, content: str) -> None:
-    (copy / "bundle.json").write_text(content)
+    (copy / "bundle.json").write_bytes(content.encode(errors="surrogatepass"))
     with pytest.raises(BundleError, match=r"bundle\.json"):
+        open_bundle(copy)
+
+
+def test_a_manifest_that_is_no_plain_file_is_not_read(copy: Path) -> None:
+    path = copy / "bundle.json"
+    path.rename(copy.parent / "moved.json")
+    path.symlink_to(copy.parent / "moved.json")
+    with pytest.raises(BundleError, match="is not a plain file"):
+        open_bundle(copy)
+    path.unlink()
+    os.mkfifo(path)  # reading it would wait forever
+    with pytest.raises(BundleError, match="is not a plain file"):
+        open_bundle(copy)
+    path.unlink()
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(BundleError, match="is too large"):
+        open_bundle(copy)
+
+
+def test_a_file_that_is_a_pipe_is_not_read(copy: Path) -> None:
+    (copy / "vision.onnx").unlink()
+    os.mkfifo(copy / "vision.onnx")
+    with pytest.raises(BundleError, match=r"vision\.onnx is missing"):
         open_bundle(copy)
 
 

@@ -13,9 +13,8 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from commands import run
 from PIL import Image
-
-from vl3edge.runtime.cli import main
 
 
 @pytest.fixture(autouse=True)
@@ -50,16 +49,6 @@ def audio_only(path: Path) -> None:
             container.mux(packet)
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    try:
-        status = main([str(argument) for argument in arguments])
-    except SystemExit as e:  # argparse
-        status = int(e.code or 0)
-    out, err = capsys.readouterr()
-    assert "Traceback" not in err
-    return status, out, err
-
-
 SHORT = ("--max-frames", "2", "--max-new-tokens", "4")
 
 
@@ -80,7 +69,7 @@ def test_captions_of_a_mixed_folder(capsys: pytest.CaptureFixture[str], bundle: 
     assert (good["start_s"], good["end_s"]) == (0.0, 1.0)
     assert good["seconds"] > 0
     assert "start_s" not in records["good.jpg"]
-    assert "5 of 7 failed" in err
+    assert "2 captioned, 5 failed, 0 skipped" in err
 
 
 @pytest.mark.parametrize("name", ["empty.mp4", "text.mp4", "truncated.mp4", "audio.mp4", "broken.jpg"])
@@ -148,7 +137,7 @@ USAGE = {
     "no tokens": (["caption", "GOOD", "--max-new-tokens", "0"], "max_new_tokens must be at least 1"),
     "top_p": (["ask", "GOOD", "-q", "x", "--top-p", "1.5"], "top_p must be"),
     "resume without a file": (["caption", "GOOD", "--resume"], "--resume needs"),
-    "no question": (["ask", "GOOD"], "-q"),
+    "a question about nothing": (["ask", "-q", "x"], "needs MEDIA"),
 }
 
 

@@ -16,6 +16,7 @@ from vl3edge.runtime.bundle import DEMO_BUNDLE
 from vl3edge.runtime.cli import main
 from vl3edge.runtime.decoder import Decoder
 from vl3edge.runtime.errors import BundleError, ConfigError, MediaError
+from vl3edge.runtime.manifest import sealed
 from vl3edge.runtime.medialist import expand
 from vl3edge.runtime.sampling import filtered_probabilities
 
@@ -86,7 +87,7 @@ def test_a_manifest_that_describes_another_decoder_is_refused(tmp_path: Path) ->
     shutil.copytree(DEMO_BUNDLE, bundle)
     manifest = json.loads((bundle / "bundle.json").read_text())
     manifest["text"]["num_layers"] += 1
-    (bundle / "bundle.json").write_text(json.dumps(manifest))
+    (bundle / "bundle.json").write_text(json.dumps(sealed(manifest)))
     with pytest.raises(BundleError, match="other sizes"):
         VideoLlama3.load(bundle, backend="cpu", num_threads=1)
 

@@ -11,9 +11,9 @@ import pytest
 from clips import picture
 from PIL import Image
 
-from vl3edge.runtime import image as image_module
 from vl3edge.runtime.errors import MediaError
 from vl3edge.runtime.image import load_image
+from vl3edge.runtime.limits import MediaLimits
 
 PICTURE = picture(7)
 
@@ -131,10 +131,10 @@ def test_what_is_no_image_is_one_clear_line(tmp_path: Path, make, message: str) 
     assert "\n" not in str(caught.value)
 
 
-def test_our_own_limit_of_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_module, "MAX_FRAME_PX", 96 * 64 - 1)
+def test_our_own_limit_of_pixels(tmp_path: Path) -> None:
+    limits = MediaLimits(max_pixels=96 * 64 - 1)
     path = tmp_path / "large.png"
     Image.fromarray(PICTURE).save(path)
     for source in (path, Image.fromarray(PICTURE), PICTURE):
-        with pytest.raises(MediaError, match="96×64 pixels is more than the 6,143 that are read"):
-            load_image(source)
+        with pytest.raises(MediaError, match="96×64 pixels are more than the 6,143 that are read"):
+            load_image(source, limits)

@@ -79,6 +79,22 @@ def test_one_level_around_the_released_threshold() -> None:
     np.testing.assert_allclose(token_differences(frames, 14, 2)[1:], [[2 * 117 / 2352, 2 * 118 / 2352], [0, 0]])
 
 
+def test_upright_clips_as_wide_ones() -> None:
+    frames = noisy_clip(2)
+    turned = keep_mask(frames.transpose(0, 2, 1, 3), 14, 2)
+    np.testing.assert_array_equal(
+        turned.reshape(-1, 3, 2).transpose(0, 2, 1), keep_mask(frames, 14, 2).reshape(-1, 2, 3)
+    )
+
+
+@pytest.mark.parametrize("block", [256, 257, 258, 300])
+def test_the_greatest_change_of_large_blocks(block: int) -> None:
+    # 258 changes of 255 levels do not fit 16 bits.
+    frames = np.zeros((2, block, 2 * block, 3), np.uint8)
+    frames[1, :, block:] = 255
+    assert token_differences(frames, block, 1)[1].tolist() == [0.0, 510.0]
+
+
 def test_frame_by_frame_is_the_same_as_whole() -> None:
     frames = noisy_clip(1)
     pruner = FramePruner(14, 2)

@@ -50,6 +50,19 @@ def test_distribution_equals_transformers(settings: dict[str, float], seed: int)
     assert ((ours > 0) == (reference > 0)).all()
 
 
+@pytest.mark.parametrize(("shift", "temperature"), [(1000.0, 1.0), (-1000.0, 1.0), (500.0, 0.25)])
+def test_logits_far_from_zero_are_a_distribution_all_the_same(shift: float, temperature: float) -> None:
+    logits = np.array([0.0, 2.0, 1.0, -3.0], np.float32)
+    weights = np.exp(logits.astype(np.float64) / temperature)
+    found = filtered_probabilities(logits + np.float32(shift), GenerationConfig(temperature=temperature))
+    np.testing.assert_allclose(found, weights / weights.sum(), rtol=1e-12)
+
+
+def test_top_p_that_half_of_the_tokens_reach_exactly_keeps_half() -> None:
+    found = filtered_probabilities(np.zeros(4, np.float32), GenerationConfig(temperature=1.0, top_p=0.5))
+    assert sorted(found.tolist()) == [0.0, 0.0, 0.5, 0.5]
+
+
 def test_draws_follow_the_distribution_and_the_seed() -> None:
     random = np.random.default_rng(0)
     logits = random.standard_normal(50).astype(np.float32) * 2

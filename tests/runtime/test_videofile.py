@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Callable
 from fractions import Fraction
@@ -12,9 +13,9 @@ import numpy as np
 import pytest
 from clips import LONG_GOP, OPEN_GOP, SHORT_GOP, every_frame, fps_filter, picture, write_clip
 
-from vl3edge.runtime import image
 from vl3edge.runtime.config import SamplingPlan
 from vl3edge.runtime.errors import MediaError, MediaWarning
+from vl3edge.runtime.limits import MediaLimits
 from vl3edge.runtime.video import open_video, read_video
 from vl3edge.runtime.videofile import VideoFile
 
@@ -122,7 +123,7 @@ def test_only_the_needed_packets_are_decoded(clip: Callable[[str], Path], monkey
         return Stream()
 
     monkeypatch.setattr(VideoFile, "_stream", spying)
-    monkeypatch.setattr("vl3edge.runtime.videofile.read_packets", lambda c, s: c.demux(s.stream))
+    monkeypatch.setattr("vl3edge.runtime.videofile.read_packets", lambda c, s, clock: c.demux(s.stream))
     list(video.frames([30, 80]))
     # Two groups of at most twelve pictures, and one packet more for each.
     assert len(fed) <= 2 * 13
@@ -332,7 +333,18 @@ def test_cover_pictures_are_not_video(tmp_path: Path) -> None:
         open_video(path)
 
 
-def test_hostile_sizes_are_refused(clip: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image, "MAX_FRAME_PX", 96 * 64 - 1)
-    with pytest.raises(MediaError, match=r"long-gop\.mp4: 96×64 pixels is more than the 6,143 that are read"):
-        open_video(clip("long-gop.mp4"))
+def test_hostile_sizes_are_refused(clip: Callable[[str], Path]) -> None:
+    with pytest.raises(MediaError, match=r"long-gop\.mp4: 96×64 pixels are more than the 6,143 that are read"):
+        open_video(clip("long-gop.mp4"), limits=MediaLimits(max_pixels=96 * 64 - 1))
+
+
+def test_decoded_frames_are_given_back_at_once(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "turned.mov", range(40), options=SHORT_GOP, rotation=90)
+    gc.collect()
+    gc.disable()  # frames in a reference cycle would wait for it
+    try:
+        assert len(list(open_video(path, SamplingPlan(fps=25)).frames())) == 40
+        alive = sum(isinstance(item, av.VideoFrame) for item in gc.get_objects())
+    finally:
+        gc.enable()
+    assert alive <= 1, f"{alive} of FFmpeg's frames are still in memory"

@@ -1,0 +1,132 @@
+"""Attention over the KV cache: one operator for prefills, a few products for steps.
+
+`GroupQueryAttention` computes prefills well. For a single token it multiplies head by head, so that keys and values are
+read once for every query head; on a CPU that costs more than all weights once the context is a few thousand tokens. The
+query heads that share a key and value head are therefore one matrix in a step, and its keys and values are read once:
+measured with the heads of the 2B model on two cores, 2.3 times as fast at 1,000 tokens of context, 3.8 times at 10,000.
+
+Both write the new keys and values into the cache in place: present shares the buffer of past.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import TensorProto
+
+from vl3edge.models.config import TextConfig
+
+from .graph import GraphWriter
+
+MS = "com.microsoft"
+
+
+class CachedAttention:
+    """Emits the attention of every layer; what the layers share is emitted when it is made.
+
+    head_dim: of the cache, which may be wider than the model's. cos, sin: names of the rotary tables.
+    """
+
+    def __init__(self, graph: GraphWriter, config: TextConfig, head_dim: int, cos: str, sin: str) -> None:
+        self._graph = graph
+        self._config = config
+        self._head_dim = head_dim
+        self._tables = [cos, sin]
+        self._scale = config.head_dim**-0.5
+        self._emit_shared()
+
+    def layer(self, qkv: str, layer: int) -> str:
+        """The attended values [B, S, heads · head_dim] of qkv [B, S, (heads + 2 · kv_heads) · head_dim]."""
+        name = f"layers.{layer}.attention"
+        past = [f"past_key_values.{layer}.key", f"past_key_values.{layer}.value"]
+        present = [f"present.{layer}.key", f"present.{layer}.value"]
+        step = self._graph.branch(f"{name}.step", lambda: self._step(qkv, past, f"{name}.step"))
+        prefill = self._graph.branch(f"{name}.prefill", lambda: self._prefill(qkv, past, f"{name}.prefill"))
+        outputs = [name, *present]
+        self._graph.node("If", ["attention.is_step"], name, outputs=outputs, then_branch=step, else_branch=prefill)
+        return name
+
+    def _prefill(self, qkv: str, past: list[str], name: str) -> list[str]:
+        outputs = [name, f"{name}.key", f"{name}.value"]
+        self._graph.node(
+            "GroupQueryAttention",
+            [qkv, "", "", *past, "seqlens_k", "total_sequence_length", *self._tables],
+            name,
+            outputs=outputs,
+            domain=MS,
+            num_heads=self._config.num_heads,
+            kv_num_heads=self._config.num_kv_heads,
+            scale=self._scale,
+            do_rotary=1,
+            rotary_interleaved=0,
+        )
+        return outputs
+
+    def _step(self, qkv: str, past: list[str], name: str) -> list[str]:
+        node = self._graph.node
+        heads, kv_heads = self._config.num_heads, self._config.num_kv_heads
+        query, key, value = node("Split", [qkv, "attention.widths"], f"{name}.split", outputs=3, axis=-1)
+        query = self._rotated(query, heads, f"{name}.query")
+        key = self._rotated(key, kv_heads, f"{name}.key")
+        keys = self._appended(past[0], key, f"{name}.keys")
+        values = self._appended(past[1], value, f"{name}.values")
+        grouped = node("Reshape", [query, "attention.grouped"], f"{name}.grouped")
+        scores = node("FusedMatMul", [grouped, keys], f"{name}.scores", domain=MS, transB=1, alpha=self._scale)
+        masked = node("Add", [scores, "attention.bias"], f"{name}.masked")
+        shares = node("Softmax", [masked], f"{name}.shares", axis=-1)
+        mixed = node("MatMul", [shares, values], f"{name}.mixed")
+        return [node("Reshape", [mixed, "attention.joined"], name), keys, values]
+
+    def _rotated(self, x: str, heads: int, name: str) -> str:
+        inputs = [x, "attention.positions", *self._tables]
+        return str(self._graph.node("RotaryEmbedding", inputs, f"{name}.rotated", domain=MS, num_heads=heads))
+
+    def _appended(self, past: str, x: str, name: str) -> str:
+        new = self._graph.node("Reshape", [x, "attention.one"], f"{name}.new")
+        return str(self._graph.node("ScatterND", [past, "attention.slots", new], name))
+
+    def _emit_shared(self) -> None:
+        """What the steps of all layers need: where a row's new token stands, which positions it sees."""
+        graph, heads, kv_heads, head_dim = (
+            self._graph,
+            self._config.num_heads,
+            self._config.num_kv_heads,
+            self._head_dim,
+        )
+        node = graph.node
+
+        def integers(name: str, *values: int, shape: tuple[int, ...] = (-1,)) -> str:
+            return graph.weight(f"attention.{name}", np.array(values, np.int64).reshape(shape))
+
+        integers("widths", heads * head_dim, kv_heads * head_dim, kv_heads * head_dim)
+        integers("grouped", 0, kv_heads, heads // kv_heads, head_dim)
+        integers("one", 0, kv_heads, 1, head_dim)
+        integers("joined", 0, 1, heads * head_dim)
+        zero, one = integers("zero", 0, shape=()), integers("unit", 1, shape=())
+        axis_1, axis_2, middle = integers("axis.1", 1), integers("axis.2", 2), integers("axes.1.2", 1, 2)
+
+        length = node("Squeeze", [node("Shape", ["inputs_embeds"], "attention.length", start=1, end=2)], "attention.s")
+        node("Equal", [length, one], "attention.is_step")
+        # seqlens_k counts the tokens after this call less one: the position of a step's token.
+        last = node("Cast", ["seqlens_k"], "attention.last", to=TensorProto.INT64)
+        positions = node("Unsqueeze", [last, axis_1], "attention.positions")
+
+        size = node("Shape", ["past_key_values.0.key"], "attention.size", start=2, end=3)
+        places = node("Range", [zero, node("Squeeze", [size], "attention.capacity"), one], "attention.places")
+        seen = node("LessOrEqual", [places, positions], "attention.seen")
+        # Not minus infinity: the smallest float vanishes in the softmax just as well, and cannot make a NaN.
+        hidden = graph.weight("attention.hidden", np.array(np.finfo(np.float32).min, np.float32))
+        plain = graph.weight("attention.plain", np.array(0, np.float32))
+        bias = node("Where", [seen, plain, hidden], "attention.bias.flat")
+        node("Unsqueeze", [bias, middle], "attention.bias")
+
+        # (row, head, position) of every new key and value: int64 [B, kv_heads, 1, 3].
+        batch = node("Squeeze", [node("Shape", ["seqlens_k"], "attention.rows.shape")], "attention.batch")
+        rows = node("Unsqueeze", [node("Range", [zero, batch, one], "attention.rows"), axis_1], "attention.rows.column")
+        every_head = integers("heads.none", *[0] * kv_heads, shape=(1, kv_heads))
+        head_numbers = integers("heads", *range(kv_heads), shape=(1, kv_heads))
+        none = node("Mul", [rows, zero], "attention.rows.none")
+        parts = [
+            node("Unsqueeze", [node("Add", [left, right], f"attention.slot.{k}.flat"), axis_2], f"attention.slot.{k}")
+            for k, (left, right) in enumerate([(rows, every_head), (none, head_numbers), (positions, every_head)])
+        ]
+        node("Unsqueeze", [node("Concat", parts, "attention.slots.flat", axis=-1), axis_2], "attention.slots")

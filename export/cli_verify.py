@@ -1,0 +1,80 @@
+"""`vl3edge verify`: does a bundle compute what its checkpoint says, and if not, which stage is the first to differ."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from vl3edge.models.checkpoint import Checkpoint
+from vl3edge.models.errors import CheckpointError
+from vl3edge.quant.errors import QuantError
+from vl3edge.runtime.engine import BACKENDS
+from vl3edge.runtime.errors import Vl3EdgeError
+from vl3edge.runtime.records import one_line
+
+from .cli import ProgressLines
+from .errors import ExportError
+from .verify import VerifyOptions, verify_bundle
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit status: 0 if every stage passes, 1 if one does not, 2 for bad usage."""
+    options = _parser().parse_args(argv)
+    for category in (DeprecationWarning, FutureWarning):  # of the libraries, for their developers
+        warnings.simplefilter("ignore", category)
+    warnings.showwarning = lambda message, *_, **__: _say(f"warning: {message}")
+    wanted = VerifyOptions(tuple(options.media), options.frames, options.tokens, options.backend, options.threads)
+    try:
+        checkpoint = Checkpoint.open(options.checkpoint, options.revision)
+        report = verify_bundle(options.bundle, checkpoint, wanted, ProgressLines())
+        if options.json is not None:
+            text = json.dumps(report.to_json(), indent=1, ensure_ascii=False)
+            options.json.write_text(text + "\n", encoding="utf-8")
+    except (Vl3EdgeError, CheckpointError, QuantError, ExportError) as e:
+        _say(f"error: {e}")
+        return 1
+    except MemoryError:
+        _say("error: not enough memory; use fewer or smaller clips (--media, --frames).")
+        return 1
+    except KeyboardInterrupt:
+        _say("error: interrupted")
+        return 130
+    except OSError as e:
+        _say(f"error: {e.filename}: {e.strerror}" if e.filename else f"error: {e}")
+        return 1
+    print("\n".join(one_line(line) for line in report.table().splitlines()))
+    return 0 if report.first_failure is None else 1
+
+
+def _say(message: str) -> None:
+    print(f"vl3edge: {one_line(message)}", file=sys.stderr, flush=True)
+
+
+def _at_least_one(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise ValueError(text)
+    return value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="vl3edge verify", description=__doc__)
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path)
+    parser.add_argument("--checkpoint", metavar="CKPT", required=True, help="local folder or hub id it was made from")
+    parser.add_argument("--revision", help="hub revision (default: the newest)")
+    parser.add_argument(
+        "--media", nargs="+", default=[], metavar="CLIP", help="videos and images (default: a synthetic one of each)"
+    )
+    parser.add_argument(
+        "--frames", type=_at_least_one, default=4, metavar="N", help="of each video, at most (default: 4)"
+    )
+    parser.add_argument(
+        "--tokens", type=_at_least_one, default=16, metavar="N", help="of each answer, at most (default: 16)"
+    )
+    parser.add_argument("--backend", choices=BACKENDS, default="cpu", help="where the bundle runs (default: cpu)")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: one per core)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report as JSON")
+    return parser

@@ -1,0 +1,130 @@
+"""The quantized layers of an exported decoder, read back from its graph under the checkpoint's names.
+
+What a bundle's codes stand for, independent of what made them: `verify` runs the torch layers with these weights, and
+compares these weights with the checkpoint's. The graph joins layers that read one input and widens heads; here they are
+apart and as wide as the checkpoint has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from vl3edge.models.config import TextConfig
+from vl3edge.quant.linear import LayerError, QuantizedLinear
+from vl3edge.quant.packing import MatMulNBitsTensors, from_matmul_nbits
+
+from .decoder import PREFIX, pad_heads
+from .errors import ExportError
+from .quantized import HEAD
+
+_JOINED = {
+    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),  # of bundles of before they were two products
+    "gate": ("mlp.gate_proj",),
+    "up": ("mlp.up_proj",),
+    "output": ("self_attn.o_proj",),
+    "down": ("mlp.down_proj",),
+}
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Rows `start` to `stop` of one product of the graph, without the rows that widen heads where `heads` says so."""
+
+    node: onnx.NodeProto
+    start: int
+    stop: int
+    heads: bool
+
+
+class GraphLinears:
+    """The MatMulNBits products of `decoder.onnx`, as `vl3edge.quant.dequantized.Linears`.
+
+    errors: none, a graph does not say.
+    """
+
+    errors: Mapping[str, LayerError] = {}
+
+    def __init__(self, path: Path, config: TextConfig) -> None:
+        graph = onnx.load(path, load_external_data=False).graph
+        self._folder = path.parent
+        self._config = config
+        self._tensors = {tensor.name: tensor for tensor in graph.initializer}
+        self._casts = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Cast"}
+        self._orders = {node.output[0]: node.input[1] for node in graph.node if node.name.endswith(".ordered")}
+        products = [node for node in graph.node if node.op_type == "MatMulNBits"]
+        self._places = {name: place for node in products for name, place in self._parts(node)}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._places)
+
+    def linear(self, name: str) -> QuantizedLinear:
+        """One layer by its canonical name; KeyError if the graph does not have it quantized."""
+        place = self._places[name]
+        facts = _attributes(place.node)
+        packed, scales, *zeros = place.node.input[1:]
+        rows = slice(place.start, place.stop)
+        tensors = MatMulNBitsTensors(
+            packed=self._array(packed).reshape(facts["N"], -1)[rows],
+            scales=self._array(self._casts[scales])[rows],
+            zero_points=self._array(zeros[0]).reshape(facts["N"], -1)[rows] if zeros else None,
+            bits=facts["bits"],
+            block_size=facts["block_size"],
+            order=self._array(self._orders[place.node.input[0]]) if place.node.input[0] in self._orders else None,
+        )
+        layer = from_matmul_nbits(tensors)
+        if not place.heads:
+            return layer
+        real = pad_heads(np.ones(self._features(name), np.bool_), self._config.head_dim)
+        return replace(layer, codes=layer.codes[real], scales=layer.scales[real], zeros=layer.zeros[real])
+
+    def _parts(self, node: onnx.NodeProto) -> Iterator[tuple[str, _Place]]:
+        """The layers that one product joins; its name is `layers.0.qkv.matmul`, or `….qkv.1.matmul` for one of them."""
+        stem = node.name.removesuffix(".matmul")
+        if stem == HEAD:
+            yield HEAD, _Place(node, 0, self._config.vocab_size, heads=False)
+            return
+        _, layer, joined, part, *_ = [*stem.split("."), "", "", ""]
+        if joined not in _JOINED:
+            raise ExportError(
+                f"decoder.onnx has a product {node.name!r} that this version does not know; export again."
+            )
+        names = [f"{PREFIX}layers.{layer}.{name}" for name in _JOINED[joined]]
+        start = 0
+        for name in [names[int(part)]] if part else names:
+            heads = joined == "qkv"
+            width = self._features(name)
+            stop = start + (len(pad_heads(np.empty(width), self._config.head_dim)) if heads else width)
+            yield name, _Place(node, start, stop, heads)
+            start = stop
+
+    def _features(self, name: str) -> int:
+        """Outputs of a layer in the checkpoint."""
+        config = self._config
+        return {
+            "q_proj": config.num_heads * config.head_dim,
+            "k_proj": config.num_kv_heads * config.head_dim,
+            "v_proj": config.num_kv_heads * config.head_dim,
+            "gate_proj": config.intermediate_size,
+            "up_proj": config.intermediate_size,
+        }.get(name.rpartition(".")[2], config.hidden_size)
+
+    def _array(self, name: str) -> np.ndarray:
+        """An initializer, mapped where it lies in a file of its own."""
+        tensor = self._tensors[name]
+        if tensor.data_location != TensorProto.EXTERNAL:
+            return numpy_helper.to_array(tensor)
+        place = {entry.key: entry.value for entry in tensor.external_data}
+        dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        return np.memmap(self._folder / place["location"], dtype, "r", int(place["offset"]), tuple(tensor.dims))
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, int]:
+    return {attribute.name: attribute.i for attribute in node.attribute}

@@ -1,0 +1,94 @@
+"""Evens out the channels that go into the vision encoder's products, without changing what the encoder computes.
+
+A channel that is much louder than the others takes the whole range of 8 bits for itself. Its values are divided by a
+factor where they are made, and the weights that read it are multiplied by the same (SmoothQuant, arXiv 2211.10438).
+The gain and shift of a LayerNorm take the factors of the products that read it, the rows of the value projection those
+of the output projection, attention being linear in its values. What GELU makes cannot be scaled beforehand; there the
+scale of each patch has to do.
+
+Factors are powers of two, so that in float32 the encoder stays what it was to the last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from vl3edge.models.tensors import VISION
+from vl3edge.models.vision import VisionEncoder
+from vl3edge.models.weights import Turn, WeightSource
+
+_ACTIVATION_SHARE = 0.5  # how much of the unevenness moves into the weights: the paper's value
+_LARGEST_EXPONENT = 12  # keeps float16 weights of norms far from its limits
+
+
+@dataclass(frozen=True, eq=False)
+class Smoothing:
+    """Factors float32 [C] by the name of a tensor of `VisionEncoder`.
+
+    made: what the channels that a tensor makes are divided by. read: what the inputs of a weight are multiplied by.
+    """
+
+    made: Mapping[str, np.ndarray]
+    read: Mapping[str, np.ndarray]
+
+    def sources(self, sources: Mapping[str, WeightSource]) -> dict[str, WeightSource]:
+        """`VisionEncoder.sources()`, scaled: there weights are [in, out]."""
+        return {name: replace(source, turn=self._turn(name, source.turn)) for name, source in sources.items()}
+
+    def stored(self, name: str, value: np.ndarray) -> np.ndarray:
+        """A tensor as checkpoints hold it, weights [out, in], scaled. name: the canonical one."""
+        name = name.removeprefix(VISION).removeprefix("encoder.")
+        if name in self.made:
+            value = value / self.made[name].reshape(-1, *[1] * (value.ndim - 1))
+        return value * self.read[name] if name in self.read else value
+
+    def inputs(self, largest: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What goes into each product, by its name, float32 [in], after smoothing."""
+        return {name: value / self.read.get(f"{name}.weight", np.float32(1)) for name, value in largest.items()}
+
+    def _turn(self, name: str, before: Turn) -> Turn:
+        made, read = self.made.get(name), self.read.get(name)
+        if made is None and read is None:
+            return before
+
+        def turn(stored: torch.Tensor) -> torch.Tensor:
+            value = before(stored).float()
+            if made is not None:
+                value = value / torch.from_numpy(made)
+            return value if read is None else value * torch.from_numpy(read)[:, None]
+
+        return turn
+
+
+def find_smoothing(
+    encoder: VisionEncoder, largest: Mapping[str, np.ndarray], share: float = _ACTIVATION_SHARE
+) -> Smoothing:
+    """Factors for an encoder with weights. largest: absolute input of each product, by its name, float32 [in]."""
+    made: dict[str, np.ndarray] = {}
+    read: dict[str, np.ndarray] = {}
+    for layer in range(len(encoder.layers)):
+        attention, mlp = f"layers.{layer}.self_attn", f"layers.{layer}.mlp"
+        for maker, readers in (
+            (f"layers.{layer}.layer_norm1", [f"{attention}.{part}_proj" for part in "qkv"]),
+            (f"layers.{layer}.layer_norm2", [f"{mlp}.fc1"]),
+            (f"{attention}.v_proj", [f"{attention}.out_proj"]),
+        ):
+            weights = [encoder.get_parameter(f"{name}.weight").abs().amax(dim=1).numpy() for name in readers]
+            factors = _factors(largest[readers[0]], np.max(weights, axis=0), share)
+            made |= {f"{maker}.{leaf}": factors for leaf in ("weight", "bias")}
+            read |= {f"{name}.weight": factors for name in readers}
+    return Smoothing(made, read)
+
+
+def _factors(values: np.ndarray, weights: np.ndarray, share: float) -> np.ndarray:
+    """Powers of two float32 [C] around 1: values^share / weights^(1 − share); 1 for a channel without either."""
+    alive = (values > 0) & (weights > 0)
+    if not alive.any():
+        return np.ones_like(values)
+    exponents = share * np.log2(np.where(alive, values, 1)) - (1 - share) * np.log2(np.where(alive, weights, 1))
+    exponents = np.where(alive, exponents - np.median(exponents[alive]), 0)
+    return np.exp2(np.clip(np.rint(exponents), -_LARGEST_EXPONENT, _LARGEST_EXPONENT)).astype(np.float32)

@@ -1,0 +1,239 @@
+"""The decoder's part of `verify`: its weights, logits and tokens, and the whole path at the end.
+
+The bundle answers greedily from the reference's inputs, and the reference reads the bundle's answer in one pass, a
+layer at a time. If its best token is the bundle's at every position, its own greedy answer is the same: by induction,
+since up to there both have read the same. So a model of any size costs one pass over its layers.
+
+Of a quantized decoder three things are asked. Are its weights the checkpoint's, within the steps of the grid? Does the
+graph compute what these weights say, activations not rounded? And as it runs, how far are its predictions (in nats)?
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+
+from vl3edge.models.checkpoint import Checkpoint
+from vl3edge.models.tensors import EMBEDDINGS
+from vl3edge.quant.dequantized import DequantizedCheckpoint
+from vl3edge.quant.gptq_reader import GptqLinears
+from vl3edge.runtime import GenerationConfig, VideoLlama3
+from vl3edge.runtime.bundle import Bundle
+from vl3edge.runtime.config import SamplingPlan
+from vl3edge.runtime.decoder import Decoder
+from vl3edge.runtime.engine import Backend
+from vl3edge.runtime.errors import Vl3EdgeError
+from vl3edge.runtime.manifest import TextSpec
+from vl3edge.runtime.tokenizer import Tokenizer
+
+from .check import load_session, reference_logits
+from .graph_linears import GraphLinears
+from .verify_media import VerifyClip
+from .verify_report import LARGEST_STEPS, Bound, Stage, compare
+
+LARGEST_KL = 0.5  # nats a token, of the rounding of activations
+Progress = Callable[[str, int, int], None]
+Source = Checkpoint | DequantizedCheckpoint
+
+
+@dataclass(frozen=True)
+class GreedyAnswer:
+    """The bundle's answer to the reference's inputs: ids, and the logits float32 [n, vocab] behind them."""
+
+    ids: tuple[int, ...]
+    logits: np.ndarray
+
+
+def verify_decoder(
+    bundle: Bundle,
+    backend: Backend,
+    checkpoint: Checkpoint,
+    clips: Sequence[VerifyClip],
+    tokens: Sequence[np.ndarray],
+    count: int,
+    bound: Bound,
+    progress: Progress,
+) -> tuple[list[GreedyAnswer], list[Stage]]:
+    """Weights, logits and tokens; and the bundle's answers of at most `count` tokens to the reference's inputs."""
+    original: Source = checkpoint
+    if checkpoint.config.quantization is not None:
+        original = DequantizedCheckpoint(checkpoint, GptqLinears(checkpoint))
+    spec, eos = bundle.manifest.text, bundle.manifest.tokens.eos_ids
+    inputs = [_inputs(checkpoint, clip, visual) for clip, visual in zip(clips, tokens, strict=True)]
+    embeddings = checkpoint.tensor(EMBEDDINGS)
+    decoder = Decoder(backend.session(bundle.path("decoder.onnx")), spec)
+    answers = [_greedy(decoder, prompt, embeddings, count, eos) for prompt in inputs]
+    del decoder
+    read = [_with_answer(prompt, answer, embeddings) for prompt, answer in zip(inputs, answers, strict=True)]
+    lengths = [len(answer.ids) for answer in answers]
+
+    def by(source: Source, what: str) -> list[np.ndarray]:
+        return reference_logits(source, read, lengths, partial(progress, what))
+
+    ours = [answer.logits for answer in answers]
+    reference = by(original, "reference decoder")
+    if (graph := GraphLinears(bundle.path("decoder.onnx"), checkpoint.config.text)).names:
+        stages = [_weights(graph, original)]
+        checkpoint.release()
+        meant = by(DequantizedCheckpoint(checkpoint, graph), "reference decoder with the bundle's weights")
+        stages += _quantized_logits(bundle, spec, read, lengths, ours, meant, bound)
+        loss = _kl(reference, ours)
+        words = f"predictions of {len(loss)} tokens as the checkpoint makes them, KL in nats"
+        stages.append(Stage("quantization", words, float(loss.max()), float(loss.mean()), "", None))
+        return answers, [*stages, _tokens(answers, reference, None)]
+    checkpoint.release()
+    compared = f"logits of {sum(lengths)} tokens"
+    hint = "decoder.onnx is another decoder, or does not run as it should on this backend"
+    stages = [compare("logits", compared, ours, reference, bound, hint)]
+    return answers, [*stages, _tokens(answers, reference, bound)]
+
+
+def _inputs(checkpoint: Checkpoint, clip: VerifyClip, visual: np.ndarray) -> torch.Tensor:
+    """Decoder inputs float32 [S, hidden] of a prompt: rows of the checkpoint's table, and visual tokens."""
+    ids = torch.tensor(clip.prompt)
+    rows = checkpoint.tensor(EMBEDDINGS)[ids].float()
+    config = checkpoint.config
+    rows[ids == (config.image_token_id if clip.kind == "image" else config.video_token_id)] = torch.from_numpy(visual)
+    return rows
+
+
+def _greedy(
+    decoder: Decoder, prompt: torch.Tensor, embeddings: torch.Tensor, count: int, eos: tuple[int, ...]
+) -> GreedyAnswer:
+    """The decoder's answer, fed with the checkpoint's own rows, up to its end or `count` tokens."""
+    decoder.rewind(0)
+    decoder.prefill(prompt.numpy())
+    ids, logits = [decoder.token], [decoder.logits.copy()]
+    while len(ids) < count and ids[-1] not in eos:
+        decoder.step(embeddings[ids[-1]].float().numpy())
+        ids.append(decoder.token)
+        logits.append(decoder.logits.copy())
+    return GreedyAnswer(tuple(ids), np.stack(logits))
+
+
+def _with_answer(prompt: torch.Tensor, answer: GreedyAnswer, embeddings: torch.Tensor) -> torch.Tensor:
+    """What has been read when the last token of the answer is chosen."""
+    return torch.cat([prompt, embeddings[list(answer.ids[:-1])].float()])
+
+
+def _weights(graph: GraphLinears, original: Source) -> Stage:
+    """Each quantized layer against the checkpoint's, in steps of its grid."""
+    worst, worst_name, total = 0.0, "", 0.0
+    for name in graph.names:
+        layer = graph.linear(name)
+        difference = original.tensor(f"{name}.weight").float().numpy() - layer.dequantized()
+        if layer.order is not None:
+            difference = difference[:, layer.order]
+        steps = np.abs(layer.scales.astype(np.float32)) + np.finfo(np.float32).tiny
+        error = float(np.sqrt(((difference.reshape(*steps.shape, -1) / steps[..., None]) ** 2).mean()))
+        total += error
+        if not error <= worst:
+            worst, worst_name = error, name
+    passed = worst <= LARGEST_STEPS
+    detail = "" if passed else f"{worst_name} is {worst:.3g} steps away: it is not the checkpoint's"
+    compared = f"{len(graph.names)} quantized layers, root mean square in steps of the grid"
+    return Stage("weights", compared, worst, total / len(graph.names), f"{LARGEST_STEPS} steps", passed, detail)
+
+
+def _quantized_logits(
+    bundle: Bundle,
+    spec: TextSpec,
+    read: Sequence[torch.Tensor],
+    lengths: Sequence[int],
+    ours: Sequence[np.ndarray],
+    meant: Sequence[np.ndarray],
+    bound: Bound,
+) -> list[Stage]:
+    """The graph without rounding of activations, which is nearly exact; then as it runs."""
+    decoder = Decoder(load_session(bundle.path("decoder.onnx")), spec)
+    exact = [_teacher_forced(decoder, inputs.numpy(), count) for inputs, count in zip(read, lengths, strict=True)]
+    del decoder
+    compared = f"logits of {sum(lengths)} tokens, against the torch layers with the bundle's own weights"
+    hint = "decoder.onnx does not compute what its quantized weights say, or has other norms, biases or sizes"
+    stages = [compare("logits", compared, exact, meant, bound, hint)]
+    loss = _kl(meant, ours)
+    passed = bool(loss.mean() <= LARGEST_KL)
+    words = f"predictions of {len(loss)} tokens as it runs, activations rounded or not, KL in nats"
+    detail = "" if passed else "what runs is far from what the weights say: is this backend's int4 kernel sound?"
+    allowed = f"{LARGEST_KL} in the mean"
+    return [*stages, Stage("logits as run", words, float(loss.max()), float(loss.mean()), allowed, passed, detail)]
+
+
+def _teacher_forced(decoder: Decoder, inputs: np.ndarray, count: int) -> np.ndarray:
+    """Logits [count, vocab] of the last positions of inputs [S, hidden]."""
+    decoder.rewind(0)
+    decoder.prefill(inputs[: len(inputs) - count + 1])
+    logits = [decoder.logits.copy()]
+    for row in inputs[len(inputs) - count + 1 :]:
+        decoder.step(row)
+        logits.append(decoder.logits.copy())
+    return np.stack(logits)
+
+
+def _kl(reference: Sequence[np.ndarray], ours: Sequence[np.ndarray]) -> np.ndarray:
+    """KL(reference ‖ ours) of every position, in nats: float64 [positions]."""
+    p, q = (torch.from_numpy(np.concatenate(list(part))).double().log_softmax(-1) for part in (reference, ours))
+    loss: np.ndarray = (p.exp() * (p - q)).sum(-1).numpy()
+    return loss
+
+
+def _tokens(answers: Sequence[GreedyAnswer], reference: Sequence[np.ndarray], bound: Bound | None) -> Stage:
+    """Where the reference would have chosen otherwise; without a bound that is no failure.
+
+    A choice between two that the logits' bound cannot tell apart may fall either way.
+    """
+    count = sum(len(answer.ids) for answer in answers)
+    first, gap, differ, close = "", 0.0, 0, True
+    for number, (answer, logits) in enumerate(zip(answers, reference, strict=True), 1):
+        for position, token in enumerate(answer.ids):
+            margin = float(logits[position].max() - logits[position][token])
+            if margin <= 0:
+                continue
+            differ += 1
+            gap = max(gap, margin)
+            first = first or f"first at token {position + 1} of clip {number}"
+            close = close and bound is not None and margin <= 2 * bound.largest * float(np.abs(logits).max())
+    compared = f"{count} greedy tokens, {count - differ} as the reference chooses"
+    words = f"{first}, where the reference's best leads by at most {gap:.3g}" if differ else ""
+    if bound is None:
+        return Stage("tokens", compared, None, None, "", None, words)
+    return Stage("tokens", compared, None, None, "equal, but for ties", close, words)
+
+
+def verify_whole_path(
+    bundle: Bundle,
+    backend: Backend,
+    clips: Sequence[VerifyClip],
+    tokens: Sequence[np.ndarray],
+    answers: Sequence[GreedyAnswer],
+    count: int,
+    bound: Bound,
+) -> list[Stage]:
+    """The runtime by itself, from full-size frames to an answer: differences as they add up."""
+    name, compared = "whole path", "visual tokens and answers of the runtime by itself"
+    try:
+        model = VideoLlama3(bundle, backend)
+        plans = [SamplingPlan(max_frames=len(clip.frames)) for clip in clips]
+        encoded = [model.encode(clip.source, plan, kind=clip.kind) for clip, plan in zip(clips, plans, strict=True)]
+        visual = compare(
+            "whole path, vision",
+            f"visual tokens from full-size frames, of {len(clips)} clips",
+            [clip.visual.tokens for clip in encoded],
+            tokens,
+            Bound(4 * bound.largest, 4 * bound.mean),
+            "no single stage differs that much",
+        )
+        tokenizer = Tokenizer(bundle.path("tokenizer.json"))
+        differing = []
+        for clip, media, answer in zip(clips, encoded, answers, strict=True):
+            text = model.ask(media, clip.question, GenerationConfig(max_new_tokens=count)).text
+            if text != (meant := tokenizer.decode(list(answer.ids))):
+                differing.append(f"{clip.name}: {text!r}, stage by stage {meant!r}")
+    except Vl3EdgeError as e:
+        return [Stage(name, compared, None, None, "runs", False, str(e))]
+    words = f"answers of {len(clips)} clips, the same as stage by stage: {len(clips) - len(differing)}"
+    return [visual, Stage("whole path, answers", words, None, None, "", None, "; ".join(differing))]

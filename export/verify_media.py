@@ -1,0 +1,93 @@
+"""The clips that a bundle is verified on: a synthetic video and image, or files of the user's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vl3edge.models.checkpoint import Checkpoint
+from vl3edge.models.config import ModelConfig
+from vl3edge.runtime.clip import MediaKind
+from vl3edge.runtime.config import SamplingPlan
+from vl3edge.runtime.encoder import media_kind
+from vl3edge.runtime.image import load_image
+from vl3edge.runtime.medialist import expand
+from vl3edge.runtime.model import DESCRIBE
+from vl3edge.runtime.video import open_video
+
+from .reference_inputs import PreparedMedia, prepare, prompt_ids
+
+_SIZE = (90, 130)  # no multiple of a patch, so that frames have to be resized
+
+
+@dataclass(frozen=True)
+class VerifyClip:
+    """One clip: what is decoded, and what the reference makes of it.
+
+    source: what the runtime is given, a path or pixels. frames: uint8 [F, H, W, 3] at full size.
+    prompt: its ids, by the reference.
+    """
+
+    name: str
+    kind: MediaKind
+    source: str | np.ndarray
+    frames: np.ndarray
+    times_s: tuple[float, ...]
+    prepared: PreparedMedia
+    prompt: list[int]
+
+    @property
+    def question(self) -> str:
+        return DESCRIBE[self.kind]
+
+
+def verify_clips(checkpoint: Checkpoint, media: Sequence[str], num_frames: int) -> list[VerifyClip]:
+    """The clips to verify on; none given is a synthetic video and an image.
+
+    Frames are sampled by the runtime, which has tests of its own for that; all that comes after is the reference's.
+    Raises MediaError.
+    """
+    found = [_read(name, checkpoint.config, num_frames) for name in expand(media)]
+    clips = []
+    for clip in found or _synthetic(checkpoint.config, num_frames):
+        prepared = prepare(clip.frames, clip.kind, checkpoint.config)
+        kept = prepared.keep.sum(axis=1).tolist()
+        ids = prompt_ids(checkpoint, clip.kind, clip.times_s, kept, DESCRIBE[clip.kind])
+        clips.append(VerifyClip(clip.name, clip.kind, clip.source, clip.frames, clip.times_s, prepared, ids))
+    return clips
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """A clip before the reference has seen it; fields as of VerifyClip."""
+
+    name: str
+    kind: MediaKind
+    source: str | np.ndarray
+    frames: np.ndarray
+    times_s: tuple[float, ...]
+
+
+def _read(name: str, config: ModelConfig, num_frames: int) -> _Decoded:
+    if media_kind(name) == "image":
+        return _Decoded(name, "image", name, load_image(name)[None], (0.0,))
+    video = open_video(name, SamplingPlan(fps=config.fps, max_frames=num_frames)).read()
+    return _Decoded(name, "video", name, video.frames, video.timestamps_s)
+
+
+def _synthetic(config: ModelConfig, num_frames: int) -> list[_Decoded]:
+    """A square that moves over a still, noisy ground: some tokens change, most do not. And its last frame."""
+    height, width = _SIZE
+    rows, columns = np.mgrid[:height, :width]
+    ground = np.stack([rows * 2, columns, 255 - rows], axis=-1) + np.random.default_rng(0).integers(-9, 10, (*_SIZE, 3))
+    frames = np.repeat(np.clip(ground, 0, 255).astype(np.uint8)[None], num_frames, axis=0)
+    for index, frame in enumerate(frames):
+        left = 8 + 12 * index % (width - 50)
+        frame[20:55, left : left + 35] = (210, 40, 30)
+    times = tuple(index / config.fps for index in range(num_frames))
+    return [
+        _Decoded("a synthetic video", "video", frames, frames, times),
+        _Decoded("a synthetic image", "image", frames[-1], frames[-1:], (0.0,)),
+    ]

@@ -1,0 +1,126 @@
+"""What `verify` found: one line per stage, with figures, the bound they were held against, and a verdict.
+
+Bounds are shares of the reference's own size, because features and logits have no natural unit: the largest difference
+may be `largest` times the reference's largest value, the mean difference `mean` times its mean absolute value. They lie
+some ten times above what sound bundles were measured to have, at the demo's, the tests' and the released sizes, and far
+below what a wrong weight costs. NaN never passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Shares of the reference's largest and of its mean absolute value."""
+
+    largest: float
+    mean: float
+
+
+FLOAT32 = Bound(largest=2e-4, mean=2e-5)
+FLOAT16 = Bound(largest=3e-2, mean=5e-3)
+LARGEST_STEPS = 1.5  # of a quantized layer, or a row of the table: root mean square in steps of its grid
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One comparison. passed is None for a figure that is told and not judged.
+
+    compared: what, and how much of it. largest, mean: the differences; None where there is nothing to subtract.
+    bound: what was allowed, in words. detail: what differs, in words; empty for a stage that passed.
+    """
+
+    name: str
+    compared: str
+    largest: float | None
+    mean: float | None
+    bound: str
+    passed: bool | None
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """Everything that was compared, in the order in which data flows."""
+
+    bundle: str
+    checkpoint: str
+    reference: str
+    backend: str
+    media: tuple[str, ...]
+    stages: tuple[Stage, ...]
+
+    @property
+    def first_failure(self) -> Stage | None:
+        """The first stage that differs; the stages after it were fed with the reference's values all the same."""
+        return next((stage for stage in self.stages if stage.passed is False), None)
+
+    def to_json(self) -> dict[str, Any]:
+        first = self.first_failure
+        return {
+            "bundle": self.bundle,
+            "checkpoint": self.checkpoint,
+            "reference": self.reference,
+            "backend": self.backend,
+            "media": list(self.media),
+            "passed": first is None,
+            "first_failure": None if first is None else first.name,
+            "stages": [asdict(stage) for stage in self.stages],
+        }
+
+    def table(self) -> str:
+        """The report for people, wide lines first cut where terminals are narrow: verdict, figures, words."""
+        width = max(len(stage.name) for stage in self.stages)
+        lines = [f"reference  {self.reference}", f"bundle     {self.bundle}, on {self.backend}"]
+        lines += [f"media      {', '.join(self.media)}", ""]
+        lines.append(f"{'':<5} {'stage':<{width}} {'largest':>9} {'mean':>9}   compared")
+        for stage in self.stages:
+            verdict = {True: "ok", False: "FAIL", None: ""}[stage.passed]
+            allowed = f"; allowed: {stage.bound}" if stage.bound else ""
+            figures = f"{_figure(stage.largest)} {_figure(stage.mean)}"
+            lines.append(f"{verdict:<5} {stage.name:<{width}} {figures}   {stage.compared}{allowed}")
+            if stage.detail:
+                lines.append(f"{'':<6}{'':<{width}} {stage.detail}")
+        first = self.first_failure
+        lines.append("")
+        if first is None:
+            lines.append("The bundle computes what the checkpoint says.")
+        else:
+            lines.append(f"The first stage that differs is {first.name}: {first.detail or first.compared}")
+        return "\n".join(lines)
+
+
+def compare(
+    name: str,
+    compared: str,
+    ours: Sequence[np.ndarray],
+    reference: Sequence[np.ndarray],
+    bound: Bound,
+    detail: str = "",
+) -> Stage:
+    """A stage of arrays, each pair of one shape; `detail` is what to say should it fail."""
+    for index, (a, b) in enumerate(zip(ours, reference, strict=True)):
+        if a.shape != b.shape:
+            words = f"clip {index + 1} gives the shape {list(a.shape)}, the reference {list(b.shape)}"
+            return Stage(name, compared, None, None, "", False, words)
+    largest = mean = highest = level = 0.0
+    count = sum(a.size for a in ours)
+    for a, b in zip(ours, reference, strict=True):
+        difference = np.abs(a.astype(np.float64) - b)
+        largest = float(np.maximum(largest, difference.max(initial=0)))  # which, unlike max(), keeps NaN
+        mean += float(difference.sum()) / count
+        highest = max(highest, float(np.abs(b).max(initial=0)))
+        level += float(np.abs(b).sum(dtype=np.float64)) / count
+    passed = largest <= bound.largest * highest and mean <= bound.mean * level
+    allowed = f"{bound.largest * highest:.1e}, mean {bound.mean * level:.1e}"
+    return Stage(name, compared, largest, mean, allowed, bool(passed), "" if passed else detail)
+
+
+def _figure(value: float | None) -> str:
+    return f"{'-':>9}" if value is None else f"{value:>9.3g}"

@@ -1,0 +1,114 @@
+"""Questions about many media, each a job with one result; one after another, or several in a batch of the decoder.
+
+Media are encoded one at a time, when there is a row of the batch for them: what waits costs no memory.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .batch import BatchGenerator, BatchRequest
+from .clip import Clip, MediaKind
+from .config import GenerationConfig, PruningConfig, SamplingPlan
+from .encoder import PendingClip
+from .generation import Answer
+from .prompt import DESCRIBE, question_about
+
+if TYPE_CHECKING:
+    from .model import VideoLlama3
+
+
+@dataclass(frozen=True)
+class CaptionJob:
+    """A question about one video or image.
+
+    media: a clip, or anything `VideoLlama3.encode` takes. An exception stands for media that could not be had: it
+        comes back as the result's error.
+    question: None asks for a description.
+    sampling, pruning, kind: see `VideoLlama3.encode`; for media that are not encoded yet.
+    key: anything by which the caller knows the job again.
+    """
+
+    media: Any
+    question: str | None = None
+    sampling: SamplingPlan | None = None
+    pruning: PruningConfig | None = None
+    kind: MediaKind | None = None
+    key: Any = None
+
+
+@dataclass(frozen=True)
+class CaptionResult:
+    """What became of one job: clip and answer, or the error.
+
+    index: the job's place among the jobs, from 0. seconds: from the beginning of its encoding to its result; in a
+    batch, other jobs had their share of them.
+    """
+
+    index: int
+    job: CaptionJob
+    clip: Clip | None
+    answer: Answer | None
+    error: Exception | None
+    seconds: float
+
+
+def one_by_one(model: VideoLlama3, jobs: Iterable[CaptionJob], config: GenerationConfig) -> Iterator[CaptionResult]:
+    """The results in the order of the jobs; encoding and prefilling of one clip overlap."""
+    for index, job in enumerate(jobs):
+        begin = time.perf_counter()
+        try:
+            clip = _clip(model, job)
+            answer = model.ask(clip, _question(job, clip), config)
+            whole = clip if isinstance(clip, Clip) else clip.finish()
+        except Exception as e:  # whatever is wrong with a clip costs that clip only
+            yield CaptionResult(index, job, None, None, e, time.perf_counter() - begin)
+        else:
+            yield CaptionResult(index, job, whole, answer, None, time.perf_counter() - begin)
+
+
+def together(
+    model: VideoLlama3, generator: BatchGenerator, jobs: Iterable[CaptionJob], config: GenerationConfig
+) -> Iterator[CaptionResult]:
+    """The results as they are ready, from a batch that is kept full."""
+    begun: dict[int, tuple[CaptionJob, Clip, float]] = {}
+    failed: list[CaptionResult] = []
+
+    def requests() -> Iterator[BatchRequest]:
+        for index, job in enumerate(jobs):
+            begin = time.perf_counter()
+            try:
+                clip = _clip(model, job)
+                whole = clip if isinstance(clip, Clip) else clip.finish()
+                prompt = model.prompt(question_about([whole], _question(job, whole)), [whole])
+            except Exception as e:
+                failed.append(CaptionResult(index, job, None, None, e, time.perf_counter() - begin))
+            else:
+                begun[index] = job, whole, begin
+                yield BatchRequest(index, prompt, config)
+
+    for index, outcome in generator.answers(requests()):
+        yield from failed
+        failed.clear()
+        job, clip, begin = begun.pop(index)
+        seconds = time.perf_counter() - begin
+        if isinstance(outcome, Answer):
+            yield CaptionResult(index, job, clip, outcome, None, seconds)
+        else:
+            yield CaptionResult(index, job, None, None, outcome, seconds)
+    yield from failed
+
+
+def _clip(model: VideoLlama3, job: CaptionJob) -> Clip | PendingClip:
+    if isinstance(job.media, Exception):
+        raise job.media
+    if isinstance(job.media, Clip | PendingClip):
+        return job.media
+    return model.begin(job.media, job.sampling, job.pruning, job.kind)
+
+
+def _question(job: CaptionJob, clip: Clip | PendingClip) -> str:
+    return DESCRIBE[clip.kind] if job.question is None else job.question

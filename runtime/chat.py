@@ -1,0 +1,101 @@
+"""Conversations: several turns, media in any of them, nothing computed twice.
+
+Every turn's prompt begins with the whole conversation before it, the answers as the tokens that were generated, so the
+KV cache holds that beginning already, and a turn costs its own media and question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .clip import Clip
+from .config import GenerationConfig
+from .encoder import PendingClip
+from .errors import Vl3EdgeError
+from .generation import Answer, Chunk, join
+from .prompt import media_items, question_about
+
+AnyClip = Clip | PendingClip
+Answerer = Callable[[Sequence[Mapping[str, Any]], Sequence[AnyClip], GenerationConfig], Iterator[Chunk]]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question about clips that came with it (often none), and its answer: the text and the ids generated."""
+
+    clips: tuple[Clip, ...]
+    question: str
+    answer: str
+    answer_ids: tuple[int, ...]
+
+
+class Chat:
+    """A conversation. Use `VideoLlama3.chat`.
+
+    turns: what was said so far.
+    """
+
+    def __init__(self, encode: Callable[[Sequence[Any]], list[AnyClip]], answer: Answerer, prompt: str | None) -> None:
+        self.turns: list[Turn] = []
+        self._encode = encode
+        self._answer = answer
+        self._turn = 0
+        self._system = [] if prompt is None else [{"role": "system", "content": prompt}]
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """The conversation in the message format of `VideoLlama3.generate`, answers as text."""
+        messages: list[dict[str, Any]] = [*self._system]
+        for turn in self.turns:
+            messages += question_about(turn.clips, turn.question)
+            messages.append({"role": "assistant", "content": turn.answer})
+        return messages
+
+    def ask(self, question: str, *media: Any, config: GenerationConfig | None = None) -> Answer:
+        """The whole answer; see `stream`."""
+        return join(self.stream(question, *media, config=config))
+
+    def stream(self, question: str, *media: Any, config: GenerationConfig | None = None) -> Generator[Chunk]:
+        """The answer to the next question, piece by piece; media are clips or what `VideoLlama3.encode` takes.
+
+        What was generated stays in the conversation, also of an answer that is not taken to its end. A turn that fails,
+        or is stopped before it has said anything, does not.
+        Raises ConfigError, MediaError, ContextLengthError; for media that are not encoded yet, some only on the way.
+        """
+        clips = self._encode(media)
+        asked = question_about(clips, question)
+        media_items(asked)  # refuses a question that is no text
+        messages: list[dict[str, Any]] = [*self._system]
+        for turn in self.turns:
+            messages += question_about(turn.clips, turn.question)
+            messages.append({"role": "assistant", "content": turn.answer_ids})
+        earlier = [clip for turn in self.turns for clip in turn.clips]
+        chunks = self._answer([*messages, *asked], [*earlier, *clips], config or GenerationConfig())
+        self._turn += 1
+        return self._taken(clips, question, chunks, self._turn)
+
+    def undo(self) -> Turn | None:
+        """Takes the last turn back and returns it; None if there is none."""
+        self._turn += 1
+        return self.turns.pop() if self.turns else None
+
+    def _taken(self, clips: Sequence[AnyClip], question: str, chunks: Iterator[Chunk], turn: int) -> Generator[Chunk]:
+        said: list[Chunk] = []
+        if self._turn != turn:
+            raise Vl3EdgeError("the conversation went on before this answer was begun: ask again")
+        try:
+            for chunk in chunks:
+                said.append(chunk)
+                yield chunk
+        except (GeneratorExit, KeyboardInterrupt):
+            if self._turn == turn and any(chunk.token_ids for chunk in said):
+                self._keep(clips, question, said)
+            raise
+        self._keep(clips, question, said)
+
+    def _keep(self, clips: Sequence[AnyClip], question: str, said: Sequence[Chunk]) -> None:
+        whole = tuple(clip if isinstance(clip, Clip) else clip.finish() for clip in clips)
+        ids = tuple(token for chunk in said for token in chunk.token_ids)
+        self.turns.append(Turn(whole, question, "".join(chunk.text for chunk in said), ids))

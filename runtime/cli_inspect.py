@@ -1,0 +1,69 @@
+"""`vl3edge inspect`: what the pipeline makes of a clip, before anything runs, as a picture and as a page.
+
+The frames sampled with what is pruned of them dimmed, tokens of every frame and by threshold, the prompt against the
+context, memory and the least possible time. Give it the options you mean to give `caption` or `ask`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from . import cli_options as shared
+from .bundle import DEMO_BUNDLE, open_bundle
+from .config import GenerationConfig
+from .errors import ConfigError
+from .inspection import inspect
+from .inspection_page import page
+from .inspection_text import facts, verdict
+from .lockedfile import write_whole
+from .memory import available_bytes
+from .records import one_line
+
+
+def add_to(commands: Any) -> None:
+    parser = commands.add_parser("inspect", help="draw what becomes of a clip, before it runs", description=__doc__)
+    parser.add_argument("media", metavar="MEDIA", help="video, image, or folder of frames")
+    parser.add_argument("-m", "--model", metavar="BUNDLE", help="bundle to use (default: the small demo bundle)")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="REPORT", help="writes REPORT.png and REPORT.html"
+    )
+    parser.add_argument("-q", "--question", help="that will be asked (default: for a description)")
+    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="of the answer (default: 256)")
+    shared.add_sampling(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    if find_spec("matplotlib") is None:
+        raise ConfigError("inspect draws with matplotlib, which is not installed: pip install 'vl3edge[inspect]'")
+    sampling, pruning = shared.sampling_plan(options), shared.pruning_config(options)
+    generation = GenerationConfig(max_new_tokens=options.max_new_tokens)
+    png, html = report_paths(options.output)
+    if any(path.exists() and path.samefile(options.media) for path in (png, html) if Path(options.media).exists()):
+        raise ConfigError(f"-o {options.output} would overwrite {options.media}: give the report another name")
+    bundle = open_bundle(DEMO_BUNDLE if options.model is None else options.model)
+    seen = inspect(bundle, options.media, sampling, pruning, options.question, generation)
+    from .inspection_charts import DARK, LIGHT
+    from .inspection_picture import page_charts, picture  # the only ones that need matplotlib
+
+    available = available_bytes()
+    write_whole(png, [picture(seen, available)])
+    charts = (page_charts(seen, theme, available) for theme in (LIGHT, DARK))
+    write_whole(html, [page(seen, *charts).encode("utf-8")])
+    shared.progress(f"{seen.name}: {'; '.join(facts(seen))}")
+    if problem := verdict(seen):
+        shared.progress(f"it does not fit: {problem}")
+    for path in (png, html):
+        print(one_line(str(path)))
+    return 0
+
+
+def report_paths(report: Path) -> tuple[Path, Path]:
+    """The picture's and the page's path; an ending that is one of theirs already is not doubled."""
+    base = report.with_suffix("") if report.suffix.lower() in (".png", ".html") else report
+    if not base.name:
+        raise ConfigError(f"-o needs the name of a report, not {str(report)!r}")
+    return base.with_name(f"{base.name}.png"), base.with_name(f"{base.name}.html")

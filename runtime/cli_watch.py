@@ -1,0 +1,191 @@
+"""`vl3edge watch`: questions about a camera, a stream or a file in real time, answered while it runs.
+
+Ctrl-C (or SIGTERM, as service managers send it) ends the watch with a summary and exit status 0, as watches end so. A
+second one does not wait for what the model is computing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from . import cli_options as shared
+from .config import PruningConfig
+from .live import LiveReader
+from .live_change import DEFAULT_SHARE, ChangeDetector
+from .live_news import LiveEvent
+from .live_records import FORMATS, AnswerWriter, WatchState, clock_text
+from .live_source import Reconnection, SourceOptions
+from .live_watch import Inquiry, WatchSession, watch
+
+DEFAULT_EVERY_S = 10.0
+
+
+def add_to(commands: Any) -> None:
+    parser = commands.add_parser("watch", help="ask about a camera or a stream while it runs", description=__doc__)
+    parser.add_argument(
+        "source", metavar="SOURCE", help="camera (/dev/video0), address (rtsp://, http://, …), or file at its own speed"
+    )
+    parser.add_argument(
+        "-q", "--question", action="append", required=True, help="may be repeated: each is asked every time"
+    )
+    asking = parser.add_argument_group("when to ask")
+    asking.add_argument("--every", type=float, metavar="S", help=f"every S seconds (default: {DEFAULT_EVERY_S:g})")
+    asking.add_argument(
+        "--on-change",
+        type=float,
+        nargs="?",
+        const=DEFAULT_SHARE,
+        metavar="SHARE",
+        help=f"when this share of the picture changes after a calm (default: {DEFAULT_SHARE:g})",
+    )
+    asking.add_argument("--duration", type=float, metavar="S", help="end after S seconds")
+    asking.add_argument(
+        "--keep-answers", action="store_true", help="let the model see its earlier answers (default: it does not)"
+    )
+    _add_source(parser)
+    output = parser.add_argument_group("output")
+    output.add_argument("--format", choices=FORMATS, default="text", help="default: text")
+    output.add_argument("-o", "--output", type=Path, metavar="FILE", help="append to FILE (default: stdout)")
+    shared.add_model(parser)
+    frames = parser.add_argument_group("frames")
+    frames.add_argument("--fps", type=float, help="frames sampled per second (default: the model's, 1)")
+    frames.add_argument("--threshold", type=float, help="DiffFP threshold: higher drops more tokens (default: 0.1)")
+    frames.add_argument("--no-pruning", action="store_true", help="keep every video token")
+    frames.add_argument(
+        "--context", type=int, metavar="N", help="remember at most N tokens (default: the model's context)"
+    )
+    shared.add_generation(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_source(parser: argparse.ArgumentParser) -> None:
+    options, reconnection = SourceOptions(), Reconnection()
+    group = parser.add_argument_group("source")
+    group.add_argument(
+        "--timeout",
+        type=float,
+        default=options.timeout_s,
+        metavar="S",
+        help=f"silence after which it counts as lost (default: {options.timeout_s:g})",
+    )
+    group.add_argument("--reconnects", type=int, metavar="N", help="give up after N attempts in a row (default: never)")
+    group.add_argument(
+        "--backoff",
+        type=float,
+        default=reconnection.first_s,
+        metavar="S",
+        help=f"pause before the first attempt, doubling up to {reconnection.longest_s:g} s "
+        f"(default: {reconnection.first_s:g})",
+    )
+    group.add_argument("--transport", choices=("tcp", "udp"), default="tcp", help="of RTSP (default: tcp)")
+    group.add_argument("--camera-size", metavar="WxH", help="picture asked of a camera, as 1280x720")
+    group.add_argument("--camera-rate", type=float, metavar="N", help="frames per second asked of a camera")
+    group.add_argument("--speed", type=float, default=1.0, metavar="X", help="play a file X times as fast")
+
+
+def run(options: argparse.Namespace) -> int:
+    inquiry, generation, pruning = _inquiry(options), shared.generation_config(options), _pruning(options)
+    source = SourceOptions(options.timeout, options.transport, options.camera_size, options.camera_rate)
+    reconnection = Reconnection(options.backoff, max(options.backoff, Reconnection().longest_s), options.reconnects)
+    with _opened(options.output) as stream, _stop_signals() as stopped:
+        model = shared.load_model(options)
+        fps = model.bundle.manifest.processor.fps if options.fps is None else options.fps
+        reader = LiveReader(options.source, fps, source, reconnection, options.speed)
+        session = model.open_session(pruning=pruning, max_tokens=options.context)
+        writer = AnswerWriter(reader.name, stream, options.format, len(inquiry.questions) > 1, bool(options.output))
+        shared.progress(f"{_when(inquiry)}; Ctrl-C ends the watch")
+        try:
+            with reader:
+                for item in watch(reader, session, inquiry, generation, stopped.is_set):
+                    if isinstance(item, LiveEvent):
+                        shared.progress(f"[{clock_text(item.time_s)}] {item.message}")
+                    else:
+                        writer.write(item, _state(reader, session))
+        finally:
+            writer.interrupt(_state(reader, session))
+            shared.progress(_summary(reader, session, writer.num_answers))
+    return 0
+
+
+def _inquiry(options: argparse.Namespace) -> Inquiry:
+    change = None if options.on_change is None else ChangeDetector(options.on_change)
+    every_s = options.every
+    if every_s is None and change is None:
+        every_s = DEFAULT_EVERY_S
+    return Inquiry(tuple(options.question), every_s, change, options.keep_answers, options.duration)
+
+
+def _pruning(options: argparse.Namespace) -> PruningConfig:
+    threshold = PruningConfig().threshold if options.threshold is None else options.threshold
+    return PruningConfig(threshold, enabled=False if options.no_pruning else None)
+
+
+def _when(inquiry: Inquiry) -> str:
+    """When questions are asked, in words."""
+    times = []
+    if inquiry.every_s is not None:
+        times.append(f"every {inquiry.every_s:g} s")
+    if inquiry.change is not None:
+        times.append("when the picture changes")
+    return f"asking {' and '.join(times)}"
+
+
+def _state(reader: LiveReader, session: WatchSession) -> WatchState:
+    return WatchState(session.num_frames, session.num_tokens, reader.counts.dropped, session.dropped_frames)
+
+
+def _summary(reader: LiveReader, session: WatchSession, num_answers: int) -> str:
+    counts = reader.counts
+    parts = [
+        f"{counts.received} frames received",
+        f"{counts.sampled} sampled",
+        f"{counts.taken} seen",
+        f"{counts.dropped} dropped while the model was busy",
+    ]
+    if counts.damaged:
+        parts.append(f"{counts.damaged} damaged")
+    if session.dropped_frames:
+        parts.append(f"{session.dropped_frames} forgotten as the context was full")
+    if counts.connections > 1:
+        parts.append(f"{counts.connections - 1} reconnections")
+    return f"{reader.name}: {', '.join(parts)}; {num_answers} answers"
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """An event that the first SIGINT or SIGTERM sets; a second one ends the program as usual."""
+    stopped = threading.Event()
+    before: dict[int, Any] = {}
+
+    def restore() -> None:
+        while before:
+            signal.signal(*before.popitem())
+
+    def stop(number: int, _: object) -> None:
+        stopped.set()
+        restore()
+
+    if threading.current_thread() is threading.main_thread():  # signals are handled in no other
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, stop)
+    try:
+        yield stopped
+    finally:
+        restore()
+
+
+@contextlib.contextmanager
+def _opened(path: Path | None) -> Iterator[TextIO]:
+    """stdout, or the output file, appended to: a watch that is started again must not lose what it wrote before."""
+    if path is None:
+        yield sys.stdout
+    else:
+        with path.open("a", encoding="utf-8") as file:
+            yield file

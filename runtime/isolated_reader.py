@@ -1,0 +1,66 @@
+"""The process behind `isolation.py`: answers requests over a socket until its other end is closed.
+
+    python -m vl3edge.runtime.isolated_reader SOCKET MEMORY_BYTES
+
+An answer is ("more", value), ("last", value) or ("error", message).
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import warnings
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from typing import Any
+
+from .errors import MediaError
+from .image import load_image
+from .video import open_source
+
+
+def answers(request: tuple[Any, ...]) -> Iterator[Any]:
+    """What is sent back, the last one marking the end."""
+    kind, subject, *rest = request
+    if kind == "image":
+        yield load_image(subject, *rest)
+    elif kind == "open":
+        source_fps, limits = rest
+        yield open_source(subject, source_fps, None, limits)
+    else:
+        yield from subject.frames(*rest)
+        yield subject
+
+
+def reply(connection: Connection, request: tuple[Any, ...], memory_bytes: int) -> None:
+    try:
+        last: list[Any] = []
+        for answer in answers(request):
+            for held in last:
+                connection.send(("more", held))
+            last = [answer]
+        connection.send(("last", last[0]))
+    except MediaError as e:
+        connection.send(("error", str(e)))
+    except MemoryError:
+        name = request[1] if isinstance(request[1], str) else request[1].name
+        gigabytes = memory_bytes / 1e9
+        connection.send(("error", f"{name}: reading it takes more than {gigabytes:.1f} GB (max_isolated_bytes)"))
+
+
+def main() -> None:
+    connection, memory_bytes = Connection(int(sys.argv[1])), int(sys.argv[2])
+    # Of data, not of addresses: threads and libraries reserve far more of these than they use.
+    resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    warnings.simplefilter("ignore")  # what a reader warns of is in its notes
+    while True:
+        try:
+            request = connection.recv()
+        except EOFError:
+            return
+        reply(connection, request, memory_bytes)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""Reading media in a process of its own, so that a crash or a hang inside a codec costs one clip and not the program.
+
+The process is another Python that runs `isolated_reader.py`. It is kept for the next clip, and started anew after it
+died or had to be killed. It isolates crashes, endless loops and hunger for memory; it is no sandbox: the process may do
+what its user may. Frames come through a socket at their full size.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import MediaError
+from .limits import MediaLimits, ReadingClock
+from .timeline import Timeline
+
+Frame = npt.NDArray[np.uint8]
+GRACE_S = 2.0
+"""The process looks at the clock itself, between packets; it is killed when it does not."""
+
+
+class ReaderProcess:
+    """A process that reads media, one request after the other. is_ready: it waits for the next."""
+
+    def __init__(self, memory_bytes: int) -> None:
+        ours, theirs = socket.socketpair()
+        command = [sys.executable, "-m", "vl3edge.runtime.isolated_reader", str(theirs.fileno()), str(memory_bytes)]
+        # It must find this package however the program found it.
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        with theirs:
+            self._process = subprocess.Popen(
+                command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL
+            )
+        self._connection = Connection(ours.detach())
+        self.pid = self._process.pid
+        self.memory_bytes = memory_bytes
+        self.is_ready = True
+
+    def ask(self, clock: ReadingClock, name: str, request: tuple[Any, ...]) -> Generator[Any]:
+        """The answers to a request about the clip `name`.
+
+        Raises MediaError for what the process refuses, and when it dies or takes longer than the clock allows.
+        """
+        self.is_ready = False
+        try:
+            self._connection.send(request)
+            while True:
+                if not self._connection.poll(max(0.0, clock.left_s()) + GRACE_S):
+                    clock.check()
+                kind, answer = self._connection.recv()
+                self.is_ready = kind != "more"
+                if kind == "error":
+                    raise MediaError(answer)
+                yield answer
+                if self.is_ready:
+                    return
+        except MediaError:
+            raise
+        except (EOFError, OSError) as e:
+            status = self._process.wait()
+            how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+            raise MediaError(f"{name}: the process that read it {how}: the file is damaged, or meant to do that") from e
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._connection.close()
+
+
+class _Idle:
+    """At most one process that waits for the next clip."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: ReaderProcess | None = None
+
+    def take(self, memory_bytes: int) -> ReaderProcess:
+        with self._lock:
+            process, self._process = self._process, None
+        if process is not None and process.memory_bytes != memory_bytes:
+            process.kill()
+            process = None
+        return process or ReaderProcess(memory_bytes)
+
+    def give(self, process: ReaderProcess) -> None:
+        """Keeps it for the next clip if it is ready for one, and no other waits already."""
+        with self._lock:
+            if self._process is None and process.is_ready:
+                self._process = process
+                return
+        process.kill()
+
+
+_idle = _Idle()
+
+
+def ask(name: str, limits: MediaLimits, request: tuple[Any, ...]) -> Generator[Any]:
+    """What a process answers to a request about the clip `name`; see `ReaderProcess.ask`."""
+    clock = ReadingClock(name, limits)
+    process = _idle.take(limits.max_isolated_bytes)
+    try:
+        yield from clock.timed(process.ask(clock, name, request))
+    finally:
+        _idle.give(process)
+
+
+class IsolatedSource:
+    """A media file that another process reads: what `video.open_source` gives, with the same frames."""
+
+    def __init__(self, path: str | Path, source_fps: float | None, limits: MediaLimits) -> None:
+        """Raises MediaError for what cannot be read, within the limits, without harm."""
+        self._limits = limits
+        self._source = next(ask(str(path), limits, ("open", str(path), source_fps, replace(limits, isolate=False))))
+        self.name: str = self._source.name
+        self.height: int = self._source.height
+        self.width: int = self._source.width
+        self.timeline: Timeline = self._source.timeline
+        self.num_lost = 0
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return tuple(self._source.notes)
+
+    def frames(self, indices: Sequence[int]) -> Generator[Frame]:
+        """The frames with these numbers of the timeline, ascending: uint8 [H, W, 3] each."""
+        with closing(ask(self.name, self._limits, ("frames", self._source, list(indices)))) as found:
+            for _ in indices:
+                yield next(found)
+            self._source = next(found)  # it knows now how many were lost
+            self.num_lost = self._source.num_lost
+
+
+def load_image_isolated(path: str | Path, limits: MediaLimits) -> Frame:
+    """`image.load_image` of a file, in another process."""
+    with closing(ask(str(path), limits, ("image", str(path), replace(limits, isolate=False)))) as found:
+        image: Frame = next(found)
+    return image

@@ -1,0 +1,124 @@
+"""What watching writes: answers as text, streamed as they are generated, or as JSON lines."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import TextIO
+
+from .live_watch import AnswerPart, Cause
+from .records import one_line, printable
+
+FORMATS = ("text", "jsonl")
+
+
+@dataclass(frozen=True)
+class WatchState:
+    """What the model has before it when it answers. num_frames, num_tokens: in its context.
+
+    dropped_frames: sampled so far but never seen, as it was busy. forgotten_frames: seen, but no longer in the context.
+    """
+
+    num_frames: int
+    num_tokens: int
+    dropped_frames: int
+    forgotten_frames: int
+
+
+@dataclass(frozen=True)
+class AnswerRecord:
+    """One answer.
+
+    source: without its password. time_s: of the last frame it is about, since the first one. at: local time when it was
+    complete.
+
+    cause: why it was asked ("time", "change", "end"). finish_reason: "stop", "length", or "interrupted" by the user.
+    seconds: that it took.
+    """
+
+    source: str
+    time_s: float
+    at: str
+    question: str
+    answer: str
+    finish_reason: str
+    cause: Cause
+    num_frames: int
+    num_tokens: int
+    dropped_frames: int
+    forgotten_frames: int
+    seconds: float
+
+
+class AnswerWriter:
+    """Puts the pieces of answers together and writes them to a stream; an answer is flushed when it is complete.
+
+    source: what records call it.
+    style: one of FORMATS. name_questions: whether text names the question before each answer.
+    on_disk: whether the stream is a file, which is then synced after each answer.
+    """
+
+    def __init__(self, source: str, stream: TextIO, style: str, name_questions: bool, on_disk: bool) -> None:
+        self._source = source
+        self._stream = stream
+        self._style = style
+        self._name_questions = name_questions
+        self._on_disk = on_disk
+        self._first: AnswerPart | None = None  # of the answer that is being written
+        self._texts: list[str] = []
+        self._begin_s = 0.0
+        self.num_answers = 0
+
+    def write(self, part: AnswerPart, state: WatchState) -> None:
+        """Takes the next piece; state: as it is now."""
+        if self._first is None:
+            self._first, self._texts, self._begin_s = part, [], time.monotonic()
+            if self._style == "text":
+                asked = f"{one_line(part.question)} " if self._name_questions else ""
+                self._stream.write(f"[{clock_text(part.time_s)}] {asked}")
+        self._texts.append(part.chunk.text)
+        if self._style == "text":
+            self._stream.write(printable(part.chunk.text))
+            self._stream.flush()
+        if part.chunk.finish_reason is not None:
+            self._end(part.chunk.finish_reason, state)
+
+    def interrupt(self, state: WatchState) -> None:
+        """No more pieces will come: an answer that is not complete is written as far as it got."""
+        if self._first is not None:
+            self._end("interrupted", state)
+
+    def _end(self, finish_reason: str, state: WatchState) -> None:
+        assert self._first is not None
+        self.num_answers += 1
+        if self._style == "text":
+            self._stream.write(" …\n" if finish_reason == "interrupted" else "\n")
+        else:
+            record = AnswerRecord(
+                source=self._source,
+                time_s=round(self._first.time_s, 3),
+                at=datetime.now().astimezone().isoformat(timespec="seconds"),
+                question=self._first.question,
+                answer="".join(self._texts),
+                finish_reason=finish_reason,
+                cause=self._first.cause,
+                seconds=round(time.monotonic() - self._begin_s, 3),
+                **asdict(state),
+            )
+            self._stream.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
+        self._first = None
+        self._stream.flush()
+        if self._on_disk:
+            os.fsync(self._stream.fileno())
+
+
+def clock_text(time_s: float) -> str:
+    """ "00:12.0", from an hour on "1:00:12.0"."""
+    tenths = round(time_s * 10)
+    minutes, tenths = divmod(tenths, 600)
+    hours, minutes = divmod(minutes, 60)
+    text = f"{minutes:02}:{tenths // 10:02}.{tenths % 10}"
+    return f"{hours}:{text}" if hours else text

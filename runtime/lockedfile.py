@@ -1,0 +1,158 @@
+"""Files that survive being interrupted: appended to or replaced as a whole, on disk at the end of the call.
+
+One process at a time writes such a file. The lock is the kernel's (flock) on the file itself, so it ends with the
+process that holds it, however that dies, and leaves no litter. A replacement is locked before it takes the file's name:
+at no moment is there an unlocked file of that name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import stat
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from .errors import OutputError, Vl3EdgeError
+
+if sys.platform != "win32":
+    import fcntl
+
+
+class LockedFile:
+    """A file this process alone writes; a device or a pipe is written as it is, without lock.
+
+    discard: whether what it holds is to go, which happens with the first `append` and not before.
+    Raises OutputError if another process writes it, OSError if it cannot be opened.
+    """
+
+    def __init__(self, path: Path, discard: bool = False) -> None:
+        self.path = Path(os.path.realpath(path))  # a link is followed, and stays
+        self._discard = discard
+        self._fd = _open_locked(self.path)
+        self.is_regular = stat.S_ISREG(os.fstat(self._fd).st_mode)
+        if self.is_regular and not self.size:
+            _sync_folder(self.path)  # a new file's name must survive a power cut, too
+
+    @property
+    def size(self) -> int:
+        return os.fstat(self._fd).st_size if self.is_regular else 0
+
+    def lines(self) -> Iterator[bytes]:
+        """The whole lines, each with its line end; a last line cut short is left out."""
+        if self._discard:
+            return
+        with self.path.open("rb") as file:
+            yield from (line for line in file if line.endswith(b"\n"))
+
+    def append(self, data: bytes) -> None:
+        """Adds data at the end, all of it or nothing. Raises OSError, with the file's name."""
+        if self._discard:
+            self.truncate(0)
+            self._discard = False
+        size = self.size
+        try:
+            _write(self._fd, data)
+            if self.is_regular:
+                os.fsync(self._fd)
+        except OSError as e:
+            if self.is_regular:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._fd, size)
+            e.filename = str(self.path)
+            raise
+
+    def truncate(self, size: int) -> None:
+        """Leaves the first `size` bytes."""
+        if self.is_regular:
+            os.ftruncate(self._fd, size)
+            os.fsync(self._fd)
+
+    def replace(self, parts: Iterable[bytes]) -> None:
+        """Puts other content in place of the file's, at one moment. Raises OSError; the file is then as it was."""
+        old, self._fd = self._fd, _write_beside(self.path, parts)
+        os.close(old)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def write_whole(path: Path, parts: Iterable[bytes]) -> None:
+    """Writes a file at one moment: whoever looks finds the old content (or none) or the new, never a part.
+
+    Raises OSError with the file's name, and OutputError if another process is writing it.
+    """
+    os.close(_write_beside(Path(os.path.realpath(path)), parts))
+
+
+def _write_beside(path: Path, parts: Iterable[bytes]) -> int:
+    """Writes a locked file beside `path` and gives it that name; its descriptor."""
+    # The same every time, so that what a killed process left is used again; short, as a name may be at its limit.
+    temporary = path.with_name(f".{hashlib.sha1(os.fsencode(path.name)).hexdigest()[:16]}.part")
+    try:
+        fd = _open_locked(temporary)
+        try:
+            os.ftruncate(fd, 0)  # what a killed process left
+            for part in parts:
+                _write(fd, part)
+            os.fsync(fd)
+            os.replace(temporary, path)
+            _sync_folder(path)
+        except BaseException:
+            os.close(fd)
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as e:
+        if not isinstance(e, Vl3EdgeError):
+            e.filename, e.filename2 = str(path), None
+        raise
+    return fd
+
+
+def _open_locked(path: Path) -> int:
+    """Opens a file to read and append, and locks it if it is one. Raises OutputError if another process holds it."""
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        state = os.fstat(fd)
+        if not stat.S_ISREG(state.st_mode):
+            return fd
+        try:
+            _lock(fd, path)
+            if os.path.samestat(path.stat(), state):
+                return fd
+        except FileNotFoundError:
+            pass
+        except OutputError:
+            os.close(fd)
+            raise
+        os.close(fd)  # its writer gave the name to another file between opening and locking
+
+
+def _write(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _lock(fd: int, path: Path) -> None:
+    """OutputError if another process holds the lock. A file system without locks is warned about."""
+    if sys.platform == "win32":
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+        raise OutputError(f"{path}: another process is writing it; wait for its end, or give another file") from e
+    except OSError as e:
+        warnings.warn(f"{path} cannot be locked ({e.strerror}): start no second run on it", stacklevel=2)
+
+
+def _sync_folder(path: Path) -> None:
+    if sys.platform != "win32":
+        fd = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)

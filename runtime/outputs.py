@@ -1,0 +1,172 @@
+"""Where captions go: a stream as they come, a file of records that can be continued, or one file beside each clip.
+
+A format that cannot be appended to (srt, vtt, parquet) is made at the end, from records kept in FILE.jsonl until then;
+so a run that is stopped loses nothing in any format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Protocol, TextIO
+
+from .errors import OutputError
+from .lockedfile import LockedFile, write_whole
+from .parquet import parquet_bytes
+from .recordfile import RecordFile, State
+from .records import CaptionRecord, json_line, text_line
+from .subtitles import VTT_HEADER, cue, is_shown, subtitles
+
+FORMATS = ("text", "jsonl", "srt", "vtt", "parquet")
+DOCUMENTS = ("srt", "vtt", "parquet")
+"""Formats that are written as a whole."""
+
+
+class Output(Protocol):
+    """Takes records, in any order, and knows what it has already."""
+
+    def state(self, media: str) -> State:
+        """Of a clip."""
+
+    def segment_state(self, media: str, number: int, of: int) -> State:
+        """Of a segment of a clip."""
+
+    def write(self, record: CaptionRecord) -> None:
+        """Takes a record; it is out (on disk, for a file) when this returns."""
+
+    def finish(self) -> None:
+        """To be called after the last record."""
+
+    def close(self) -> None:
+        """To be called in any case."""
+
+
+class StreamOutput:
+    """Records as text, JSON lines or subtitles, each written when it comes.
+
+    several: whether there is more than one clip; plain text then names them.
+    """
+
+    def __init__(self, write: Callable[[bytes], None], style: str, several: bool) -> None:
+        self._write = write
+        self._style = style
+        self._several = several
+        self._count = 0
+        if style == "vtt":
+            write(VTT_HEADER.encode())
+
+    def state(self, media: str) -> State:
+        return State.WAITING
+
+    def segment_state(self, media: str, number: int, of: int) -> State:
+        return State.WAITING
+
+    def write(self, record: CaptionRecord) -> None:
+        if self._style == "jsonl":
+            self._write(json_line(record))
+        elif self._style == "text":
+            self._write(text_line(record, self._several).encode())
+        elif is_shown(record):
+            self._count += 1
+            self._write(cue(record, self._count, self._style).encode())
+
+    def finish(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class TextFileOutput(StreamOutput):
+    """Plain text in a file. Raises OutputError if it exists and is not to be replaced."""
+
+    def __init__(self, path: Path, several: bool, force: bool) -> None:
+        self._file = LockedFile(path, discard=force)
+        if self._file.size and not force:
+            self._file.close()
+            raise OutputError(f"{path} exists; replace it with --force, or name another file")
+        super().__init__(self._file.append, "text", several)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class FinishedOutput:
+    """Subtitles that a run before has finished: nothing is left to be done."""
+
+    def state(self, media: str) -> State:
+        return State.DONE
+
+    def segment_state(self, media: str, number: int, of: int) -> State:
+        return State.DONE
+
+    def write(self, record: CaptionRecord) -> None:
+        raise OutputError(f"{record.media}: nothing was to be written of it")
+
+    def finish(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class RecordOutput:
+    """Records in a file of JSON lines."""
+
+    def __init__(self, path: Path, keep: bool, force: bool) -> None:
+        self.records = RecordFile(path, keep, force)
+        self.state = self.records.state
+        self.segment_state = self.records.segment_state
+        self.write = self.records.write
+
+    def finish(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.records.close()
+
+
+class DocumentOutput(RecordOutput):
+    """A document made at the end, from records in a file of JSON lines beside it.
+
+    The records of subtitles are deleted when all is well; those of a Parquet file are kept, so that a later run can add
+    clips to it.
+    """
+
+    def __init__(self, path: Path, style: str, keep: bool, force: bool) -> None:
+        self._path = path
+        self._style = style
+        journal = records_of(path)
+        if path.exists() and not force and not (keep and journal.exists()):
+            raise OutputError(f"{path} exists; replace it with --force, or name another file")
+        super().__init__(journal, keep, force)
+
+    def finish(self) -> None:
+        write_whole(self._path, document(self.records.records, self._style))
+        if self._style != "parquet" and not any(record.error for record in self.records.records()):
+            self.records.remove()
+
+
+def records_of(path: Path) -> Path:
+    """The file of JSON lines in which the records of a document are kept."""
+    return path.with_name(f"{path.name}.jsonl")
+
+
+def document(records: Callable[[], Iterable[CaptionRecord]], style: str) -> Iterator[bytes]:
+    """A file of one of the formats, in parts. records: gives all of them, each time it is called."""
+    if style == "parquet":
+        yield from parquet_bytes(records())
+    elif style in ("srt", "vtt"):
+        yield subtitles(records(), style).encode()
+    else:
+        yield from (json_line(r) if style == "jsonl" else text_line(r, False).encode() for r in records())
+
+
+def stream_to(stream: TextIO) -> Callable[[bytes], None]:
+    """Writes bytes to a text stream such as stdout at once."""
+
+    def write(data: bytes) -> None:
+        stream.write(data.decode())
+        stream.flush()
+
+    return write

@@ -1,0 +1,89 @@
+"""Records as a Parquet table (needs pyarrow: the extra `parquet`), a batch of rows at a time."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from .errors import ConfigError
+from .records import CaptionRecord
+
+_ROWS = 4096  # of a batch: bounds the memory, and how far a reader must look for one column
+COLUMNS = {
+    "media": "string",
+    "caption": "string",
+    "finish_reason": "string",
+    "num_frames": "int32",
+    "num_tokens": "int32",
+    "seconds": "double",
+    "start_s": "double",
+    "end_s": "double",
+    "segment": "int32",
+    "segments": "int32",
+    "find": "string",
+    "found": "bool",
+    "error": "string",
+}
+"""Fields of a record, and their types in the table; what a record does not have is null."""
+
+
+def check_pyarrow() -> None:
+    """Raises ConfigError if pyarrow is not installed."""
+    if importlib.util.find_spec("pyarrow") is None:
+        raise ConfigError("--format parquet needs pyarrow: pip install 'vl3edge[parquet]'")
+
+
+def parquet_bytes(records: Iterable[CaptionRecord]) -> Iterator[bytes]:
+    """The file, in parts. A name that is not UTF-8 has its bytes as \\xNN."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sink = _Sink()
+    rows = iter(records)
+    with pq.ParquetWriter(pa.PythonFile(sink, "w"), record_table(()).schema) as writer:
+        while batch := list(itertools.islice(rows, _ROWS)):
+            writer.write_table(record_table(batch))
+            yield sink.take()
+    yield sink.take()
+
+
+def record_table(records: Sequence[CaptionRecord], names: Iterable[str] = COLUMNS) -> Any:
+    """The columns `names` of the records as a pyarrow.Table, of the same types whatever is null in them."""
+    import pyarrow as pa
+
+    names = tuple(names)
+    schema = pa.schema([(name, pa.type_for_alias(COLUMNS[name])) for name in names])
+    return pa.table({name: [_value(record, name) for record in records] for name in names}, schema=schema)
+
+
+def _value(record: CaptionRecord, name: str) -> Any:
+    value = getattr(record, name)
+    if name == "media":
+        return os.fsencode(value).decode("utf-8", "backslashreplace")
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+
+
+class _Sink:
+    """What Parquet's writer takes for a file: keeps the bytes until they are taken."""
+
+    closed = False
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+
+    def write(self, data: Any) -> int:
+        self._data += memoryview(data)
+        return len(data)
+
+    def take(self) -> bytes:
+        data, self._data = bytes(self._data), bytearray()
+        return data
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass

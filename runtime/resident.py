@@ -1,0 +1,52 @@
+"""Resident memory of this process, from Linux' /proc; None elsewhere. And what can be given back of it."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+_SELF = Path("/proc/self")
+_TRIM_EVERY = 50  # results; a trim takes milliseconds
+
+
+def peak_bytes() -> int | None:
+    """The largest resident set since the process began, or since `reset_peak`; mapped files included."""
+    return _field("VmHWM:")
+
+
+def current_bytes() -> int | None:
+    """The resident set now, mapped files included."""
+    return _field("VmRSS:")
+
+
+def reset_peak() -> None:
+    """Lets `peak_bytes` begin anew, where the kernel allows it."""
+    try:
+        (_SELF / "clear_refs").write_text("5", encoding="ascii")
+    except OSError:  # not Linux, or a container that forbids it: the peak then covers the whole process
+        return
+
+
+def trimmed(results: Iterable[T]) -> Iterator[T]:
+    """The results of a long run; every now and then, memory that is free is given back to the system.
+
+    Threads and decoders come and go with every clip, and glibc keeps what they free in a heap for each thread, in
+    pieces that the next decoder often cannot use: without this, 8,400 clips left 100 MB there.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    for number, result in enumerate(results, 1):
+        yield result
+        if trim is not None and number % _TRIM_EVERY == 0:
+            trim(0)
+
+
+def _field(name: str) -> int | None:
+    try:
+        lines = (_SELF / "status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(name)), None)

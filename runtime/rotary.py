@@ -1,0 +1,59 @@
+"""Moving cached keys to earlier positions: rotary embeddings are rotations, so a key can be turned to another position.
+
+The decoder graph stores keys after it has rotated them. When tokens leave the middle of the cache, the later ones move
+up, and their keys are turned by the difference between the angles of the two positions. The angles are float32, as in
+the tables of the graph, and their difference is taken in float64: what results is the key that the graph would have
+made at the new position, but for float32 rounding.
+
+Source: RoFormer (arXiv 2104.09864), in the convention of Qwen2: channel i turns with channel i + half.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .errors import BundleError
+from .manifest import TextSpec
+
+_BLOCK = 1024  # positions turned at once: bounds the memory for tables and copies
+
+
+class Rotary:
+    """Turns keys of one model.
+
+    theta: base of the frequencies. dim: channels of a head that the model has. head_dim: channels of a head in the
+    cache, dim or more; those added stand at the end of either half and do not turn.
+    """
+
+    def __init__(self, theta: float, dim: int, head_dim: int) -> None:
+        exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
+        frequencies = (1.0 / np.power(np.float32(theta), exponents)).astype(np.float32)
+        self._frequencies = np.pad(frequencies, (0, (head_dim - dim) // 2))
+
+    @classmethod
+    def of(cls, spec: TextSpec) -> Rotary:
+        """For one decoder; BundleError if its bundle is from before the manifest said what is needed."""
+        if not spec.rotary_dim:
+            raise BundleError("the bundle does not say how its keys are rotated. Export the bundle again.")
+        return cls(spec.rope_theta, spec.rotary_dim, spec.head_dim)
+
+    def move(self, keys: np.ndarray, source: int, target: int, count: int) -> None:
+        """Moves the keys of `count` positions from `source` on to those from `target` on, target <= source, in place.
+
+        keys: float32 [..., positions, head_dim]; what stands at `target` is overwritten.
+        """
+        for start in range(0, count, _BLOCK):
+            size = min(_BLOCK, count - start)
+            old, new = source + start, target + start
+            cos, sin = self._turn(old, new, size)
+            first, second = np.split(keys[..., old : old + size, :], 2, axis=-1)
+            turned = np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+            keys[..., new : new + size, :] = turned
+
+    def _turn(self, old: int, new: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Cosine and sine float32 [count, head_dim / 2] of the angles between two runs of positions."""
+        steps = np.arange(count, dtype=np.float32)[:, None]
+        before = (steps + np.float32(old)) * self._frequencies
+        after = (steps + np.float32(new)) * self._frequencies
+        angles = after.astype(np.float64) - before.astype(np.float64)
+        return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)

@@ -1,0 +1,45 @@
+"""The frames of a stream: each resized, pruned against the one before, encoded and projected as it comes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .frameencoder import FrameEncoder
+from .manifest import MediaSpec
+from .resize import BudgetRule, resize_rgb
+
+
+class StreamFrames:
+    """Encodes the frames of one stream, all at one size.
+
+    size: (height, width) in pixels that every frame is resized to. rule: of `resize_rgb`.
+    """
+
+    def __init__(self, encoder: FrameEncoder, size: tuple[int, int], rule: BudgetRule) -> None:
+        self.size = size
+        self._encoder = encoder
+        self._rule = rule
+
+    @property
+    def max_tokens(self) -> int:
+        """Visual tokens of a frame of which nothing is pruned."""
+        return self.size[0] * self.size[1] // self._encoder.block**2
+
+    def tokens(self, frame: np.ndarray) -> np.ndarray:
+        """The visual tokens kept of a frame uint8 [H, W, 3], float32 [n, hidden]."""
+        resized = resize_rgb(frame, self.size, self._rule)
+        if resized is frame:
+            resized = frame.copy()  # it is held until the next one, and the caller may reuse the memory
+        return self._encoder.encoded(resized[None]).tokens
+
+    def restart(self) -> None:
+        """The next frame is kept whole."""
+        self._encoder.restart()
+
+
+def frames_sharing_budget(spec: MediaSpec, max_frames: int) -> int:
+    """Among how many frames a stream divides the pixel budget of a video: at most max_frames, those that a clip has.
+
+    Fewer where that would leave a frame less than the minimum.
+    """
+    return max(1, min(max_frames, spec.max_pixels // spec.min_pixels))

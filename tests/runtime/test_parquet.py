@@ -1,0 +1,47 @@
+"""Records as a Parquet table, read back by pyarrow."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from vl3edge.runtime.cli import main
+from vl3edge.runtime.parquet import COLUMNS, parquet_bytes
+from vl3edge.runtime.records import CaptionRecord
+
+RECORDS = [
+    CaptionRecord("a.mp4", "A cat.\n<b>", "stop", 12, 340, 1.25, 0.0, 12.0),
+    CaptionRecord("b.mp4", error="broken"),
+    CaptionRecord("c.mp4", "Two 🙂.", "length", 5, 6, 0.5, 60.0, 75.5, segment=2, segments=2),
+    CaptionRecord("c.mp4", "Never.", "stop", 5, 6, 0.5, find="it stops", found=False),
+]
+
+
+def test_every_field_comes_back(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "records.parquet"
+    path.write_bytes(b"".join(parquet_bytes(RECORDS)))
+    table = parquet.read_table(path)
+    assert table.column_names == list(COLUMNS)
+    assert table.to_pylist() == [{name: getattr(record, name) for name in COLUMNS} for record in RECORDS]
+
+
+def test_more_rows_than_a_batch_and_names_that_are_not_utf8(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "records.parquet"
+    names = [os.fsdecode(b"caf\xe9 %d.mp4" % number) for number in range(10_000)]
+    path.write_bytes(b"".join(parquet_bytes(CaptionRecord(name, caption="x") for name in names)))
+    media = parquet.read_table(path)["media"].to_pylist()
+    assert media == [rf"caf\xe9 {number}.mp4" for number in range(10_000)]
+
+
+def test_without_pyarrow_it_is_said_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert main(["caption", str(tmp_path), "-o", str(tmp_path / "out.parquet")]) == 2
+    assert "pip install 'vl3edge[parquet]'" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
