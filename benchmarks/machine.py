@@ -8,14 +8,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("vl3edge", "onnxruntime", "numpy", "torch", "transformers", "av")
+from vl3edge.runtime.machine_speed import cores
+
+PACKAGES = ("vl3edge", "onnxruntime", "onnxruntime-genai", "numpy", "torch", "transformers", "av")
 
 
 def describe() -> dict[str, Any]:
     """CPU, cores, memory in GB, system, and the versions of what matters here."""
     return {
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),

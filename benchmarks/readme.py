@@ -76,9 +76,11 @@ def real_size_table() -> str:
 
 
 def quantization_table() -> str:
-    """KL and flips for every method and grid, on the demo model and its outlier twin."""
+    """KL and flips for every method at 4 bits, on the demo model and its outlier twin."""
     rows = []
     for row in load("quantization")["rows"]:
+        if row["bits"] not in (0, 4, None):
+            continue
         flips = (row["lost"] + row["gained"]) / row["questions"]
         rows.append(
             [
@@ -95,10 +97,156 @@ def quantization_table() -> str:
     return table(["model", "bits", "group", "method", "KL", "NLL", "exact", "answers flipped"], rows)
 
 
+def pruning_table() -> str:
+    """What the released, the automatic and a budgeted threshold keep of clips with noise, and what the answers lose."""
+    names = {
+        "fixed": "`--threshold 0.1`, released",
+        "auto": "`--threshold auto`",
+        "budget": "`--max-visual-tokens`, half",
+    }
+    chosen = {("fixed", 0.1), ("auto", None), ("budget", 0.5)}
+    rows = [
+        [
+            f"{row['noise']:g}",
+            names[row["rule"]],
+            f"{row['tokens']:.0%}",
+            f"{row['changed']:.1%}",
+            f"{row['idle']:.1%}",
+            f"{row['exact']:.2%}",
+            f"{row['nll']:.4f}",
+        ]
+        for row in load("pruning")["rows"]
+        if (row["rule"], row["setting"]) in chosen
+    ]
+    return table(["noise σ", "threshold", "tokens kept", "of changed", "of idle", "exact", "NLL"], rows)
+
+
+def speed_table() -> str:
+    """Ratios against what a user would run instead, each pair from one run on one machine."""
+    rows = [*decoder_rows(), *batch_rows(), *caption_rows(), *reading_rows(), *reuse_rows()]
+    lines = f"\n\n{machine_line(load('caption'))}"
+    return table(["work", "vl3edge", "against", "the other", "ratio"], rows) + lines
+
+
+def decoder_rows() -> list[list[str]]:
+    rows = []
+    for context, entry in sorted(load("peers").items(), key=lambda item: int(item[0])):
+        peers = dict(entry["peers"])
+        ours = peers.pop("vl3edge, int4")
+        memory = peers.pop("memory, read only", None)
+        for key in ("decode", "prefill"):
+            work = f"{key}, {int(context):,} tokens of context, int4"
+            mine = ours[f"{key}_tokens_per_s"]
+            for name, peer in peers.items():
+                theirs = peer[f"{key}_tokens_per_s"]
+                rows.append([work, f"{mine:.1f} tokens/s", name, f"{theirs:.1f} tokens/s", f"{mine / theirs:.2f}×"])
+            if memory is not None and key == "decode":
+                read, limit = mine * ours["bytes_per_token"], memory["bytes_per_s"]
+                against = ["memory bandwidth, measured", f"{limit / 1e9:.1f} GB/s", f"{read / limit:.0%}"]
+                rows.append([work, f"{read / 1e9:.1f} GB/s", *against])
+    return rows
+
+
+def batch_rows() -> list[list[str]]:
+    rows = []
+    for bundle in load("batch")["bundles"]:
+        one, *_, most = bundle["batches"]
+        work = f"decode of {most['batch']} clips together, {bundle['bundle']}"
+        times = [f"{batch['tokens_per_s']:,.0f} tokens/s" for batch in (most, one)]
+        rows.append([work, times[0], "one by one", times[1], f"{most['times_batch_1']:.1f}×"])
+    return rows
+
+
+def caption_rows() -> list[list[str]]:
+    runs = load("caption")["runs"]
+    rows = []
+    for name, run in runs.items():
+        for peer, theirs in runs.items():
+            if peer.startswith("transformers") and not name.startswith("transformers"):
+                work = f"caption of {run['frames']:.0f} frames, {run['new_tokens']:.0f} tokens, {name}"
+                memory = f"{run['peak_gb'] / theirs['peak_gb']:.0%} of the memory"
+                times = [f"{one['seconds']:.0f} s, {one['peak_gb']:.1f} GB" for one in (run, theirs)]
+                rows.append([work, times[0], peer, times[1], f"{theirs['seconds'] / run['seconds']:.1f}×, {memory}"])
+    return rows
+
+
+def reading_rows() -> list[list[str]]:
+    result = load("reading")
+    return [
+        [
+            f"{result['frames']} frames of {result['minutes']} minutes of 1080p, {name}",
+            f"{kind['vl3edge_s']:.1f} s",
+            "decoding all with PyAV",
+            f"{kind['decode_all_s']:.1f} s",
+            f"{kind['ratio']:.1f}×",
+        ]
+        for name, kind in result["kinds"].items()
+    ]
+
+
+def reuse_rows() -> list[list[str]]:
+    works = {
+        "second_question": ("first token of a second question", "of the first"),
+        "static_clip": ("caption of a clip without motion", "reuse and DiffFP off"),
+    }
+    rows = []
+    for name, entry in load("reuse").items():
+        for key, (work, against) in works.items():
+            times = [f"{entry[key][speed]:.2f} s" for speed in ("fast_s", "slow_s")]
+            rows.append([f"{work}, {name}", times[0], against, times[1], f"{entry[key]['ratio']:.1f}×"])
+    return rows
+
+
+def reliability_table() -> str:
+    """Faults injected, and what was lost."""
+    faults, fuzz = load("faults"), load("fuzz")["totals"]
+    soak, long_run = load("streaming")["demo"]["soak"], load("long_run")["summary"]
+    ways = faults["ways"].values()
+    lost = {key: sum(way[key] for way in ways) for key in ("lost", "duplicated", "torn", "changed")}
+    resident = [window["resident_mb"] for window in soak["windows"]]
+    modules = [module for module in load("mutation").values() if "all_mutants" in module]
+    mutants = {key: sum(module[key] for module in modules) for key in ("all_mutants", "run", "killed", "survived")}
+    rows = [
+        [
+            "captioning run killed (SIGKILL) at a random moment and continued",
+            f"{faults['kills']} kills, {len(faults['ways'])} ways of writing",
+            ", ".join(f"{count} {what}" for what, count in lost.items()),
+        ],
+        [
+            "damaged media decoded, sampled and pruned",
+            f"{fuzz['inputs']:,} inputs",
+            f"{fuzz['crashed']} crashes, {fuzz['hung']} hangs; {fuzz['failed']} wrong errors, mended",
+        ],
+        [
+            "frames pushed into one session",
+            f"{soak['frames']:,}",
+            f"resident memory {min(resident):.0f} to {max(resident):.0f} MB",
+        ],
+        [
+            "captions in one process",
+            f"{long_run['captions']:,}",
+            f"CPU time of the last tenth {long_run['cpu_ratio']:.2f} of the first, resident memory "
+            f"{long_run['resident_mb']['first_tenth']:.0f} to {long_run['resident_mb']['last_tenth']:.0f} MB, "
+            f"file descriptors {long_run['descriptors_range'][0]} to {long_run['descriptors_range'][1]}",
+        ],
+    ]
+    rows.append(
+        [
+            "mutants of pruning, splicing, sampling and packing (`make mutation`)",
+            f"an even sample, {mutants['run']:,} of {mutants['all_mutants']:,}",
+            f"{mutants['killed']} killed by the tests, {mutants['survived']} equivalent and explained",
+        ]
+    )
+    return table(["fault or load", "how much", "result"], rows)
+
+
 SECTIONS: dict[str, Callable[[], str]] = {
     "demo": demo_table,
     "real-size": real_size_table,
     "quantization": quantization_table,
+    "pruning": pruning_table,
+    "speed": speed_table,
+    "reliability": reliability_table,
 }
 
 
