@@ -153,10 +153,11 @@ def prepare(work: Path) -> None:
         transformers.PreTrainedTokenizerFast(tokenizer_file=str(tokenizers)).save_pretrained(work / "qwen")
     target = work / "genai-int4"
     if not target.exists():
-        build = "import sys, runpy, peers; peers.import_transformers(); sys.argv = ['builder', *sys.argv[1:]]; "
+        build = "import sys, runpy, reference; reference.transformers_module(); sys.argv = ['builder', *sys.argv[1:]]; "
         build += "runpy.run_module('onnxruntime_genai.models.builder', run_name='__main__')"
         where = ["-m", str(work / "qwen"), "-o", str(target), "-c", str(work / "cache"), "-p", "int4", "-e", "cpu"]
-        subprocess.run([sys.executable, "-c", build, *where], check=True, cwd=Path(__file__).parent)
+        # Not from here: the builder has a module of its own that is called `quantization`.
+        subprocess.run([sys.executable, "-c", build, *where], check=True, cwd=Path(__file__).parents[1] / "tests")
     settings = json.loads((target / "genai_config.json").read_text(encoding="utf-8"))
     options = settings["model"]["decoder"]["session_options"]
     from vl3edge.runtime.machine_speed import cores

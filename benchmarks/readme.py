@@ -123,9 +123,22 @@ def pruning_table() -> str:
 
 def speed_table() -> str:
     """Ratios against what a user would run instead, each pair from one run on one machine."""
-    rows = [*decoder_rows(), *batch_rows(), *caption_rows(), *reading_rows(), *reuse_rows()]
-    lines = f"\n\n{machine_line(load('caption'))}"
-    return table(["work", "vl3edge", "against", "the other", "ratio"], rows) + lines
+    parts = {
+        "decoding and prefill": ("peers", decoder_rows()),
+        "batches": ("batch", batch_rows()),
+        "captions": ("caption", caption_rows()),
+        "reading": ("reading", reading_rows()),
+        "reuse": ("reuse", reuse_rows()),
+    }
+    works: dict[str, list[str]] = {}  # by the machine they were measured on
+    for work, (name, _) in parts.items():
+        result = load(name)
+        for entry in [result] if "machine" in result else result.values():
+            measured = works.setdefault(machine_line({"machine": entry["machine"]}), [])
+            measured += [] if work in measured else [work]
+    machines = "\n".join(f"- {', '.join(names)}: {machine}" for machine, names in works.items())
+    rows = [row for _, part in parts.values() for row in part]
+    return f"{table(['work', 'vl3edge', 'against', 'the other', 'ratio'], rows)}\n\n{machines}"
 
 
 def decoder_rows() -> list[list[str]]:
