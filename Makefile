@@ -2,6 +2,7 @@
 # make test   installs what the tests need and runs them; make lint checks style and types
 # make fuzz   damages media for FUZZ_SECONDS and reads it; make lint test do the same for seconds
 # make mutation changes single operators of four modules: do their tests notice? (MUTANTS=30: of each only 30)
+# make coverage which lines of runtime/ the tests run, child processes included
 # Everything is installed into virtual environments inside this folder.
 
 PYTHON ?= python3
@@ -16,7 +17,7 @@ FUZZ_SECONDS ?= 1200
 BIN := $(VENV)/bin
 RUN := OMP_NUM_THREADS=1 $(BIN)/python -m
 
-.PHONY: demo demo-bundle fuzz mutation test test-long test-interchange lint format clean
+.PHONY: coverage demo demo-bundle fuzz mutation test test-long test-interchange lint format clean
 
 demo: $(DEMO_VENV)/.installed
 	$(DEMO_VENV)/bin/vl3edge caption tests/fixtures/demo_clip.mp4
@@ -44,6 +45,15 @@ fuzz: $(VENV)/.installed
 mutation: $(VENV)/.installed
 	$(BIN)/pip install --quiet cosmic-ray==8.7.0
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mutation.py $(if $(MUTANTS),--count $(MUTANTS))
+
+coverage: $(VENV)/.installed
+	$(BIN)/pip install --quiet --editable '.[coverage]'
+	rm -rf .cache/coverage
+	mkdir -p .cache/coverage
+	$(RUN) coverage run -m pytest -n $(WORKERS) -m "not long" $(PYTEST_OPTIONS)
+	$(RUN) coverage combine --quiet
+	$(RUN) coverage json --quiet -o .cache/coverage/report.json
+	$(BIN)/python benchmarks/line_coverage.py .cache/coverage/report.json
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

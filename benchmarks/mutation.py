@@ -1,12 +1,16 @@
 """Do the tests notice a wrong operator? Cosmic Ray's mutants of four modules, each against the module's own tests.
 
-    python benchmarks/mutation.py [module ...] --count 100        # needs `pip install cosmic-ray`
+    python benchmarks/mutation.py [module ...] [--count 100] [--survivors]        # needs `pip install cosmic-ray`
 
 Each mutant is one changed operator, number, comparison, condition, decorator or loop. No file is changed: a child
 process forked from one that has imported the heavy libraries loads the mutant in the module's place and runs the tests,
 which saves importing torch and transformers for each, as Cosmic Ray's own runner would. Mutants that differ in type
 annotations alone are left out: they are never evaluated. A mutant that survives is explained in
 mutation_equivalents.json or is a gap in the tests. Writes results/mutation.json; other modules keep their entry.
+
+All mutants take long, so every outcome is noted in .cache/mutation at once and a run that was stopped goes on where
+it was, as long as the tests are the same. With --survivors, after tests were added, what earlier tests killed counts
+as killed and only the rest runs; the result says how many those were.
 """
 
 from __future__ import annotations
@@ -14,6 +18,8 @@ from __future__ import annotations
 import argparse
 import ast
 import difflib
+import gc
+import hashlib
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -38,6 +44,7 @@ from cosmic_ray.plugins import get_operator, operator_names
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "mutation.json"
 EQUIVALENTS = ROOT / "benchmarks" / "mutation_equivalents.json"
+NOTES = ROOT / ".cache" / "mutation"
 TIMEOUT_S = 20.0
 TESTS = {
     "runtime/pruning.py": ["tests/runtime/test_pruning.py", "-k", "not real_clips"],
@@ -122,6 +129,8 @@ def _import_what_never_changes() -> None:
     for name in list(sys.modules):
         if name.startswith(("vl3edge.runtime", "vl3edge.quant", "vl3edge.export")):
             del sys.modules[name]
+    gc.collect()
+    gc.freeze()  # a child that collects what it inherits copies it all: four fifths of its time
 
 
 def outcome(module: str, source: str) -> str:
@@ -137,7 +146,9 @@ def outcome(module: str, source: str) -> str:
         code = 1
         try:
             code = int(
-                pytest.main(["-x", "-q", "--noconftest", "-p", "no:cacheprovider", "-p", "no:xdist", *TESTS[module]])
+                pytest.main(
+                    ["-x", "-q", "--tb=no", "--noconftest", "-p", "no:cacheprovider", "-p", "no:xdist", *TESTS[module]]
+                )
             )
         finally:
             os._exit(code)
@@ -152,16 +163,52 @@ def outcome(module: str, source: str) -> str:
     return "timeout"
 
 
-def measure(module: str, count: int | None, reasons: dict[str, str]) -> dict[str, Any]:
+class Outcomes:
+    """Outcomes of one module's mutants, each written down as soon as it is known."""
+
+    def __init__(self, module: str, count_earlier_kills: bool) -> None:
+        self._tests = _digest((ROOT / TESTS[module][0]).read_text(), *TESTS[module])
+        self._path = NOTES / f"{module.replace('/', '.')}.jsonl"
+        self._known: dict[str, str] = {}
+        self.killed_earlier = 0
+        self._count_earlier_kills = count_earlier_kills
+        NOTES.mkdir(parents=True, exist_ok=True)
+        notes = self._path.read_text().splitlines() if self._path.exists() else []
+        self._earlier: set[str] = set()
+        for note in map(json.loads, notes):
+            if note["tests"] == self._tests:
+                self._known[note["mutant"]] = note["outcome"]
+            elif note["outcome"] != "passed":
+                self._earlier.add(note["mutant"])
+
+    def of(self, module: str, mutant: Mutant) -> str:
+        digest = _digest(mutant.source)
+        if digest in self._known:
+            return self._known[digest]
+        if self._count_earlier_kills and digest in self._earlier:
+            self.killed_earlier += 1
+            return "failed"
+        found = outcome(module, mutant.source)
+        with self._path.open("a") as file:
+            file.write(json.dumps({"tests": self._tests, "mutant": digest, "outcome": found}) + "\n")
+        return found
+
+
+def _digest(*texts: str) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
+
+
+def measure(module: str, count: int | None, survivors_only: bool, reasons: dict[str, str]) -> dict[str, Any]:
     source = (ROOT / module).read_text()
     if (found := outcome(module, source)) != "passed":
         raise SystemExit(f"{module}: its own tests: {found}")
     every = list(mutants(source))
     chosen = every[:: -(-len(every) // count)] if count else every
+    outcomes = Outcomes(module, survivors_only)
     start, counts, survivors = time.monotonic(), Counter[str](), []
     print(f"{module}: {len(every)} mutants", flush=True)
     for number, mutant in enumerate(chosen):
-        found = outcome(module, mutant.source)
+        found = outcomes.of(module, mutant)
         counts[found] += 1
         if found == "passed":
             reason = reasons.get(mutant.after, "")
@@ -176,9 +223,9 @@ def measure(module: str, count: int | None, reasons: dict[str, str]) -> dict[str
         "run": len(chosen),
         "killed": counts["failed"] + counts["timeout"],
         "of_them_by_timeout": counts["timeout"],
+        "of_them_by_earlier_tests": outcomes.killed_earlier,
         "survived": counts["passed"],
         "survivors_explained": sum(bool(s["explanation"]) for s in survivors),
-        "seconds": round(time.monotonic() - start),
         "tests": " ".join(TESTS[module]),
         "survivors": survivors,
     }
@@ -188,12 +235,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("modules", nargs="*", default=list(TESTS), metavar="module", help=", ".join(TESTS))
     parser.add_argument("--count", type=int, help="run so many mutants of each, evenly spread; without it all")
+    parser.add_argument("--survivors", action="store_true", help="do not run again what earlier tests killed")
     options = parser.parse_args()
     os.chdir(ROOT)
     _import_what_never_changes()
     reasons = {line: entry["why"] for entry in json.loads(EQUIVALENTS.read_text()) for line in entry["lines"]}
     for module in options.modules:
-        entry = measure(module, options.count, reasons)
+        entry = measure(module, options.count, options.survivors, reasons)
         results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
         RESULTS.write_text(json.dumps(results | {module: entry}, indent=1, ensure_ascii=False) + "\n")
         print(module, {key: value for key, value in entry.items() if key != "survivors"}, flush=True)
