@@ -98,6 +98,8 @@ def _changed_line(before: str, after: str) -> tuple[int, str, str]:
     a, b = before.splitlines(), after.splitlines()
     changes = [o for o in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes() if o[0] != "equal"]
     _, start, end, other_start, other_end = changes[0]
+    if other_start == other_end:  # a decorator is gone: say of what
+        end, other_end = end + 1, other_end + 1
     joined = [" ".join(line.strip() for line in lines) for lines in (a[start:end], b[other_start:other_end])]
     return start + 1, *joined
 

@@ -17,6 +17,7 @@ from importlib.metadata import entry_points, version
 from typing import NoReturn
 
 from . import cli_ask, cli_bench, cli_build, cli_caption, cli_info, cli_inspect, cli_watch
+from .cli_options import progress
 from .errors import ConfigError, Vl3EdgeError
 from .records import one_line
 
@@ -26,6 +27,7 @@ COMMANDS = (cli_caption, cli_ask, cli_watch, cli_inspect, cli_bench, cli_build, 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _fill_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows what it can of a caption
     warnings.showwarning = lambda message, *_, **__: print_line("warning", message)
@@ -43,11 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print_line("error", "interrupted")
         return 130
     except BrokenPipeError:
-        # The reader of stdout has gone, which is how `| head` ends; a second flush at exit must not complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_stdout()  # its reader has gone, which is how `| head` ends
         return 1
     except OSError as e:
         print_line("error", f"{e.filename}: {e.strerror}" if e.filename else e)
+        _give_up_stdout()
         return 1
     except MemoryError:
         print_line("error", "not enough memory: use fewer frames (--max-frames) or a smaller picture")
@@ -55,9 +57,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
+def _fill_closed_streams() -> None:
+    """Opens the null device in place of standard streams that the caller closed (`2>&-`).
+
+    Else the next file to be opened would get the stream's number, and what libraries write to stderr would end up in
+    it. stdout gets one that cannot be written: a result that goes nowhere is an error.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            fd = os.open(os.devnull, os.O_RDONLY if name == "stdout" else os.O_RDWR)  # the lowest number that is free
+            setattr(sys, name, open(fd, "r" if name == "stdin" else "w"))  # noqa: SIM115
+
+
+def _give_up_stdout() -> None:
+    """Writes what stdout still holds; if it cannot be written, a second attempt at exit must not complain."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def print_line(kind: str, message: object) -> None:
     """One message on stderr, on one line whatever it contains."""
-    print(f"vl3edge: {kind}: {one_line(' '.join(str(message).split()))}", file=sys.stderr)
+    progress(f"{kind}: {' '.join(str(message).split())}")
 
 
 def _run_plugin(entry: object, arguments: list[str]) -> int:

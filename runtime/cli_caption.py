@@ -74,8 +74,9 @@ def run(options: argparse.Namespace) -> int:
         for argument, names in arguments:
             if not names:
                 _record_missing(argument, output, options.retry_failed, tally)
-            elif options.retry_failed and isinstance(output, RecordOutput) and names != [argument]:
-                output.records.forget(argument)
+            elif options.retry_failed and isinstance(output, RecordOutput):
+                for name in {argument, *_folders(names)} - set(names):
+                    output.records.forget(name)
         waiting = tally.waiting(media, output, options.retry_failed)
         if waiting:
             captioner = Captioner(shared.load_model(options), request, output, options.retry_failed)
@@ -141,6 +142,11 @@ def _record_missing(argument: str, output: Output, retry: bool, tally: _Tally) -
     else:
         tally.skipped += 1
         tally.failed_before += 1
+
+
+def _folders(names: Sequence[str]) -> set[str]:
+    """Every folder that clips lie in: one that could not be read was a failed clip itself."""
+    return {str(folder) for name in names if "://" not in name for folder in Path(name).parents}
 
 
 def _request(options: argparse.Namespace) -> CaptionRequest:

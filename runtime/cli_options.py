@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from typing import Literal
 
@@ -110,8 +111,9 @@ def generation_config(options: argparse.Namespace) -> GenerationConfig:
 
 
 def progress(message: str) -> None:
-    """One line of progress on stderr."""
-    print(f"vl3edge: {one_line(message)}", file=sys.stderr, flush=True)
+    """One line on stderr. If that cannot be written (a full disk, a reader that has gone), no clip is lost for it."""
+    with contextlib.suppress(OSError):
+        print(f"vl3edge: {one_line(message)}", file=sys.stderr, flush=True)
 
 
 def time_report(clip: Clip, stats: GenerationStats) -> str:

@@ -7,6 +7,7 @@ of the encoder.
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -332,8 +333,8 @@ def media_kind(source: Any) -> MediaKind:
     if isinstance(source, np.ndarray):
         return "video" if source.ndim == 4 else "image"
     if isinstance(source, str | Path):
-        path = Path(source)
-        return "image" if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir() else "video"
+        is_image = Path(source).suffix.lower() in IMAGE_SUFFIXES and not os.path.isdir(source)
+        return "image" if is_image else "video"
     if isinstance(source, Sequence) and not isinstance(source, bytes):
         return "video"
     raise ConfigError(

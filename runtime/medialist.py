@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -35,10 +36,10 @@ def expand(arguments: Iterable[str]) -> list[str]:
 def matches(arguments: Iterable[str]) -> list[tuple[str, list[str]]]:
     """For each argument the clips it names that none before has named (folders and patterns sorted by name).
 
-    A folder with video files in it, at any depth, stands for every video and image in it; a folder that holds images
-    alone is itself one clip, its images the frames. A file that exists is taken as it is, whatever its name; so is a
-    name with :// in it (a stream). An argument that matches nothing has no clips; one whose clips have all been named
-    is left out.
+    A folder with video files in it, at any depth, stands for every video and image in it, and every folder in it that
+    may not be read; a folder that holds images alone is itself one clip, its images the frames. A file that exists is
+    taken as it is, whatever its name; so is a name with :// in it (a stream), and one that may not be looked up, which
+    reading it will say. An argument that matches nothing has no clips; one whose clips have all been named is left out.
     """
     seen: set[str] = set()
     found = []
@@ -46,13 +47,13 @@ def matches(arguments: Iterable[str]) -> list[tuple[str, list[str]]]:
         path = Path(argument)
         if not argument:  # an unset variable of a shell; as a path it would be the current folder
             names = []
-        elif "://" in argument or path.is_file():
+        elif "://" in argument or os.path.isfile(argument) or _is_forbidden(argument):
             names = [argument]
-        elif path.is_dir():
+        elif os.path.isdir(argument):
             names = _in_folder(path)
         else:
             matched = sorted(glob.glob(argument, recursive=True), key=lambda name: natural_key(Path(name)))
-            names = [part for name in matched for part in (_in_folder(Path(name)) if Path(name).is_dir() else [name])]
+            names = [part for name in matched for part in (_in_folder(Path(name)) if os.path.isdir(name) else [name])]
         new = list({clip_key(name): name for name in reversed(names) if clip_key(name) not in seen}.values())[::-1]
         seen |= {clip_key(name) for name in new}
         if new or not names:
@@ -60,13 +61,26 @@ def matches(arguments: Iterable[str]) -> list[tuple[str, list[str]]]:
     return found
 
 
+def _is_forbidden(name: str) -> bool:
+    """Whether a folder on the way to it may not be searched."""
+    try:
+        os.stat(name)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def _in_folder(folder: Path) -> list[str]:
-    files = [
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
+    """The clips in a folder. Links without an end and pipes that are named like media are among them, as failures."""
+    files: list[Path] = []
+    forbidden: list[str] = []
+    for parent, folders, names in os.walk(folder, onerror=lambda error: forbidden.append(str(error.filename))):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files += [Path(parent, name) for name in names if not name.startswith(".")]
     if not any(path.suffix.lower() in VIDEO_SUFFIXES for path in files):
-        return [str(folder)]  # frames of one clip, or nothing usable: reading it says what
+        # Frames of one clip, or nothing usable: reading it says what.
+        return [str(folder), *(name for name in forbidden if name != str(folder))]
     media = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES]
-    return [str(path) for path in sorted(media, key=natural_key)]
+    return [str(path) for path in sorted([*media, *map(Path, forbidden)], key=natural_key)]

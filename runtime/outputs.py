@@ -163,10 +163,14 @@ def document(records: Callable[[], Iterable[CaptionRecord]], style: str) -> Iter
 
 
 def stream_to(stream: TextIO) -> Callable[[bytes], None]:
-    """Writes bytes to a text stream such as stdout at once."""
+    """Writes bytes to a text stream at once. Raises OSError with the name it has in messages, stdout."""
 
     def write(data: bytes) -> None:
-        stream.write(data.decode())
-        stream.flush()
+        try:
+            stream.write(data.decode())
+            stream.flush()
+        except OSError as e:
+            e.filename = "stdout"
+            raise
 
     return write

@@ -102,7 +102,7 @@ class RecordFile:
         self._note(record)
 
     def forget(self, media: str) -> None:
-        """Removes the error record of a MEDIA argument that matched nothing then and does now."""
+        """Removes the error record of what was no clip: an argument that matched nothing, a folder that was closed."""
         key = (clip_key(media), None)
         if self._states.get(key) is State.FAILED:
             self._file.replace(self._without({key}, b""))

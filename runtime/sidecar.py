@@ -98,7 +98,7 @@ def _paths(media: Sequence[str], suffix: str) -> dict[str, Path]:
         if "://" in name:
             raise ConfigError(f"{name} is no file, so there is no place beside it; use -o instead of --sidecar")
         clip = Path(clip_key(name))
-        path = clip.with_name(clip.name + suffix) if clip.is_dir() else clip.with_suffix(suffix)
+        path = clip.with_name(clip.name + suffix) if os.path.isdir(clip) else clip.with_suffix(suffix)
         if path in owners:
             raise ConfigError(f"{owners[path]} and {name} would both have the file {path}: caption them one by one")
         owners[path] = name

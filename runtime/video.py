@@ -8,6 +8,7 @@ decoded, so no more than one frame of full size is in memory. `read_video` colle
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -197,7 +198,7 @@ def open_source(
         return PictureList("the list of images", source, timeline_of(len(source), source_fps, timestamps_s), limits)
     if limits.isolate:
         return IsolatedSource(source, source_fps, limits)
-    if Path(source).is_dir():
+    if os.path.isdir(source):  # False, not an error, where it may not be looked up: opening it says so
         return PictureList.from_folder(source, source_fps, limits)
     if Path(source).suffix.lower() in ANIMATION_SUFFIXES:
         return Animation(source, limits)

@@ -151,6 +151,17 @@ def test_wider_codes_are_the_same_weights(bits, wide, symmetric):
     assert np.array_equal(result.dequantized(), linear.dequantized())
 
 
+@pytest.mark.parametrize(
+    ("group", "asked", "block"), [(1024, 512, 256), (512, 256, 256), (512, 128, 128), (96, 128, 32)]
+)
+def test_blocks_are_no_larger_than_the_operator_has_or_was_asked_for(group, asked, block):
+    linear = random_linear(4, group, symmetric=False, out=8, columns=3072)
+    tensors = packing.to_matmul_nbits(linear, largest_block=asked)
+    assert tensors.block_size == block
+    assert tensors.packed.shape == (8, 3072 // block, block // 2)
+    assert np.array_equal(packing.from_matmul_nbits(tensors).dequantized(), linear.dequantized())
+
+
 def test_true_sizes_are_packed_in_under_a_second(benchmark_clock):
     linear = random_linear(4, 128, symmetric=False, out=8960, columns=1536)
     for pack in (packing.to_gptq, packing.to_matmul_nbits):

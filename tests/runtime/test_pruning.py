@@ -108,12 +108,40 @@ def test_one_frame_is_kept_whole() -> None:
     assert keep_mask(noisy_clip(0)[:1], 14, 2).tolist() == [[True] * 6]
 
 
-def test_frames_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ConfigError, match="multiples of 28"):
-        keep_mask(np.zeros((2, 30, 28, 3), np.uint8), 14, 2)
+def test_every_channel_has_its_own_deviation() -> None:
+    frames = np.full((2, 28, 28, 3), 100, np.uint8)
+    frames[1, 0, :7] += np.array([1, 2, 5], np.uint8)
+    found = token_differences(frames, 14, 2, std=(0.3, 0.7, 0.9))[1]
+    np.testing.assert_allclose(found, [7 * (1 / 0.3 + 2 / 0.7 + 5 / 0.9) / (3 * 28 * 28)], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ((30, 28, 3), "uint8"),
+        ((28, 30, 3), "uint8"),
+        ((28, 28), "uint8"),
+        ((28, 28, 3, 1), "uint8"),
+        ((28, 28, 3), "int8"),
+        ((28, 28, 3), "uint16"),
+        ((28, 28, 3), "float32"),
+    ],
+)
+def test_what_is_no_frame_is_refused(shape: tuple[int, ...], dtype: str) -> None:
+    message = rf"uint8 \[H, W, 3\] with sides that are multiples of 28, not {dtype} \[{', '.join(map(str, shape))}\]"
+    with pytest.raises(ConfigError, match=message):
+        FramePruner(14, 2).push(np.zeros(shape, dtype))
+
+
+@pytest.mark.parametrize(("first", "second"), [((28, 28), (28, 56)), ((28, 56), (28, 28)), ((56, 28), (28, 56))])
+def test_frames_of_two_sizes_are_refused(first: tuple[int, int], second: tuple[int, int]) -> None:
     pruner = FramePruner(14, 2)
-    pruner.push(np.zeros((28, 28, 3), np.uint8))
-    with pytest.raises(ConfigError, match=r"one size, not \[28, 28, 3\] and \[28, 56, 3\]"):
-        pruner.push(np.zeros((28, 56, 3), np.uint8))
+    pruner.push(np.zeros((*first, 3), np.uint8))
+    with pytest.raises(ConfigError, match=rf"one size, not \[{first[0]}, {first[1]}, 3\] and \[{second[0]}, "):
+        pruner.push(np.zeros((*second, 3), np.uint8))
+
+
+@pytest.mark.parametrize("std", [(0.5, 0.0, 0.5), (0.5, -0.5, 0.5), (0.5, 0.5), (0.5, 0.5, 0.5, 0.5)])
+def test_deviations_that_are_not_three_positive_numbers_are_refused(std: tuple[float, ...]) -> None:
     with pytest.raises(ConfigError, match="three positive numbers"):
-        FramePruner(14, 2, std=(0.5, 0.0, 0.5))
+        FramePruner(14, 2, std=std)

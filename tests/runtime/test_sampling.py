@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -78,10 +80,46 @@ def test_draws_follow_the_distribution_and_the_seed() -> None:
     np.testing.assert_allclose(frequencies, filtered_probabilities(logits, config), atol=0.012)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_top_k_keeps_the_k_best(seed: int) -> None:
+    scores = np.random.default_rng(seed).standard_normal(200).astype(np.float32)
+    for k in (*range(1, 40), 199, 200, 201):
+        found = filtered_probabilities(scores, GenerationConfig(temperature=1.0, top_k=k))
+        assert set(np.flatnonzero(found)) == set(np.argsort(scores)[-k:]), k
+
+
+def test_the_greatest_draw_is_the_last_token_although_the_sum_is_below_one() -> None:
+    config = GenerationConfig(temperature=1.0)
+    logits = np.random.default_rng(9).standard_normal(1000).astype(np.float32)
+    assert np.cumsum(filtered_probabilities(logits, config))[-1] < 1 - 2**-50
+    sampler = Sampler(config)
+    sampler._random = SimpleNamespace(random=lambda: 1 - 2**-53)  # type: ignore[assignment]
+    assert sampler.choose(logits, np.zeros(0, np.int64)) == 999
+
+
+def test_penalties_push_scores_of_either_sign_away() -> None:
+    logits = np.array([3.0, 0.5, 0.0, -0.5, -3.0, 7.0], np.float32)
+    found = penalize_repetition(logits, np.array([0, 1, 2, 3, 4, 4]), 2.0)
+    assert found.tolist() == [1.5, 0.25, 0.0, -1.0, -6.0, 7.0]
+    assert logits[0] == 3.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "needed"),
+    [
+        ({}, False),
+        ({"temperature": 0.1}, True),
+        ({"temperature": 2.0}, True),
+        ({"repetition_penalty": 0.7}, True),
+        ({"repetition_penalty": 1.3}, True),
+    ],
+)
+def test_logits_are_read_only_where_they_decide(settings: dict[str, float], needed: bool) -> None:
+    assert Sampler(GenerationConfig(**settings)).needs_logits is needed
+
+
 def test_greedy_with_a_penalty_takes_the_best_penalized() -> None:
     logits = np.array([1.0, 3.0, 2.9, -1.0], np.float32)
     sampler = Sampler(GenerationConfig(repetition_penalty=2.0))
-    assert sampler.needs_logits
     assert sampler.choose(logits, np.array([1])) == 2
     assert sampler.choose(logits, np.array([1, 2])) == 1
-    assert not Sampler(GenerationConfig()).needs_logits

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def test_rows_of_a_float_table(tmp_path: Path, dtype: type) -> None:
 
 
 @pytest.mark.parametrize("zeros", [True, False])
-@pytest.mark.parametrize("blocks", [1, 3, 4])
+@pytest.mark.parametrize("blocks", [1, 3, 4, 12])
 @pytest.mark.parametrize("bits", [4, 8])
 def test_rows_of_a_quantized_table(tmp_path: Path, bits: int, blocks: int, zeros: bool) -> None:
     tensors, values = quantized(bits, blocks, zeros)
@@ -81,7 +82,7 @@ def test_rows_of_a_quantized_table(tmp_path: Path, bits: int, blocks: int, zeros
     np.testing.assert_allclose(table.steps(ids), steps, rtol=1e-6)
 
 
-@pytest.mark.parametrize("ids", [[VOCAB], [0, VOCAB], [-1], [-1, 3]])
+@pytest.mark.parametrize("ids", [[VOCAB], [0, VOCAB], [VOCAB + 5], [-1], [-1, 3]])
 def test_ids_beyond_the_table_are_refused(tmp_path: Path, ids: list[int]) -> None:
     path = write_table(tmp_path / "e", {"embeddings": np.zeros((VOCAB, HIDDEN), np.float16)})
     with pytest.raises(BundleError, match=f"ids up to {max(ids)}, the embeddings have 11 rows"):
@@ -146,6 +147,23 @@ def test_headers_that_lie_are_refused(tmp_path: Path, shape: list[Any], begin: i
     path = write_table(tmp_path / "e", {"embeddings": zeros("f2", 11, 12)}, {"embeddings": entry})
     with pytest.raises(BundleError, match=message):
         EmbeddingTable(path, VOCAB, HIDDEN)
+
+
+def test_tensors_that_are_not_read_must_lie_in_the_file_all_the_same(tmp_path: Path) -> None:
+    entry = {"dtype": "F16", "shape": [11, 12], "data_offsets": [1, 265]}
+    path = write_table(tmp_path / "e", {"embeddings": zeros("f2", 11, 12)}, {"Another": entry})
+    with pytest.raises(BundleError, match="beyond its end"):
+        EmbeddingTable(path, VOCAB, HIDDEN)
+
+
+def test_tables_as_large_as_numbers_that_python_does_not_share(tmp_path: Path) -> None:
+    """A size compared with `is` is right up to 256."""
+    values = np.arange(300 * 512, dtype=np.float32).reshape(300, 512)
+    table = EmbeddingTable(write_table(tmp_path / "e", {"embeddings": values}), 300, 512)
+    np.testing.assert_array_equal(table.row(299), values[299])
+    codes = {"codes": np.full((300, 256), 0x98, np.uint8), "scales": np.ones((300, 4), np.float16)}
+    table = EmbeddingTable(write_table(tmp_path / "q", codes), 300, 512)
+    assert table.row(299).tolist() == [0.0, 1.0] * 256
 
 
 @pytest.mark.parametrize(("excess", "message"), [(0, "Expecting value"), (1, "header is too long")])
@@ -216,6 +234,12 @@ def test_ids_keys_and_spans() -> None:
         np.testing.assert_array_equal(found, expected)
 
 
+def test_what_sessions_and_clips_share_cannot_be_changed() -> None:
+    for value, name in ((CLIP, "tokens"), (spliced(), "keys")):
+        with pytest.raises(FrozenInstanceError):
+            setattr(value, name, np.zeros(0))
+
+
 def expected_inputs(values: np.ndarray) -> np.ndarray:
     rows = values[IDS].astype(np.float32)
     for positions, source in [([2, 3, 5, 9, 10, 11], CLIP.tokens), ([6, 7], PHOTO.tokens)]:
@@ -256,7 +280,7 @@ def test_a_growing_prompt_is_its_own_beginning(every: int | None, lengths: list[
 @pytest.mark.parametrize(
     ("a", "b", "shared"),
     [([], [], 0), ([1], [], 0), ([1, 2], [1, 2], 2), ([1, 2, 3], [1, 2], 2), ([1, 2], [1, 2, 3], 2),
-     ([1, 5, 3, 6], [1, 2, 3], 1), ([4, 2], [1, 2], 0), ([3, 2], [1, 3], 0)],
+     ([1, 5, 3, 6], [1, 2, 3], 1), ([1, 2, 3, 6], [1, 5, 3], 1), ([4, 2], [1, 2], 0), ([3, 2], [1, 3], 0)],
 )  # fmt: skip
 def test_common_prefix(a: list[int], b: list[int], shared: int) -> None:
     found = common_prefix(np.array(a, np.int64), np.array(b, np.int64))
