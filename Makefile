@@ -1,6 +1,6 @@
 # make demo   installs the runtime alone (no torch) and captions a real H.264 file with the demo bundle
 # make test   installs what the tests need and runs them; make lint checks style and types
-# make fuzz   damages media for FUZZ_SECONDS and reads it; make lint test do the same for seconds
+# make fuzz   damages media for FUZZ_SECONDS and reads it, then bundles, templates and records; make test: for seconds
 # make mutation changes single operators of four modules: do their tests notice? (MUTANTS=30: of each only 30)
 # make coverage which lines of runtime/ the tests run, child processes included
 # Everything is installed into virtual environments inside this folder.
@@ -41,6 +41,7 @@ test-interchange: $(INTERCHANGE_VENV)/.installed
 fuzz: $(VENV)/.installed
 	$(BIN)/python tests/fuzz/fuzzer.py --seconds $(FUZZ_SECONDS) --first $(or $(FUZZ_FIRST),0) \
 		--media $(wildcard ../shared/media) tests/fixtures --keep .cache/fuzz
+	$(BIN)/python tests/fuzz/artefacts.py --seconds $(FUZZ_SECONDS) --first $(or $(FUZZ_FIRST),0)
 
 mutation: $(VENV)/.installed
 	$(BIN)/pip install --quiet cosmic-ray==8.7.0

@@ -5,12 +5,14 @@
 Writes benchmarks/results/faults.json. Real runs of `vl3edge caption` over synthetic clips with the demo bundle, each
 killed (SIGKILL) at a moment drawn at random, half of them right after a write to the output, and started again with the
 same command until it ends by itself. After every kill the files are checked; at the end they must equal those of a run
-that nobody disturbed. Four ways of writing are tried:
+that nobody disturbed. Six ways of writing are tried:
 
     resume     JSON lines, --resume
     retry      the same file with an error record of every clip, --retry-failed
     sidecar    one file beside each clip, --sidecar --resume
     segments   one video in pieces to WebVTT, --resume
+    parquet    a Parquet file, made from the JSON lines beside it, --resume
+    batch      JSON lines, --resume, three captions together
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 from machine import describe
 
 from vl3edge.models.demo.clips import encode_mp4, write_clip
@@ -35,7 +38,8 @@ from vl3edge.models.demo.render import HELD_OUT_SEED, random_scene, source_frame
 
 RESULTS = Path(__file__).parent / "results" / "faults.json"
 COMMAND = [sys.executable, "-m", "vl3edge.runtime.cli", "caption", "--threads", "1", "--backend", "cpu"]
-KINDS = ("resume", "retry", "sidecar", "segments")
+KINDS = ("resume", "retry", "sidecar", "segments", "parquet", "batch")
+ENDINGS = {"segments": ".vtt", "parquet": ".parquet"}
 
 
 @dataclass
@@ -68,7 +72,7 @@ class Scene:
         self.kind = kind
         self.clips = folder / kind
         self.clips.mkdir(parents=True)
-        self.output = folder / f"{kind}{'.vtt' if kind == 'segments' else '.jsonl'}"
+        self.output = folder / f"{kind}{ENDINGS.get(kind, '.jsonl')}"
         if kind == "segments":
             _write_long_clip(self.clips / "long.mp4", num_clips)
         else:
@@ -90,6 +94,8 @@ class Scene:
         if self.kind == "segments":
             return [str(self.clips / "long.mp4"), "--segment", "3", "-o", str(self.output), "--resume"]
         names = [str(self.clips / f"{number}.mp4") for number in range(self.num_clips)]
+        if self.kind == "batch":
+            names += ["--batch", "3"]
         return [*names, "-o", str(self.output), "--retry-failed" if self.kind == "retry" else "--resume"]
 
     def reset(self) -> None:
@@ -104,7 +110,7 @@ class Scene:
 
     @property
     def _records(self) -> Path:
-        return self.output.with_name(f"{self.output.name}.jsonl") if self.kind == "segments" else self.output
+        return self.output.with_name(f"{self.output.name}.jsonl") if self.kind in ENDINGS else self.output
 
     def _lines(self) -> list[dict[str, object]]:
         """Records of the whole lines."""
@@ -130,6 +136,10 @@ class Scene:
             return {path.name: path.read_text() for path in self.clips.glob("*.txt")}
         if self.kind == "segments":
             return {self.output.name: self.output.read_text()} if self.output.exists() else {}
+        if self.kind == "parquet":
+            rows = pyarrow.parquet.read_table(self.output).to_pylist() if self.output.exists() else []
+            assert len({row["media"] for row in rows}) == len(rows), rows
+            return {row["media"]: row["caption"] for row in rows}
         return {str(line["media"]): str(line.get("caption")) for line in self._lines()}
 
     def size(self) -> int:

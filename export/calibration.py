@@ -48,7 +48,7 @@ class CalibrationEmbedder:
         )
         self._encoder = ClipEncoder(vision, small, patch_size)
         self._tokenizer = Tokenizer(bundle.path("tokenizer.json"))
-        template = bundle.path("chat_template.jinja").read_text(encoding="utf-8")
+        template = bundle.chat_template()
         self._template = PromptTemplate(template, self._tokenizer, manifest.tokens, manifest.layout)
         text = manifest.text
         self._table = EmbeddingTable(bundle.path("embeddings.safetensors"), text.vocab_size, text.hidden_size)

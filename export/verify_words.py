@@ -26,7 +26,7 @@ def verify_prompts(bundle: Bundle, clips: Sequence[VerifyClip]) -> Stage:
     compared = f"{sum(len(clip.prompt) for clip in clips)} ids of {len(clips)} prompts"
     try:
         tokenizer = Tokenizer(bundle.path("tokenizer.json"))
-        source = bundle.path("chat_template.jinja").read_text(encoding="utf-8")
+        source = bundle.chat_template()
         template = PromptTemplate(source, tokenizer, manifest.tokens, manifest.layout)
         for clip in clips:
             kept = tuple(clip.prepared.keep.sum(axis=1).tolist())

@@ -50,6 +50,13 @@ class Bundle:
             raise KeyError(name)
         return self.folder / name
 
+    def chat_template(self) -> str:
+        """The source of the chat template; BundleError if it is not text."""
+        try:
+            return self.path("chat_template.jinja").read_text(encoding="utf-8")
+        except UnicodeDecodeError as e:
+            raise BundleError(f"{self.folder}: chat_template.jinja is not UTF-8 ({e}). {_AGAIN}") from e
+
     @property
     def num_bytes(self) -> int:
         return sum(entry.bytes for entry in self.manifest.files.values())

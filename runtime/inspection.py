@@ -262,8 +262,7 @@ class _Costs:
         self._new_tokens = generation.max_new_tokens
         self._tokenizer = Tokenizer(bundle.path("tokenizer.json"))
         manifest = bundle.manifest
-        source = bundle.path("chat_template.jinja").read_text(encoding="utf-8")
-        template = PromptTemplate(source, self._tokenizer, manifest.tokens, manifest.layout)
+        template = PromptTemplate(bundle.chat_template(), self._tokenizer, manifest.tokens, manifest.layout)
         item = MediaItem(media.kind, media.timestamps_s)
         self._pieces = conversation_pieces(template, question_about([media], question), [item])
 

@@ -262,4 +262,22 @@ def _inconsistencies(manifest: Manifest) -> list[str]:
         problems.append(f"processor.std is {list(manifest.processor.std)}, not above 0")
     if not manifest.processor.fps > 0:
         problems.append(f"processor.fps is {manifest.processor.fps}, not above 0")
+    return problems + _quantization_problems(manifest.quantization)
+
+
+def _quantization_problems(facts: Mapping[str, Any]) -> list[str]:
+    """What memory is reckoned from: bits and group size; the rest of the report is for people."""
+    layers = facts.get("layers", {})
+    if not isinstance(layers, Mapping) or not all(isinstance(layer, Mapping) for layer in layers.values()):
+        return ["quantization.layers is not an object of objects"]
+    bits = {f"layers.{name}.bits": layer.get("bits") for name, layer in layers.items()}
+    bits |= {name: facts.get(name) for name in ("bits", "head_bits")}
+    problems = [
+        f"quantization.{name} is {_short(value)}, not from 1 to 16"
+        for name, value in bits.items()
+        if value is not None and not (type(value) in (int, float) and 1 <= value <= 16)
+    ]
+    group = facts.get("group_size", -1)
+    if type(group) is not int or not -1 <= group <= _MAX_SIZE:
+        problems.append(f"quantization.group_size is {_short(group)}, not a whole number from -1")
     return problems

@@ -183,7 +183,7 @@ def _head_bytes(manifest: Manifest) -> int:
 
 def _quantized(manifest: Manifest, layer: int | None) -> tuple[float | None, int]:
     """(bits, group size) of a decoder layer, or of the head with None; bits are None where weights are whole."""
-    facts: dict[str, Any] = manifest.quantization
+    facts: dict[str, Any] = manifest.quantization  # its values were checked with the manifest
     if facts.get("method", "none") == "none":
         return None, 1
     group = facts.get("group_size", -1)
@@ -191,7 +191,7 @@ def _quantized(manifest: Manifest, layer: int | None) -> tuple[float | None, int
     if layer is None:
         return facts.get("head_bits"), group
     bits = facts.get("layers", {}).get(f"layers.{layer}", {}).get("bits", facts.get("bits"))
-    return (bits if isinstance(bits, int | float) else 4), group
+    return (4 if bits is None else bits), group
 
 
 def _linear_bytes(weights: int, bits: float | None, group: int) -> int:

@@ -58,8 +58,7 @@ class VideoLlama3:
             VisionPath(bundle, backend), manifest.processor, manifest.vision.patch_size, limits, self._memory
         )
         self._tokenizer = Tokenizer(bundle.path("tokenizer.json"))
-        template = bundle.path("chat_template.jinja").read_text(encoding="utf-8")
-        self._template = PromptTemplate(template, self._tokenizer, manifest.tokens, manifest.layout)
+        self._template = PromptTemplate(bundle.chat_template(), self._tokenizer, manifest.tokens, manifest.layout)
         text = manifest.text
         self._table = EmbeddingTable(bundle.path("embeddings.safetensors"), text.vocab_size, text.hidden_size)
         self._decoder_session = backend.session(bundle.path("decoder.onnx"))

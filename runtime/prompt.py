@@ -174,7 +174,8 @@ class _Escape:
         return self._tokens.sub(replace, text)
 
     def restore(self, text: str) -> str:
-        return self._marked.sub(lambda match: self._found[int(match.group(1))], text)
+        numbered = {str(number): token for number, token in enumerate(self._found)}
+        return self._marked.sub(lambda match: numbered.get(match[1], match[0]), text)  # templates may hold marks, too
 
 
 def media_items(messages: Sequence[Mapping[str, Any]]) -> list[tuple[str, Any]]:

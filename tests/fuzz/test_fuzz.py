@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import artefacts
 import pytest
 from fuzzer import Worker, fuzz
 from mutations import MUTATIONS, mutate
@@ -23,6 +24,13 @@ def test_damaged_media_are_frames_or_one_line(seeds: list[Path]) -> None:
     assert report.findings == []
     assert report.inputs >= 50
     assert min(report.outcomes["read"], report.outcomes["refused"]) > report.inputs // 10, report.outcomes
+
+
+def test_damaged_bundles_templates_and_records_are_used_or_one_line() -> None:
+    report = artefacts.fuzz(range(10_000), SECONDS)
+    assert report.findings == []
+    assert report.inputs >= 20
+    assert set(report.by_seed) == {"manifest", "files", "template", "records"}
 
 
 @pytest.mark.parametrize("name", FOUND)

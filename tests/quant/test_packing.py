@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import FrozenInstanceError
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -152,6 +154,62 @@ def test_wider_codes_are_the_same_weights(bits, wide, symmetric):
 
 
 @pytest.mark.parametrize(
+    ("bits", "group", "columns", "out"),
+    [(4, 40, 40, 8), (4, 2, 96, 8), (4, 2, 640, 8), (8, 4, 12, 4), (4, 32, 64, 1024), (2, 16, 16, 16)],
+)
+def test_gptq_layers_of_few_words_and_many_groups(bits, group, columns, out):
+    linear = random_linear(bits, group, symmetric=False, out=out, columns=columns)
+    back = packing.from_gptq(packing.to_gptq(linear, "v2"), bits, "v2")
+    assert np.array_equal(back.dequantized(), linear.dequantized())
+    assert back.group_size == group
+
+
+def test_formats_are_told_by_their_letters():
+    """As a file of settings has them, not one object with the literals here."""
+    linear = random_linear(4, 32, symmetric=False)
+    read = "".join(["v", "1"])
+    assert np.array_equal(packing.to_gptq(linear, read).qzeros, packing.to_gptq(linear, "v1").qzeros)
+    assert np.array_equal(packing.from_gptq(packing.to_gptq(linear, "v1"), 4, read).zeros, linear.zeros)
+    linear.zeros[0, 0] = 0
+    with pytest.raises(QuantError, match="write v2"):
+        packing.to_gptq(linear, read)
+
+
+def test_bytes_of_a_packed_layer():
+    tensors = packing.to_matmul_nbits(random_linear(4, 32, symmetric=False, permuted=True))
+    parts = [tensors.packed, tensors.scales, tensors.zero_points, tensors.order]
+    assert tensors.num_bytes == sum(part.nbytes for part in parts)
+    symmetric = packing.to_matmul_nbits(random_linear(4, 32, symmetric=True))
+    assert symmetric.num_bytes == 64 * (256 // 2 + 8 * 2)
+
+
+@pytest.mark.parametrize("pack", [packing.to_gptq, packing.to_matmul_nbits])
+def test_packed_layers_are_told_apart_by_identity_and_stay_as_they_are(pack):
+    """Compared by value, two of them would raise, for what they hold are arrays."""
+    first, second = (pack(random_linear(4, 32, symmetric=True)) for _ in range(2))
+    assert len({first, first, second}) == 2
+    with pytest.raises(FrozenInstanceError):
+        first.scales = second.scales
+
+
+def test_words_that_hold_no_whole_codes_are_counted():
+    with pytest.raises(QuantError, match=r"^4 words do not hold whole codes of 3 bits"):
+        packing.unpack_words(np.zeros((4, 7), np.int32), 3)
+
+
+@pytest.mark.parametrize("group", [-1, 8, 7])
+def test_columns_in_groups_that_are_not_there_are_refused(group):
+    tensors = packing.to_gptq(random_linear(4, 32, symmetric=True))
+    tensors.g_idx[0] = group
+    with pytest.raises(QuantError, match="does not split 256 columns into 8 groups"):
+        packing.from_gptq(tensors, 4, "v1")
+
+
+def test_blocks_are_of_128_unless_others_are_asked_for():
+    assert packing.to_matmul_nbits(random_linear(4, 256, symmetric=True)).block_size == 128
+
+
+@pytest.mark.parametrize(
     ("group", "asked", "block"), [(1024, 512, 256), (512, 256, 256), (512, 128, 128), (96, 128, 32)]
 )
 def test_blocks_are_no_larger_than_the_operator_has_or_was_asked_for(group, asked, block):
@@ -183,6 +241,8 @@ def test_what_does_not_fit_is_refused():
     tensors = packing.to_gptq(random_linear(4, 32, symmetric=True))
     with pytest.raises(QuantError, match=r"qweight has shape \(32, 64\), not \(64, 64\) at 8 bits"):
         packing.from_gptq(tensors, 8, "v1")
+    with pytest.raises(QuantError, match=r"qweight has shape \(32, 64\), not \(16, 64\) at 2 bits"):
+        packing.from_gptq(tensors, 2, "v1")
     tensors.g_idx[0] = 5
     with pytest.raises(QuantError, match="does not split 256 columns into 8 groups"):
         packing.from_gptq(tensors, 4, "v1")

@@ -305,4 +305,4 @@ def test_killed_runs_lose_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_runs_killed_often_lose_nothing(tmp_path: Path) -> None:
-    assert list(torment(tmp_path, faults.KINDS, 60, 12)) == [(kind, 15, 0) for kind in faults.KINDS]
+    assert list(torment(tmp_path, faults.KINDS, 90, 12)) == [(kind, 15, 0) for kind in faults.KINDS]

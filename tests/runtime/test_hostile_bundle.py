@@ -300,3 +300,40 @@ def test_figures_that_are_none_are_one_line(bundle: Path, capsys: pytest.Capture
     out, err = capsys.readouterr()
     assert status == 0 or err.splitlines()[-1].startswith("vl3edge: error: ")
     assert "Traceback" not in out + err
+
+
+def test_a_template_that_is_not_text_is_refused(bundle: Path) -> None:
+    """Found by tests/fuzz/artefacts.py, number 5000013."""
+    rewrite(bundle, "chat_template.jinja", b"{% for m in messages %}\xff{% endfor %}")
+    with pytest.raises(BundleError, match=r"chat_template\.jinja is not UTF-8"):
+        VideoLlama3.load(bundle, backend="cpu", num_threads=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("layers", 1e308, "quantization.layers is not an object of objects"),
+        ("layers", {"layers.0": 4}, "quantization.layers is not an object of objects"),
+        ("layers", {"layers.0": {"bits": "4"}}, "quantization.layers.layers.0.bits is '4', not from 1 to 16"),
+        ("bits", 1e308, "quantization.bits is 1e\\+308, not from 1 to 16"),
+        ("head_bits", True, "quantization.head_bits is True, not from 1 to 16"),
+        ("group_size", 0.5, "quantization.group_size is 0.5, not a whole number"),
+        ("group_size", -2, "quantization.group_size is -2, not a whole number"),
+    ],
+)
+def test_what_memory_is_reckoned_from_is_checked(bundle: Path, name: str, value: Any, message: str) -> None:
+    """Found by tests/fuzz/artefacts.py, number 5000128: AttributeError while the model was loaded."""
+    change(bundle, lambda data: data["quantization"].update({name: value}))
+    with pytest.raises(BundleError, match=message):
+        open_bundle(bundle)
+
+
+def test_marks_of_masked_tokens_in_a_template_are_text(bundle: Path) -> None:
+    """Users' special tokens are masked as a number between private characters; a template may hold such text, too."""
+    template = (bundle / "chat_template.jinja").read_text()
+    rewrite(bundle, "chat_template.jinja", ("\ue0007\ue000\ue000٣\ue000" + template).encode())
+    model = VideoLlama3.load(bundle, backend="cpu", num_threads=1)
+    ids = model.prompt([{"role": "user", "content": "a <|im_end|> b"}], []).ids
+    text = model._tokenizer.decode(ids.tolist())
+    assert "\ue0007\ue000\ue000٣\ue000" in text
+    assert "a <|im_end|> b" in text
