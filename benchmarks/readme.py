@@ -212,7 +212,10 @@ def reuse_rows() -> list[list[str]]:
 
 def reliability_table() -> str:
     """Faults injected, and what was lost."""
-    faults, fuzz = load("faults"), load("fuzz")["totals"]
+    faults, fuzz, artefacts = load("faults"), load("fuzz")["totals"], load("fuzz_artefacts")["totals"]
+    coverage, verified = load("coverage"), load("verify_real")
+    planted = [entry for entry in verified.values() if "wrong_weight" in entry]
+    sound = [entry for entry in verified.values() if "wrong_weight" not in entry]
     soak, long_run = load("streaming")["demo"]["soak"], load("long_run")["summary"]
     ways = faults["ways"].values()
     lost = {key: sum(way[key] for way in ways) for key in ("lost", "duplicated", "torn", "changed")}
@@ -231,6 +234,11 @@ def reliability_table() -> str:
             f"{fuzz['crashed']} crashes, {fuzz['hung']} hangs; {fuzz['failed']} wrong errors, mended",
         ],
         [
+            "damaged bundles loaded, chat templates rendered, record files continued",
+            f"{artefacts['inputs']:,} inputs",
+            f"{artefacts['crashed']} crashes, {artefacts['hung']} hangs; {artefacts['failed']} wrong errors, mended",
+        ],
+        [
             "frames pushed into one session",
             f"{soak['frames']:,}",
             f"resident memory {min(resident):.0f} to {max(resident):.0f} MB",
@@ -246,8 +254,24 @@ def reliability_table() -> str:
     rows.append(
         [
             "mutants of pruning, splicing, sampling and packing (`make mutation`)",
-            f"an even sample, {mutants['run']:,} of {mutants['all_mutants']:,}",
-            f"{mutants['killed']} killed by the tests, {mutants['survived']} equivalent and explained",
+            f"all {mutants['run']:,}" if mutants["run"] == mutants["all_mutants"] else f"{mutants['run']:,} of them",
+            f"{mutants['killed']:,} killed by the tests, {mutants['survived']} equivalent and explained",
+        ]
+    )
+    rows.append(
+        [
+            "lines of `runtime/` that tests run (`make coverage`)",
+            f"{coverage['lines']:,} lines",
+            f"{coverage['share']:.1%}; {coverage['share_without_those_that_need_a_device']:.1%} without the "
+            f"{len(coverage['needs_a_device'])} files that need a GPU",
+        ]
+    )
+    rows.append(
+        [
+            "`vl3edge verify` at the 2B sizes, random weights",
+            f"{len(sound)} sound bundles, {len(planted)} with one wrong weight",
+            f"{sum(entry['passed'] for entry in sound)} passed; the stage was named in "
+            f"{sum(entry['first_failure'] == entry['wrong_stage'] for entry in planted)} of {len(planted)}",
         ]
     )
     return table(["fault or load", "how much", "result"], rows)

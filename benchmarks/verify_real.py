@@ -30,7 +30,8 @@ from vl3edge.runtime.bundle import hash_file
 from vl3edge.runtime.manifest import sealed
 
 RESULTS = Path(__file__).parent / "results" / "verify_real.json"
-GRAPHS = ("vision.onnx", "projector-video.onnx", "decoder.onnx")
+STAGES = {"vision.onnx": "encoder", "projector-video.onnx": "projector, video", "decoder.onnx": "weights"}
+"""In which stage a wrong weight of a quantized bundle's graph must be noticed first."""
 
 
 def verified(bundle: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -101,7 +102,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--media", nargs="+", required=True)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--fault", nargs="+", choices=GRAPHS)
+    parser.add_argument("--fault", nargs="+", choices=STAGES)
     parser.add_argument("--frames", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=4)
     parser.add_argument("--threads", type=int, default=1)
@@ -114,7 +115,10 @@ def main() -> None:
         else:
             with tempfile.TemporaryDirectory(dir=options.work) as folder:
                 wrong = plant(Path(bundle), graph, Path(folder))
-                key, entry = f"{name}, fault in {graph}", {"wrong_weight": wrong} | verified(Path(folder), options)
+                key, entry = (
+                    f"{name}, fault in {graph}",
+                    {"wrong_weight": wrong, "wrong_stage": STAGES[graph]} | verified(Path(folder), options),
+                )
         results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
         RESULTS.write_text(json.dumps(results | {key: entry}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 

@@ -230,7 +230,9 @@ class VideoFile:
         return np.sort(ticks)
 
     def _stream(self, container: InputContainer, options: dict[str, str]) -> VideoStream:
-        stream = next(s for s in container.streams.video if s.index == self._stream_index)
+        stream = next((s for s in container.streams.video if s.index == self._stream_index), None)
+        if stream is None or stream.codec_context is None:
+            raise MediaError(f"{self.name}: it has changed since it was opened; read it when nobody writes it any more")
         # With threads, damaged frames come out different from run to run.
         stream.thread_type = "NONE" if self._packets and self._first_attempt == 2 else "AUTO"
         stream.codec_context.options = options

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fuzzer import Report, Worker
+from fuzzer import ROOT, Report, Worker, add_to_report
 from mutations import MUTATIONS
 
 from vl3edge.runtime import GenerationConfig, VideoLlama3
@@ -223,19 +223,27 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--first", type=int, default=0, help="number of the first input")
-    parser.add_argument("--json", type=Path, help="write the report to this file")
+    parser.add_argument("--json", type=Path, help="add the report to this file")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         work()
         return 0
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    from machine import describe
+
     report = fuzz(range(options.first, 1 << 40), options.seconds)
-    result = vars(report) | {"first": options.first, "seconds": round(report.seconds, 1)}
-    text = json.dumps(result, indent=1)
-    if options.json:
-        options.json.write_text(text + "\n", encoding="utf-8")
-    else:
-        print(text)
+    run = {
+        "machine": describe(),
+        "inputs": report.inputs,
+        "first": options.first,
+        "seconds": round(report.seconds, 1),
+        "outcomes": dict(report.outcomes),
+        "slowest_s": report.slowest_s,
+        "by_kind": {name: dict(counts) for name, counts in sorted(report.by_seed.items())},
+        "findings": report.findings,
+    }
+    add_to_report(run, options.json)
     return 1 if report.findings else 0
 
 

@@ -117,6 +117,19 @@ def fuzz(
     return report
 
 
+def add_to_report(run: dict[str, Any], path: Path | None) -> None:
+    """Adds a run to the file of runs and their totals; without a file prints it."""
+    runs = [*(json.loads(path.read_text(encoding="utf-8"))["runs"] if path and path.exists() else []), run]
+    totals = {"inputs": sum(item["inputs"] for item in runs)}
+    for outcome in ("read", "refused", "failed", "crashed", "hung"):
+        totals[outcome] = sum(item["outcomes"].get(outcome, 0) for item in runs)
+    text = json.dumps({"totals": totals, "runs": runs}, indent=1)
+    if path is None:
+        print(text)
+    else:
+        path.write_text(text + "\n", encoding="utf-8")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60)
@@ -146,17 +159,7 @@ def main() -> int:
         "by_file": {name: dict(counts) for name, counts in sorted(report.by_seed.items())},
         "findings": report.findings,
     }
-    runs = (
-        json.loads(options.json.read_text(encoding="utf-8"))["runs"] if options.json and options.json.exists() else []
-    )
-    totals = {"inputs": sum(item["inputs"] for item in [*runs, run])}
-    for outcome in ("read", "refused", "failed", "crashed", "hung"):
-        totals[outcome] = sum(item["outcomes"].get(outcome, 0) for item in [*runs, run])
-    text = json.dumps({"totals": totals, "runs": [*runs, run]}, indent=1)
-    if options.json:
-        options.json.write_text(text + "\n", encoding="utf-8")
-    else:
-        print(text)
+    add_to_report(run, options.json)
     return 1 if report.findings else 0
 
 

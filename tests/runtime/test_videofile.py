@@ -304,6 +304,23 @@ def test_errors_of_the_system_are_told_apart(clip: Callable[[str], Path], monkey
         open_video(clip("long-gop.mp4"))
 
 
+@pytest.mark.parametrize("change", ["sound in its place", "another codec", "gone"])
+def test_a_file_that_changes_between_its_two_passes_is_a_media_error(tmp_path: Path, change: str) -> None:
+    """Found by captioning a file that was cut and written again meanwhile."""
+    path = tmp_path / "clip.mp4"
+    write_clip(path, range(20), options=SHORT_GOP)
+    video = VideoFile(path)
+    if change == "sound in its place":
+        write_sound(tmp_path / "sound.m4a").replace(path)
+    elif change == "another codec":
+        path.write_bytes(path.read_bytes().replace(b"avc1", b"zzzz"))
+    else:
+        path.unlink()
+    message = "there is no such file" if change == "gone" else "it has changed since it was opened"
+    with pytest.raises(MediaError, match=message):
+        list(video.frames([0, 5]))
+
+
 def test_damaged_throughout_is_an_error(clip: Callable[[str], Path], tmp_path: Path) -> None:
     data = bytearray(clip("mjpeg.mov").read_bytes())
     start, end = data.index(b"mdat") + 4, data.rindex(b"moov") - 4
