@@ -79,7 +79,7 @@ class BatchGenerator:
 
         A request is taken when there is a row for it, not before. Errors: ContextLengthError for a prompt that leaves
         no room for an answer, or is too long for the memory; BackendError or MemoryError for one that fails though it
-        is alone.
+        is alone, BackendError for one whose logits are no numbers.
         """
         self._max_rows = self._told_rows = self._wanted_rows
         self._budget = self._usable_bytes() if self._memory_bytes is None else self._memory_bytes
@@ -137,15 +137,22 @@ class BatchGenerator:
             yield from self._choose(row)
 
     def _choose(self, row: int) -> Iterator[Outcome]:
-        """Takes the next token of a row; the answer, if that ends it."""
+        """Takes the next token of a row; the answer if that ends it, or the error if there is no token to take."""
         sequence = self._rows[row]
         assert sequence is not None
-        sequence.answer.choose(int(self._decoder.tokens[row]), self._decoder.logits[row])
-        reason = sequence.answer.finish_reason
-        if reason is not None:
-            self._rows[row] = None
-            self._decoder.cache.rewind(row, 0)
-            yield sequence.request.key, sequence.finished(self._tokenizer, reason)
+        outcome: Answer | Exception
+        try:
+            sequence.answer.choose(int(self._decoder.tokens[row]), self._decoder.logits[row])
+        except BackendError as e:
+            outcome = e
+        else:
+            reason = sequence.answer.finish_reason
+            if reason is None:
+                return
+            outcome = sequence.finished(self._tokenizer, reason)
+        self._rows[row] = None
+        self._decoder.cache.rewind(row, 0)
+        yield sequence.request.key, outcome
 
     @property
     def _active(self) -> int:

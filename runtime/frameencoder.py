@@ -15,6 +15,7 @@ import numpy as np
 
 from .clip import MediaKind
 from .config import PruningConfig
+from .errors import BackendError
 from .pruning import FramePruner
 from .pruning_choice import choose_threshold
 from .vision import VisionPath
@@ -61,13 +62,22 @@ class FrameEncoder:
             self.prune_s += time.perf_counter() - begin
 
     def encoded(self, frames: np.ndarray) -> EncodedFrames:
-        """The tokens of frames uint8 [F, H, W, 3], the next of the clip."""
+        """The tokens of frames uint8 [F, H, W, 3], the next of the clip.
+
+        Raises BackendError for tokens that are no numbers: in the KV cache they would spoil every later answer, too.
+        """
         begin = time.perf_counter()
         keep = self._keep(frames)
         pruned = time.perf_counter()
         features = self._features(frames)
         encoded = time.perf_counter()
         tokens = self._vision.tokens(features, self._kind, keep)
+        if not np.isfinite(tokens).all():
+            raise BackendError(
+                f"the vision encoder computed NaN or infinity for a picture of {frames.shape[2]}×{frames.shape[1]} "
+                "pixels: its weights are damaged, or its precision does not suffice on this backend; `vl3edge verify` "
+                "names the stage"
+            )
         self.projector_s += time.perf_counter() - encoded
         self.vision_s += encoded - pruned
         self.prune_s += pruned - begin

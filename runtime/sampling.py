@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .config import GenerationConfig
+from .errors import BackendError
 
 
 class Sampler:
@@ -19,7 +20,15 @@ class Sampler:
         self.needs_logits = config.temperature > 0 or config.repetition_penalty != 1.0
 
     def choose(self, logits: np.ndarray, history: np.ndarray) -> int:
-        """The next token's id, from logits float32 [vocab] and the ids int64 [n] of prompt and answer so far."""
+        """The next token's id, from logits float32 [vocab] and the ids int64 [n] of prompt and answer so far.
+
+        Raises BackendError for logits of which the best is NaN or infinite: no token can be drawn from them.
+        """
+        if not np.isfinite(logits.max()):
+            raise BackendError(
+                "the decoder computed NaN or infinity instead of logits: its weights are damaged, or its precision "
+                "does not suffice on this backend; `vl3edge verify` names the stage"
+            )
         scores = penalize_repetition(logits, history, self._config.repetition_penalty)
         if self._config.temperature == 0:
             return int(scores.argmax())

@@ -298,6 +298,17 @@ def test_what_fails_alone_costs_itself(tied: Parts) -> None:
     assert all(isinstance(found, BackendError) for _, found in outcomes)
 
 
+def test_a_row_without_logits_costs_itself(tied: Parts) -> None:
+    """NaN in one prompt fails its own request, not the one beside it."""
+    config = GenerationConfig(max_new_tokens=6, temperature=0.8, seed=1)
+    sound, broken = (BatchRequest(key, prompt_of(tied, 40, key), config) for key in range(2))
+    ((start, visual),) = broken.prompt.spans
+    broken = replace(broken, prompt=replace(broken.prompt, spans=((start, np.full_like(visual, np.nan)),)))
+    outcomes = dict(tied.batch(2).answers([sound, broken]))
+    assert isinstance(outcomes[1], BackendError)
+    assert outcomes[0].token_ids == tied.alone(sound).token_ids
+
+
 def test_running_out_of_memory_when_the_cache_is_made(tied: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     requests = requests_of(tied, (20, 300, 40, 30), max_new_tokens=9)
     batch = tied.batch(4)

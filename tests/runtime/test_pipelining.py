@@ -15,7 +15,7 @@ from vl3edge.runtime import decoder as decoder_module
 from vl3edge.runtime import generation as generation_module
 from vl3edge.runtime import model as model_module
 from vl3edge.runtime.encoder import PendingClip
-from vl3edge.runtime.errors import ContextLengthError, MediaError
+from vl3edge.runtime.errors import BackendError, ContextLengthError, MediaError
 from vl3edge.runtime.generation import Answer, join
 from vl3edge.runtime.readahead import read_ahead
 from vl3edge.runtime.vision import VisionPath
@@ -149,3 +149,24 @@ def test_read_ahead_is_one_ahead_and_ends_with_its_consumer() -> None:
     ahead.close()
     assert made in ([0, 1, 2], [0, 1, 2, 3])
     assert list(read_ahead(iter("abc"))) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_tokens_that_are_no_numbers_never_reach_the_cache(
+    model: VideoLlama3, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    """There they would turn every later answer into NaN, too: a masked position counts 0 times NaN."""
+    clip = model.encode(CLIP)
+    sound = model.ask(clip, "Describe this video.", CONFIG).token_ids
+    tokens = VisionPath.tokens
+
+    def spoiled(*arguments: Any) -> np.ndarray:
+        result = tokens(*arguments).copy()
+        result[-1, 0] = value
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VisionPath, "tokens", spoiled)
+        with pytest.raises(BackendError, match="NaN or infinity"):
+            model.ask(model.begin(CLIP), "Describe this video.", CONFIG)
+    assert model.ask(clip, "Describe this video.", CONFIG).token_ids == sound

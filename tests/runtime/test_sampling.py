@@ -10,6 +10,7 @@ import torch
 from reference import transformers_module
 
 from vl3edge.runtime import GenerationConfig
+from vl3edge.runtime.errors import BackendError
 from vl3edge.runtime.sampling import Sampler, filtered_probabilities, penalize_repetition
 
 
@@ -123,3 +124,14 @@ def test_greedy_with_a_penalty_takes_the_best_penalized() -> None:
     sampler = Sampler(GenerationConfig(repetition_penalty=2.0))
     assert sampler.choose(logits, np.array([1])) == 2
     assert sampler.choose(logits, np.array([1, 2])) == 1
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("config", [GenerationConfig(temperature=1.0), GenerationConfig(repetition_penalty=1.1)])
+def test_logits_that_are_no_numbers_are_an_error(config: GenerationConfig, value: float) -> None:
+    """A draw from them would be an id beyond the vocabulary."""
+    logits = np.full(5, value, np.float32)
+    with pytest.raises(BackendError, match="NaN or infinity"):
+        Sampler(config).choose(logits, np.array([0]))
+    masked = np.array([-np.inf, 1.0, -np.inf], np.float32)
+    assert Sampler(config).choose(masked, np.array([0])) == 1
