@@ -77,25 +77,26 @@ def style(theme: Theme) -> dict[str, object]:
 
 
 def timeline(axes: Axes, seen: Inspection, theme: Theme, shown: Sequence[int] = ()) -> None:
-    """Every sampled frame at its time: how many tokens it has, and how many of them are kept. shown: marked below."""
+    """Every sampled frame from its time on: how many tokens it has, and how many are kept. shown: marked below."""
     times, total = np.array(seen.timestamps_s), seen.keep.shape[1]
     step = float(np.median(np.diff(times))) or 1.0
     if seen.num_frames <= _BARS:
-        axes.bar(times, total, 0.8 * step, color=theme.dropped, label="dropped")
-        axes.bar(times, seen.tokens_per_frame, 0.8 * step, color=theme.seen, label="kept")
+        axes.bar(times, total, 0.85 * step, align="edge", color=theme.dropped, label="dropped")
+        axes.bar(times, seen.tokens_per_frame, 0.85 * step, align="edge", color=theme.seen, label="kept")
     else:  # gaps would be narrower than a pixel
         edges = np.append(times, times[-1] + step)
         axes.stairs(np.full(len(times), total), edges, fill=True, color=theme.dropped, label="dropped")
         axes.stairs(seen.tokens_per_frame, edges, fill=True, color=theme.seen, label="kept")
     if len(shown) and len(shown) < seen.num_frames:
-        marks = [times[i] for i in shown]
+        marks = [times[i] + step / 2 for i in shown]
         axes.plot(marks, [-0.05 * total] * len(marks), "^", color=theme.accent, markersize=4, clip_on=False)
-    axes.set_xlim(times[0] - 0.6 * step, times[-1] + step)
+    axes.set_xlim(times[0], times[-1] + step)
     axes.set_ylim(0, total * 1.03)
     axes.set_title("Tokens of every sampled frame")
     axes.set_xlabel("seconds" if ":" not in clock(0, times[-1]) else "minutes : seconds")
     axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-    axes.xaxis.set_major_locator(MaxNLocator(10, integer=times[-1] - times[0] >= 5, steps=[1, 2, 3, 5, 6, 10]))
+    nice = [1, 2, 3, 5, 6, 10] if times[-1] >= 60 else [1, 2, 5, 10]  # of minutes, or of seconds
+    axes.xaxis.set_major_locator(MaxNLocator(10, integer=times[-1] - times[0] >= 5, steps=nice))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: clock(value, times[-1])))
     axes.legend(*_reversed(axes), loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, borderaxespad=0.3)
     axes.tick_params(axis="x", pad=8 if len(shown) else 4)

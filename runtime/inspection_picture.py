@@ -26,7 +26,8 @@ from .inspection_text import facts, footnote, moment
 DPI = 120
 _WIDTH, _MARGIN, _GAP = 13.0, 0.35, 0.1  # inches, as all lengths here
 _HEADER, _CAPTION, _CHARTS = 0.95, 0.22, 3.75
-_MOST_ROWS = 2
+_MOST_ROWS, _MOST_COLUMNS = 2, 12
+_TALLEST = 2.6  # a thumbnail, unless so many columns of upright frames do not make it less
 _PLOT, _GAUGE = (5.4, 3.6), (4.5, 1.6)  # on the page
 
 
@@ -91,10 +92,12 @@ class _Sheet:
 def _film(seen: Inspection) -> tuple[int, int, list[int]]:
     """Columns and rows of the frames shown, and their numbers."""
     height, width = seen.size
-    most = min(12, max(4, math.floor((_WIDTH - 2 * _MARGIN) * height / width)))  # thumbnails at least an inch high
+    strip = (_WIDTH - 2 * _MARGIN) * height / width  # as high as one frame in all the width would be
+    most = min(_MOST_COLUMNS, max(4, math.floor(strip)))  # thumbnails at least an inch high
+    fewest = min(_MOST_COLUMNS, max(5, math.ceil(strip / _TALLEST)))
     rows = min(_MOST_ROWS, -(-seen.num_frames // most))
     shown = choose_shown(seen.num_frames, rows * most)
-    return max(-(-len(shown) // rows), min(most, 5)), rows, shown
+    return max(-(-len(shown) // rows), min(most, fewest)), rows, shown
 
 
 def _header(sheet: _Sheet, seen: Inspection) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from vl3edge.runtime import GenerationConfig, PruningConfig, SamplingPlan, VideoLlama3
@@ -20,7 +21,7 @@ from vl3edge.runtime.cli import main
 from vl3edge.runtime.cli_inspect import report_paths
 from vl3edge.runtime.errors import ConfigError, MediaError
 from vl3edge.runtime.inspection import Inspection, Speed, inspect
-from vl3edge.runtime.inspection_charts import DARK, LIGHT
+from vl3edge.runtime.inspection_charts import DARK, LIGHT, timeline
 from vl3edge.runtime.inspection_frames import choose_shown, dimmed, veil
 from vl3edge.runtime.inspection_page import page
 from vl3edge.runtime.inspection_picture import DPI, page_charts, picture
@@ -128,6 +129,23 @@ def test_many_frames_stay_few_on_the_picture() -> None:
     assert len(choose_shown(180, 14)) == 14
     assert choose_shown(5, 14) == [0, 1, 2, 3, 4]
     assert choose_shown(1, 14) == [0]
+
+
+def test_few_upright_frames_do_not_fill_pages(model: VideoLlama3) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (3, 320, 120, 3), dtype=np.uint8)
+    height = Image.open(io.BytesIO(picture(seen_of(model, frames)))).height
+    assert height < 10.5 * DPI
+
+
+def test_the_time_line_begins_with_the_first_frame(model: VideoLlama3) -> None:
+    """And every bar with its frame: nothing is shown before it."""
+    seen = seen_of(model)
+    axes = Figure().add_subplot()
+    timeline(axes, seen, LIGHT)
+    assert axes.get_xlim() == (0.0, 9.0)
+    starts = [bar.get_x() for bar in axes.containers[1]]
+    assert starts == pytest.approx(list(seen.timestamps_s))
+    assert min(axes.get_xticks()) >= 0
 
 
 def test_dropped_blocks_alone_are_dimmed_and_veiled() -> None:
