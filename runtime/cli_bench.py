@@ -41,6 +41,9 @@ def add_to(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     size = _size(options.size)
     plan = BenchPlan(options.frames, size, options.context, options.new_tokens, options.repeats)
+    to_stdout = options.json is not None and str(options.json) == "-"
+    if options.json is not None and not options.json.parent.is_dir():
+        raise ConfigError(f"--json {options.json}: there is no such folder")  # told before the minutes of measuring
     bundle = open_bundle(DEMO_BUNDLE if options.bundle is None else options.bundle)
     limit = bundle.manifest.text.max_position_embeddings
     if plan.context + plan.new_tokens > limit:
@@ -49,7 +52,6 @@ def run(options: argparse.Namespace) -> int:
     shared.progress(f"measuring {bundle.manifest.name} on {backend.name}; other work on the machine falsifies it")
     bench = Bench(bundle, backend, plan)
     bench.run(options.media)
-    to_stdout = options.json is not None and str(options.json) == "-"
     if not to_stdout:
         print("\n".join(_table(bench)))
     if options.json is not None:
@@ -74,7 +76,7 @@ def _table(bench: Bench) -> list[str]:
     if bench.bandwidth is not None and bench.flops is not None:
         speed = f"{bench.bandwidth / 1e9:.1f} GB/s read, {bench.flops / 1e9:.0f} GFLOP/s in float32"
         lines += [f"this machine: {cores()} cores, {speed}", ""]
-    lines.append(f"{'stage':<22}{'work':>14}{'time':>11}{'rate':>18}{'least possible':>17}{'of limit':>10}{'peak':>10}")
+    lines.append(f"{'stage':<22}{'work':>14}{'time':>11}{'rate':>21}{'least possible':>17}{'of limit':>10}{'peak':>10}")
     return lines + [_line(stage) for stage in bench.stages]
 
 
@@ -87,7 +89,7 @@ def _line(stage: Stage) -> str:
     peak = "" if stage.peak_bytes is None else f"{stage.peak_bytes / 1e9:.2f} GB"
     work = f"{stage.count} {stage.unit}"
     rate = f"{stage.rate:,.0f} {stage.unit}/s" if stage.rate >= 100 else f"{stage.rate:.3g} {stage.unit}/s"
-    return f"{stage.name:<22}{work:>14}{_time(stage.seconds):>11}{rate:>18}{floor:>17}{share:>10}{peak:>10}"
+    return f"{stage.name:<22}{work:>14}{_time(stage.seconds):>11}{rate:>21}{floor:>17}{share:>10}{peak:>10}"
 
 
 def _time(seconds: float) -> str:

@@ -99,6 +99,7 @@ def test_no_floors_for_a_backend_that_is_not_the_cpu(monkeypatch: pytest.MonkeyP
         (["--frames", "0"], "at least 1"),
         (["--context", "100000"], "exceed the model's context"),
         (["--media", "nowhere.mp4"], "there is no such file"),
+        (["--json", "nowhere/bench.json"], "there is no such folder"),
     ],
 )
 def test_bad_plans_are_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
