@@ -23,14 +23,21 @@ _PROGRESS_S = 5.0
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command; returns its exit status."""
+    """Runs the command; returns its exit status: 0, 1 if the export failed, 2 for bad usage."""
     options = _parser().parse_args(argv)
     for category in (DeprecationWarning, FutureWarning):  # of the libraries, for their developers
         warnings.simplefilter("ignore", category)
     warnings.showwarning = lambda message, *_, **__: _say(f"warning: {message}")
     try:
+        wanted = _export_options(options)
+    except (ConfigError, QuantError) as e:
+        _say(f"error: {e}")
+        return 2
+    try:
         checkpoint = Checkpoint.open(options.checkpoint, options.revision)
-        report = export_bundle(checkpoint, options.output, _export_options(options), ProgressLines())
+        if wanted.plan is not None and checkpoint.config.quantization is not None:
+            _say("the checkpoint's decoder is quantized already: it is exported as it is, whatever bits and groups say")
+        report = export_bundle(checkpoint, options.output, wanted, ProgressLines())
     except (ExportError, CheckpointError, QuantError, MediaError, ConfigError) as e:
         _say(f"error: {e}")
         return 1
@@ -49,7 +56,12 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _export_options(options: argparse.Namespace) -> ExportOptions:
+    """Raises ConfigError or QuantError for options that cannot work, whatever the checkpoint."""
     plan = None
+    if options.quant == "none" and options.save_gptq is not None:
+        raise ConfigError("--save-gptq writes the decoder that --quant makes: leave out --quant none")
+    if options.calibration_tokens < 1:
+        raise ConfigError(f"--calibration-tokens must be at least 1, not {options.calibration_tokens}")
     if options.quant != "none":
         plan = QuantizationPlan(
             method=options.quant,

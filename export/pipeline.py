@@ -34,6 +34,7 @@ from vl3edge.runtime.manifest import (
     VisionQuantization,
     VisionSpec,
 )
+from vl3edge.runtime.medialist import expand
 
 from .check import Difference, check_decoder
 from .decoder import DecoderBuilder, StoredMatrix, export_decoder, text_spec
@@ -114,11 +115,13 @@ def export_bundle(
     """Exports a checkpoint to the folder `target`.
 
     progress: called with (stage, steps done, steps in all).
-    Raises ExportError (target exists, disk full, …) or CheckpointError (from reading).
+    Raises ExportError (target exists, disk full, …), CheckpointError (from reading), QuantError (a plan that does not
+    fit the decoder, weights that are no numbers), MediaError (calibration media).
     """
     options = options or ExportOptions()
     if options.vision_bits not in (8, 16):
         raise ExportError(f"vision_bits must be 8 or 16, not {options.vision_bits}")
+    _check_quantization(checkpoint, options)
     precision = options.stored_precision
     compilers = require_tensorrt(options.targets)
     needed = _estimated_bytes(checkpoint, precision) + tensorrt_bytes(checkpoint, options.targets)
@@ -142,6 +145,20 @@ def export_bundle(
         (folder / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
     discard_work(target)
     return ExportReport(target, manifest)
+
+
+def _check_quantization(checkpoint: Checkpoint, options: ExportOptions) -> None:
+    """What would be found out, or left out, after the vision encoder and the calibration only."""
+    quantizes = options.plan is not None and checkpoint.config.quantization is None
+    if options.save_gptq is not None and not quantizes:
+        why = "is quantized already" if checkpoint.config.quantization is not None else "is not to be quantized"
+        raise ExportError(f"there is no GPTQ checkpoint to save: the decoder {why}")
+    if options.plan is not None and quantizes:
+        options.plan.check(checkpoint.config.text)
+        if options.calibration_tokens < 1:
+            raise ExportError(f"calibration_tokens must be at least 1, not {options.calibration_tokens}")
+    if quantizes or options.vision_bits == 8:
+        expand(options.calibration)  # raises MediaError for what does not exist
 
 
 def _vision_calibration(

@@ -6,8 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from vl3edge.models.config import TextConfig
+
 from .errors import QuantError
-from .grid import BITS, Grid
+from .grid import BITS, WHOLE_ROW, Grid
 
 Method = Literal["gptq", "rtn"]
 
@@ -19,6 +21,8 @@ GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
 DOWN = ("mlp.down_proj",)
 GROUPS = (QKV, OUT, GATE_UP, DOWN)
 LINEARS = (*QKV, *OUT, *GATE_UP, *DOWN)
+
+_USUAL_GROUPS = (16, 32, 64, 128, 256)
 
 
 @dataclass(frozen=True)
@@ -60,3 +64,20 @@ class QuantizationPlan:
     def grid(self, bits: int) -> Grid:
         """The grid of this plan at so many bits. Raises QuantError for a group size that is none."""
         return Grid(bits, self.group_size, self.symmetric)
+
+    def check(self, text: TextConfig) -> None:
+        """Raises QuantError for a group size that does not fit a decoder of these sizes, before any work is done.
+
+        Groups divide every row, and are multiples of 16, the smallest block of MatMulNBits.
+        """
+        widths = sorted({text.hidden_size, text.num_heads * text.head_dim, text.intermediate_size})
+        sizes = widths if self.group_size == WHOLE_ROW else [self.group_size]
+        divided = self.group_size == WHOLE_ROW or not any(width % self.group_size for width in widths)
+        if divided and not any(size % _USUAL_GROUPS[0] for size in sizes):
+            return
+        fitting = [str(size) for size in _USUAL_GROUPS if not any(width % size for width in widths)]
+        hint = f"take {', '.join(fitting)}" if fitting else "leave it as it is (--quant none)"
+        raise QuantError(
+            f"groups of {'whole rows' if self.group_size == WHOLE_ROW else self.group_size} do not fit this decoder, "
+            f"whose rows have {', '.join(map(str, widths))} weights: {hint}"
+        )

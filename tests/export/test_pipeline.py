@@ -21,6 +21,7 @@ from vl3edge.export import cli, pipeline, staging
 from vl3edge.export.errors import ExportError
 from vl3edge.export.pipeline import ExportOptions, export_bundle
 from vl3edge.models.checkpoint import Checkpoint
+from vl3edge.quant.plan import QuantizationPlan
 from vl3edge.runtime import GenerationConfig, SamplingPlan, VideoLlama3
 from vl3edge.runtime.bundle import open_bundle
 
@@ -156,6 +157,56 @@ def test_the_command_says_in_one_go_what_a_checkpoint_lacks(
     assert not (tmp_path / "bundle").exists()
     assert cli.main([str(tmp_path / "nowhere"), "-o", str(tmp_path / "bundle")]) == 1
     assert "nowhere" in capsys.readouterr().err
+
+
+BAD_OPTIONS = {
+    "no groups": (["--group-size", "0"], "group_size must be positive"),
+    "no tokens": (["--calibration-tokens", "0"], "--calibration-tokens must be at least 1"),
+    "too many bits": (["--bits", "auto", "--average-bits", "99"], "average_bits must be from 4 to 8"),
+    "nothing to save": (["--quant", "none", "--save-gptq", "x"], "leave out --quant none"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_OPTIONS)
+def test_bad_usage(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Is told before the checkpoint is looked at."""
+    arguments, message = BAD_OPTIONS[name]
+    assert cli.main([str(tmp_path / "nowhere"), "-o", str(tmp_path / "bundle"), *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+BAD_FITS = {
+    "not divided": (["--group-size", "100"], "groups of 100 do not fit"),
+    "too small": (["--group-size", "8"], "take 16, 32"),
+    "no such media": (["--group-size", "32", "--calibration", "nowhere.mp4"], "nowhere.mp4"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FITS)
+def test_what_cannot_be_quantized_is_told_before_anything_is_written(
+    name: str, checkpoints: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments, message = BAD_FITS[name]
+    assert cli.main([str(checkpoints("tiny")), "-o", str(tmp_path / "bundle"), *arguments]) == 1
+    (line,) = capsys.readouterr().err.splitlines()  # no stage was begun
+    assert message in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_quantized_checkpoint_is_not_saved_as_another(
+    checkpoints: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its own codes are exported, and the command says so."""
+    plan = QuantizationPlan(method="rtn", group_size=32, head_bits=None)
+    source = Checkpoint.open(checkpoints("tiny-128"))
+    export_bundle(source, tmp_path / "first", ExportOptions(plan=plan, save_gptq=tmp_path / "gptq"))
+    command = [str(tmp_path / "gptq"), "-o", str(tmp_path / "second"), "--bits", "8"]
+    assert cli.main([*command, "--save-gptq", str(tmp_path / "again")]) == 1
+    assert "the decoder is quantized already" in capsys.readouterr().err
+    assert cli.main(command) == 0
+    assert "is quantized already: it is exported as it is" in capsys.readouterr().err
+    assert open_bundle(tmp_path / "second").manifest.quantization["bits"] == 4
 
 
 def test_the_table_at_the_end(
