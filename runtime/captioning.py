@@ -31,7 +31,7 @@ class CaptionRequest:
 
     prompt: None asks for a description. find: an event to look for instead.
     segment_s: seconds of the pieces that videos are cut into; None takes each as a whole.
-    batch: how many answers are generated together.
+    batch: how many answers are generated together. Raises ConfigError for less than one.
     """
 
     sampling: SamplingPlan
@@ -41,6 +41,10 @@ class CaptionRequest:
     find: str | None = None
     segment_s: float | None = None
     batch: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise ConfigError(f"a batch is 1 or more, not {self.batch}")
 
 
 @dataclass(frozen=True)

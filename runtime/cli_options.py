@@ -10,6 +10,7 @@ from typing import Literal
 from .clip import Clip
 from .config import GenerationConfig, PruningConfig, SamplingPlan
 from .engine import BACKENDS
+from .errors import ConfigError
 from .generation import GenerationStats
 from .limits import DEFAULT_LIMITS, MediaLimits
 from .memory_limit import parse_bytes
@@ -69,10 +70,16 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("answer")
     group.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="length limit (default: 256)")
     group.add_argument("--temperature", type=float, default=0.0, help="0, the default, is greedy")
-    group.add_argument("--top-p", type=float, default=1.0)
-    group.add_argument("--top-k", type=int, default=0)
-    group.add_argument("--repetition-penalty", type=float, default=1.0)
-    group.add_argument("--seed", type=int)
+    group.add_argument(
+        "--top-p", type=float, default=1.0, metavar="P", help="draw from the likeliest that make up P (default: 1)"
+    )
+    group.add_argument(
+        "--top-k", type=int, default=0, metavar="N", help="draw from the N likeliest tokens (default: 0, from all)"
+    )
+    group.add_argument(
+        "--repetition-penalty", type=float, default=1.0, metavar="X", help="above 1 avoids tokens that occurred"
+    )
+    group.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same draws (default: a new one)")
 
 
 def load_model(options: argparse.Namespace) -> VideoLlama3:
@@ -94,6 +101,8 @@ def sampling_plan(options: argparse.Namespace) -> SamplingPlan:
 
 
 def pruning_config(options: argparse.Namespace) -> PruningConfig:
+    if options.no_pruning and options.threshold is not None:
+        raise ConfigError("--threshold is what pruning goes by, and --no-pruning switches it off: give one of them")
     defaults = PruningConfig()
     threshold = defaults.threshold if options.threshold is None else options.threshold
     return PruningConfig(threshold, False if options.no_pruning else None, options.max_visual_tokens)

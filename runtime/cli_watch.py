@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from . import cli_options as shared
-from .config import PruningConfig
 from .live import LiveReader
 from .live_change import DEFAULT_SHARE, ChangeDetector
 from .live_news import LiveEvent
@@ -62,7 +61,7 @@ def add_to(commands: Any) -> None:
         "--context", type=int, metavar="N", help="remember at most N tokens (default: the model's context)"
     )
     shared.add_generation(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, max_visual_tokens=None)  # no one knows how much of a stream is to come
 
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
@@ -91,7 +90,7 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    inquiry, generation, pruning = _inquiry(options), shared.generation_config(options), _pruning(options)
+    inquiry, generation, pruning = _inquiry(options), shared.generation_config(options), shared.pruning_config(options)
     source = SourceOptions(options.timeout, options.transport, options.camera_size, options.camera_rate)
     reconnection = Reconnection(options.backoff, max(options.backoff, Reconnection().longest_s), options.reconnects)
     with _opened(options.output) as stream, _stop_signals() as stopped:
@@ -120,11 +119,6 @@ def _inquiry(options: argparse.Namespace) -> Inquiry:
     if every_s is None and change is None:
         every_s = DEFAULT_EVERY_S
     return Inquiry(tuple(options.question), every_s, change, options.keep_answers, options.duration)
-
-
-def _pruning(options: argparse.Namespace) -> PruningConfig:
-    threshold = PruningConfig().threshold if options.threshold is None else options.threshold
-    return PruningConfig(threshold, enabled=False if options.no_pruning else None)
 
 
 def _when(inquiry: Inquiry) -> str:

@@ -136,6 +136,9 @@ USAGE = {
     "negative threshold": (["caption", "GOOD", "--threshold", "-1"], "threshold must be"),
     "no tokens": (["caption", "GOOD", "--max-new-tokens", "0"], "max_new_tokens must be at least 1"),
     "top_p": (["ask", "GOOD", "-q", "x", "--top-p", "1.5"], "top_p must be"),
+    "no batch": (["caption", "GOOD", "--batch", "0"], "a batch is 1 or more"),
+    "no batch of nothing": (["caption", "nowhere.mp4", "--batch", "0"], "a batch is 1 or more"),
+    "watch without pruning": (["watch", "GOOD", "-q", "x", "--threshold", "3", "--no-pruning"], "give one of them"),
     "resume without a file": (["caption", "GOOD", "--resume"], "--resume needs"),
     "a question about nothing": (["ask", "-q", "x"], "needs MEDIA"),
 }
@@ -149,6 +152,7 @@ def test_bad_usage(capsys: pytest.CaptureFixture[str], bundle: Path, clips: Path
     status, out, err = run(capsys, *arguments, *model)
     assert (status, out) == (2, "")
     assert message in err
+    assert " on cpu with ONNX Runtime" not in err  # no model was loaded for it
 
 
 def test_missing_things_are_named(capsys: pytest.CaptureFixture[str], bundle: Path, tmp_path: Path) -> None:
