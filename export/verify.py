@@ -28,6 +28,7 @@ from vl3edge.runtime.pruning import keep_mask
 from vl3edge.runtime.resize import PixelBudget, resize_rgb, target_size
 from vl3edge.runtime.vision import VisionPath
 
+from .errors import ExportError
 from .pipeline import ExportOptions, make_manifest
 from .verify_decoder import verify_decoder, verify_whole_path
 from .verify_media import VerifyClip, verify_clips
@@ -63,13 +64,16 @@ def verify_bundle(
 
     Memory: the larger of the bundle's vision encoder or decoder, and one part of the checkpoint in float32 (the vision
     encoder, or one layer of the decoder).
-    Raises BundleError, BackendError, MediaError, CheckpointError for what cannot be compared at all.
+    Raises BundleError, BackendError, MediaError, CheckpointError, ExportError for what cannot be compared at all, such
+    as a checkpoint of other sizes.
     """
     options = options or VerifyOptions()
     bundle = open_bundle(folder)
     backend = select_backend(options.backend, options.threads)
     clips = verify_clips(checkpoint, options.media, options.frames)
     stages = [_settings(bundle.manifest, checkpoint.config)]
+    if _sizes(bundle.manifest) != _sizes(make_manifest(checkpoint.config, ExportOptions(), None)):
+        raise ExportError(f"{folder} is no bundle of {checkpoint.folder}: {stages[0].detail}")
     stages += [_pixels(bundle.manifest, clips), _pruning(bundle.manifest, clips)]
     progress("pixels", 1, 1)
     vision_stages, tokens = _vision(bundle, backend, checkpoint, clips)
@@ -118,6 +122,12 @@ def _settings(manifest: Manifest, config: ModelConfig) -> Stage:
     ]
     compared = f"{len(reference)} values of bundle.json that describe the model"
     return Stage("settings", compared, None, None, "equal", not wrong, "; ".join(wrong))
+
+
+def _sizes(manifest: Manifest) -> tuple[int, ...]:
+    """Those that the shapes of inputs and outputs follow from: where they differ, no stage can take the reference's."""
+    vision, text = manifest.vision, manifest.text
+    return vision.hidden_size, vision.patch_size, text.hidden_size, text.vocab_size, text.num_layers
 
 
 def _model_facts(manifest: Manifest) -> dict[str, Any]:

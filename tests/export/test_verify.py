@@ -211,6 +211,19 @@ def test_another_checkpoint_fails_from_the_encoder_on(
     assert "The first stage that differs is encoder" in out
 
 
+def test_a_checkpoint_of_other_sizes_is_one_line(
+    checkpoints: Callable[..., Path], exported: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its stages could not even be run on the bundle's graphs."""
+    bundle = exported("tiny", "transformers", INT4)
+    assert cli_verify.main([str(bundle), "--checkpoint", str(checkpoints("tiny-untied"))]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    (line,) = err.splitlines()
+    assert "is no bundle of" in line
+    assert "vision.hidden_size is 80, the checkpoint's is 48" in line
+
+
 def test_what_cannot_be_compared_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli_verify.main([str(tmp_path), "--checkpoint", str(CHECKPOINT)]) == 1
     assert cli_verify.main([str(DEMO_BUNDLE), "--checkpoint", str(tmp_path)]) == 1
