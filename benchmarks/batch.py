@@ -73,7 +73,7 @@ class Rows:
         decoder = BatchDecoder(self.model.session, self.model.spec)
         decoder.resize(size, self.decoder.cache.capacity)
         for buffer, source in zip(decoder.cache.buffers, self.decoder.cache.buffers, strict=True):
-            buffer[:] = source[:size]
+            buffer.write(source.rows(0, size).read())
         decoder.cache.lengths[:] = self.decoder.cache.lengths[:size]
         return Rows(self.model, decoder, self.lengths[:size])
 

@@ -25,6 +25,7 @@ from vl3edge.runtime import GenerationConfig, VideoLlama3
 from vl3edge.runtime.bundle import Bundle
 from vl3edge.runtime.config import SamplingPlan
 from vl3edge.runtime.decoder import Decoder
+from vl3edge.runtime.decoder_graph import load_decoder_graph
 from vl3edge.runtime.engine import Backend
 from vl3edge.runtime.errors import Vl3EdgeError
 from vl3edge.runtime.manifest import TextSpec
@@ -65,7 +66,7 @@ def verify_decoder(
     spec, eos = bundle.manifest.text, bundle.manifest.tokens.eos_ids
     inputs = [_inputs(checkpoint, clip, visual) for clip, visual in zip(clips, tokens, strict=True)]
     embeddings = checkpoint.tensor(EMBEDDINGS)
-    decoder = Decoder(backend.session(bundle.path("decoder.onnx")), spec)
+    decoder = Decoder(load_decoder_graph(backend, bundle), spec)
     answers = [_greedy(decoder, prompt, embeddings, count, eos) for prompt in inputs]
     del decoder
     read = [_with_answer(prompt, answer, embeddings) for prompt, answer in zip(inputs, answers, strict=True)]

@@ -26,8 +26,7 @@ from .continuation import Continuation, FinishReason
 from .decoder import BatchDecoder
 from .errors import BackendError, BatchWarning, ContextLengthError
 from .generation import Answer, GenerationStats
-from .kvcache import bytes_per_row, capacity_for
-from .memory import available_bytes
+from .kvcache import capacity_for
 from .splice import EmbeddingTable, SplicedPrompt
 from .tokenizer import Detokenizer, Tokenizer
 
@@ -47,8 +46,8 @@ class BatchRequest:
 class BatchGenerator:
     """Answers prompts `rows` at a time. Not thread-safe: one `answers` at a time.
 
-    memory_bytes: what the cache and the prompts may take; None is most of what the machine has available when
-        `answers` begins, but for reserve_bytes: what encoding and prefilling take.
+    memory_bytes: what the cache and the prompts may take; None is most of what the machine, or the GPU, has available
+        when `answers` begins, but for reserve_bytes: what encoding and prefilling take.
     check: is told the capacity that each sequence needs; it raises ContextLengthError if that is too much for one.
     """
 
@@ -142,7 +141,7 @@ class BatchGenerator:
         assert sequence is not None
         outcome: Answer | Exception
         try:
-            sequence.answer.choose(int(self._decoder.tokens[row]), self._decoder.logits[row])
+            sequence.answer.choose(int(self._decoder.tokens[row]), lambda: self._decoder.logits[row])
         except BackendError as e:
             outcome = e
         else:
@@ -168,7 +167,7 @@ class BatchGenerator:
             self._check(capacity_for(spec, capacity))
         capacity = capacity_for(spec, max([capacity, *(s.answer.max_length for s in self._rows if s is not None)]))
         # The prompt's own embeddings are kept beside the cache until its answer is finished.
-        row_bytes = bytes_per_row(spec, capacity) + capacity * spec.hidden_size * 4
+        row_bytes = self._decoder.cache.bytes_per_row(capacity) + capacity * spec.hidden_size * 4
         rows = max(1, min(self._max_rows, self._budget // row_bytes))
         if self._active + 1 > rows:
             if rows < self._told_rows:
@@ -185,7 +184,7 @@ class BatchGenerator:
         return True
 
     def _usable_bytes(self) -> int:
-        available = available_bytes()
+        available = self._decoder.cache.memory.available_bytes()
         return sys.maxsize if available is None else int(_USABLE_SHARE * available) - self._reserve_bytes
 
     def _close_gaps(self) -> None:

@@ -17,6 +17,7 @@ from . import workload
 from .bundle import Bundle
 from .config import SamplingPlan
 from .decoder import Decoder
+from .decoder_graph import load_decoder_graph
 from .encoder import pixel_budget
 from .engine import Backend
 from .errors import ConfigError
@@ -141,7 +142,7 @@ class Bench:
         manifest, plan = self.bundle.manifest, self.plan
         text = manifest.text
         table = EmbeddingTable(self.bundle.path("embeddings.safetensors"), text.vocab_size, text.hidden_size)
-        decoder = Decoder(self.backend.session(self.bundle.path("decoder.onnx")), text)
+        decoder = Decoder(load_decoder_graph(self.backend, self.bundle), text)
         ids = np.random.default_rng(0).integers(0, text.vocab_size, plan.context)
         prompt = table.rows(ids)
         decoder.reserve(plan.context + plan.new_tokens)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Callable, Set
 from typing import Literal
 
 import numpy as np
@@ -57,9 +57,9 @@ class Continuation:
             return "stop"
         return "length" if self.length == self.max_length else None
 
-    def choose(self, greedy: int, logits: np.ndarray) -> int:
-        """The next token, from the decoder's own greedy choice and logits float32 [vocab]."""
-        token = self._sampler.choose(logits, self._history[: self.length]) if self._sampler.needs_logits else greedy
+    def choose(self, greedy: int, logits: Callable[[], np.ndarray]) -> int:
+        """The next token, from the decoder's own greedy choice or its logits float32 [vocab], asked for if needed."""
+        token = self._sampler.choose(logits(), self._history[: self.length]) if self._sampler.needs_logits else greedy
         self._history[self.length] = token
         self.length += 1
         return token

@@ -1,4 +1,8 @@
-"""The little of CUDA that running a plan takes: memory on the device, pinned memory on the host, one stream.
+"""The little of CUDA that the runtime takes: memory on the device, pinned memory on the host, one stream.
+
+TensorRT and ONNX Runtime work in the same stream, so what one hands to the other needs no waiting. Threads may use it
+side by side, but not while a CUDA graph is captured from it: whoever allocates or runs in another thread than the
+decoder's holds `lock` meanwhile, and so does a capture.
 
 Behind it is cuda-python, imported when a device is opened; every call's status is checked.
 """
@@ -7,7 +11,9 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-from dataclasses import dataclass
+import threading
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,6 +37,9 @@ class Device(Protocol):
     @property
     def stream(self) -> int: ...
 
+    @property
+    def lock(self) -> AbstractContextManager[Any]: ...
+
     def allocate(self, num_bytes: int) -> int:
         """Address of new device memory."""
         ...
@@ -51,6 +60,21 @@ class Device(Protocol):
         """Copies from the device into a contiguous host array, in the stream."""
         ...
 
+    def copy_2d(self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, height: int) -> None:
+        """Copies `height` runs of `width` bytes that lie a pitch apart, in the stream; either address may be a host's.
+
+        Host memory that is not pinned must live until `synchronize`.
+        """
+        ...
+
+    def clear(self, address: int, num_bytes: int) -> None:
+        """Sets device memory to zero, in the stream."""
+        ...
+
+    def free_bytes(self) -> int:
+        """Device memory that nobody has taken."""
+        ...
+
     def synchronize(self) -> None:
         """Waits until the stream has done all it was given."""
         ...
@@ -64,6 +88,7 @@ class CudaDevice:
     name: str
     capability: tuple[int, int]
     stream: int
+    lock: threading.RLock = field(default_factory=threading.RLock, compare=False)
 
     def allocate(self, num_bytes: int) -> int:
         return int(_call(self.runtime, self.runtime.cudaMalloc, num_bytes))
@@ -84,6 +109,19 @@ class CudaDevice:
     def download(self, target: np.ndarray, address: int) -> None:
         self._copy(target.ctypes.data, address, target.nbytes, self.runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost)
 
+    def copy_2d(self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, height: int) -> None:
+        if width == 0 or height == 0:
+            return
+        kind = self.runtime.cudaMemcpyKind.cudaMemcpyDefault  # the direction follows from the addresses
+        copy = self.runtime.cudaMemcpy2DAsync
+        _call(self.runtime, copy, target, target_pitch, source, source_pitch, width, height, kind, self.stream)
+
+    def clear(self, address: int, num_bytes: int) -> None:
+        _call(self.runtime, self.runtime.cudaMemsetAsync, address, 0, num_bytes, self.stream)
+
+    def free_bytes(self) -> int:
+        return int(_results(self.runtime, self.runtime.cudaMemGetInfo)[0])
+
     def synchronize(self) -> None:
         _call(self.runtime, self.runtime.cudaStreamSynchronize, self.stream)
 
@@ -99,9 +137,9 @@ def open_device() -> CudaDevice:
     except BackendError as e:
         raise BackendError(f"no CUDA device can be used ({e}): check the NVIDIA driver (nvidia-smi).") from e
     except RuntimeError as e:  # cuda-python raises it where there is no driver library at all
-        raise BackendError(f"there is no NVIDIA driver on this machine ({e}).") from e
+        raise BackendError(f"there is no NVIDIA driver on this machine ({e}); backend 'cpu' needs none.") from e
     if count == 0:
-        raise BackendError("the NVIDIA driver sees no GPU (nvidia-smi).")
+        raise BackendError("the NVIDIA driver sees no GPU (nvidia-smi); backend 'cpu' needs none.")
     properties = _call(runtime, runtime.cudaGetDeviceProperties, 0)
     name = properties.name.decode() if isinstance(properties.name, bytes) else str(properties.name)
     stream = int(_call(runtime, runtime.cudaStreamCreate))
@@ -117,14 +155,20 @@ def _import_runtime() -> Any:
             continue
         except ImportError as e:
             raise BackendError(f"cuda-python is installed but does not load ({e}).") from e
-    raise BackendError(f"TensorRT plans need cuda-python to run: {_INSTALL}.")
+    raise BackendError(f"NVIDIA GPUs need cuda-python: {_INSTALL}.")
 
 
 def _call(runtime: Any, function: Any, *arguments: Any) -> Any:
-    """The result of a CUDA call, which returns (status, result); BackendError for any status but success."""
+    """The first result of a CUDA call, None if it has none; BackendError for any status but success."""
+    results = _results(runtime, function, *arguments)
+    return results[0] if results else None
+
+
+def _results(runtime: Any, function: Any, *arguments: Any) -> Any:
+    """The results of a CUDA call, which returns (status, results…); BackendError for any status but success."""
     status, *results = function(*arguments)
     if status != runtime.cudaError_t.cudaSuccess:
         text = runtime.cudaGetErrorString(status)[1]
         message = text.decode() if isinstance(text, bytes) else str(text)
         raise BackendError(f"CUDA: {message} ({status.name})")
-    return results[0] if results else None
+    return results

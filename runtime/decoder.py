@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from .engine import guarded
+from .buffers import Buffer
+from .decoder_graph import Binding, BoundTensor, DecoderGraph
 from .errors import BundleError
 from .kvcache import KvCache, capacity_for
 from .manifest import TextSpec
@@ -24,99 +25,123 @@ PREFILL_CHUNK = 512  # tokens a call: bounds the attention scores' memory, and i
 class BatchDecoder:
     """Decodes sequences side by side, one in each row of its cache. Not thread-safe.
 
-    session: an onnxruntime.InferenceSession of `decoder.onnx`.
-    logits: float32 [rows, vocab_size], of the token after the last one appended to each row.
-    tokens: int64 [rows], the greedy choice among them. Both are overwritten by the next call.
+    graph: the decoder's graph; a bare onnxruntime.InferenceSession of it is one that runs in host memory.
     """
 
-    def __init__(self, session: Any, spec: TextSpec) -> None:
-        _check_fit(session, spec)
+    def __init__(self, graph: DecoderGraph | Any, spec: TextSpec) -> None:
+        self._graph = graph if isinstance(graph, DecoderGraph) else DecoderGraph(graph)
+        _check_fit(self._graph.session, spec)
         self.spec = spec
-        self.cache = KvCache(spec)
-        self._session = session
+        self.cache = KvCache(spec, self._graph.memory, self._graph.cache_dtype)
         self._total = np.zeros((), np.int32)
-        self._steps: dict[int, Any] = {}  # the binding of a step, by its number of rows
+        self._capacity = np.zeros((), np.int32)  # in the place of _total where steps are recorded
+        self._prompt: Buffer | None = None
+        self._steps: dict[int, Binding] = {}  # by the number of rows
+        self._results: dict[str, np.ndarray] = {}  # of the last run, as far as they were read
         self._make_rows(0)
 
     def _make_rows(self, rows: int) -> None:
-        self.logits = np.zeros((rows, self.spec.vocab_size), np.float32)
-        self.tokens = np.zeros(rows, np.int64)
-        self._inputs = np.zeros((rows, 1, self.spec.hidden_size), np.float32)
-        self._seqlens = np.zeros(rows, np.int32)
+        def zeros(columns: int, dtype: type) -> Buffer:
+            return self._graph.memory.zeros((rows, columns) if columns else (rows,), dtype, staged=True)
+
+        self._logits, self._tokens = zeros(self.spec.vocab_size, np.float32), zeros(0, np.int64)
+        self._inputs, self._seqlens = zeros(self.spec.hidden_size, np.float32), zeros(0, np.int32)
+        self._results.clear()
+
+    @property
+    def logits(self) -> np.ndarray:
+        """Float32 [rows, vocab_size], of the token after the last one appended to each row; void after the next call.
+
+        On a GPU they are brought to the host when they are asked for.
+        """
+        return self._result("logits", self._logits)
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """Int64 [rows], the greedy choice among `logits`; void after the next call."""
+        return self._result("tokens", self._tokens)
 
     def resize(self, rows: int, capacity: int) -> None:
         """Makes room for so many sequences and tokens a sequence, keeping the content of the rows that remain.
 
-        `logits` and `tokens` are lost when the number of rows changes. MemoryError leaves no rows.
+        `logits` and `tokens` are lost when the number of rows changes. MemoryError and BackendError leave no rows.
         """
         self._steps.clear()  # they point at buffers that are about to go
         self.cache.resize(rows, capacity)
-        if rows != len(self.tokens):
+        self._capacity[...] = self.cache.capacity
+        if rows != self._tokens.shape[0]:
             self._make_rows(rows)
 
     def prefill(self, row: int, embeddings: np.ndarray) -> None:
         """Appends embeddings float32 [S, hidden_size], S >= 1, to one row."""
         self._check_room(int(self.cache.lengths[row]) + len(embeddings))
+        if self._prompt is None:
+            shape = (PREFILL_CHUNK, self.spec.hidden_size)
+            self._prompt = self._graph.memory.zeros(shape, np.float32, staged=True)
         for start in range(0, len(embeddings), PREFILL_CHUNK):
-            chunk = np.ascontiguousarray(embeddings[None, start : start + PREFILL_CHUNK], np.float32)
-            self._run(self._bind(chunk, row), row, 1, chunk.shape[1])
+            chunk = embeddings[start : start + PREFILL_CHUNK]
+            part = self._prompt.rows(0, len(chunk))
+            part.write(chunk)
+            tensor = BoundTensor(part, (1, len(chunk), self.spec.hidden_size))
+            self._run(self._bind(tensor, row, 1, self._total), row, 1, len(chunk))
 
     def step(self, embeddings: np.ndarray) -> None:
         """Appends one token to each of the first n rows; embeddings float32 [n, hidden_size]."""
         count = len(embeddings)
         self._check_room(int(self.cache.lengths[:count].max()) + 1)
-        self._inputs[:count, 0] = embeddings
+        inputs = self._inputs.rows(0, count)
+        inputs.write(embeddings)
         binding = self._steps.get(count)
         if binding is None:
-            binding = self._steps[count] = self._bind(self._inputs[:count], 0)
+            tensor = BoundTensor(inputs, (count, 1, self.spec.hidden_size))
+            # A step only wants a bound of its lengths here, so that one recording serves all of them.
+            total = self._capacity if self._graph.records else self._total
+            binding = self._steps[count] = self._bind(tensor, 0, count, total, recorded=True)
         self._run(binding, 0, count, 1)
 
     def _check_room(self, tokens: int) -> None:
         if tokens > self.cache.capacity:  # the graph would write beyond the row
             raise ValueError(f"{tokens} tokens do not fit the cache's capacity of {self.cache.capacity}: resize it")
 
-    def _run(self, binding: Any, row: int, rows: int, tokens: int) -> None:
+    def _run(self, binding: Binding, row: int, rows: int, tokens: int) -> None:
         lengths = self.cache.lengths[row : row + rows]
         totals = lengths + tokens
-        self._seqlens[row : row + rows] = totals - 1
+        self._seqlens.rows(row, row + rows).write(totals - 1)
         self._total[...] = totals.max()
-        guarded(self._session.run_with_iobinding, binding)
+        self._results.clear()
+        self._graph.run(binding)
         lengths[:] = totals
 
-    def _bind(self, embeddings: np.ndarray, row: int) -> Any:
-        """A binding of every input and output to our own buffers, present on past, from `row` on.
+    def _bind(self, embeddings: BoundTensor, row: int, rows: int, total: np.ndarray, recorded: bool = False) -> Binding:
+        """A binding of every input and output to our own buffers, present on past, for `rows` rows from `row` on."""
 
-        embeddings: float32 [rows, S, hidden_size]; the binding keeps its address.
-        """
-        binding = self._session.io_binding()
-        rows = slice(row, row + len(embeddings))
+        def part(buffer: Buffer) -> BoundTensor:
+            return BoundTensor(buffer.rows(row, row + rows), (rows, *buffer.shape[1:]))
 
-        def attach(bind: Any, name: str, array: np.ndarray) -> None:
-            bind(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-
-        attach(binding.bind_input, "inputs_embeds", embeddings)
-        attach(binding.bind_input, "seqlens_k", self._seqlens[rows])
-        attach(binding.bind_input, "total_sequence_length", self._total)
-        attach(binding.bind_output, "logits", self.logits[rows])
-        attach(binding.bind_output, "token", self.tokens[rows])
+        inputs = {"inputs_embeds": embeddings, "seqlens_k": part(self._seqlens)}
+        outputs = {"logits": part(self._logits), "token": part(self._tokens)}
         for layer in range(self.spec.num_layers):
             for kind, name in enumerate(("key", "value")):
-                buffer = self.cache.buffers[2 * layer + kind][rows]
-                attach(binding.bind_input, f"past_key_values.{layer}.{name}", buffer)
-                attach(binding.bind_output, f"present.{layer}.{name}", buffer)
-        return binding
+                buffer = part(self.cache.buffers[2 * layer + kind])
+                inputs[f"past_key_values.{layer}.{name}"] = outputs[f"present.{layer}.{name}"] = buffer
+        return self._graph.bind(inputs, outputs, total, recorded)
+
+    def _result(self, name: str, buffer: Buffer) -> np.ndarray:
+        if name not in self._results:
+            self._results[name] = buffer.read()
+        return self._results[name]
 
 
 class Decoder:
     """One sequence's decoder, whose cache grows as it is needed. Not thread-safe.
 
-    session: an onnxruntime.InferenceSession of `decoder.onnx`.
+    graph: as of `BatchDecoder`.
     check: is told how many tokens there will be before the cache grows; it raises if they are too many.
     """
 
-    def __init__(self, session: Any, spec: TextSpec, check: Callable[[int], None] | None = None) -> None:
+    def __init__(self, graph: DecoderGraph | Any, spec: TextSpec, check: Callable[[int], None] | None = None) -> None:
         self.spec = spec
-        self._batch = BatchDecoder(session, spec)
+        self._batch = BatchDecoder(graph, spec)
         self._check = check
 
     @property
@@ -175,7 +200,7 @@ class Decoder:
 
     @property
     def logits(self) -> np.ndarray:
-        """Of the token after the last one appended: float32 [vocab_size], overwritten by the next call."""
+        """Of the token after the last one appended: float32 [vocab_size], void after the next call."""
         return np.asarray(self._batch.logits[0])
 
     @property

@@ -8,19 +8,24 @@ what runs is what was asked for, and `Backend.providers` says it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from .bundle import Bundle
+from .cuda import Device, open_device
 from .errors import BackendError, BundleError, ConfigError
 
+DECODER_GRAPH, HALF_DECODER_GRAPH = "decoder.onnx", "decoder-half.onnx"
+"""The decoder's graphs in a bundle: for CPUs, and for NVIDIA GPUs, whose attention takes float16."""
 BACKENDS = ("auto", "cpu", "cuda", "rtx", "jetson", "tensorrt")
 PATCHES_PER_CALL = 2048
 """Bounds the encoder's activations on a CPU: 150 MB at the released models' width. More at once is not faster there."""
 GPU_PATCHES_PER_CALL = 8192
+_CUDA = "CUDAExecutionProvider"
 MAX_THREADS = 1024
 _INSTALL = "pip install 'vl3edge[cpu]' (or [cuda], [rtx] on an NVIDIA GPU)"
 
@@ -60,15 +65,25 @@ class Backend:
     """Where graphs run. num_threads 0 leaves the choice to ONNX Runtime.
 
     name: "cpu" or "cuda" for ONNX Runtime alone; `tensorrt_backend.py` has those with TensorRT.
+    device: the GPU, whose one stream everything runs in; None on a CPU.
     """
 
     name: str
     providers: tuple[str, ...]
     version: str
     num_threads: int = 0
+    device: Device | None = field(default=None, compare=False)
 
-    def session(self, path: Path) -> Any:
-        """An onnxruntime.InferenceSession of the graph at path; BundleError if it cannot be loaded."""
+    @property
+    def decodes_on_gpu(self) -> bool:
+        """Whether the decoder runs in ONNX Runtime's CUDA provider."""
+        return self.providers[0] == _CUDA
+
+    def session(self, path: Path, records: bool = False) -> Any:
+        """An onnxruntime.InferenceSession of the graph at path; BundleError if it cannot be loaded.
+
+        records: on a GPU, runs can be recorded as CUDA graphs (`decoder_graph.py`).
+        """
         ort = import_onnxruntime()
         options = ort.SessionOptions()
         options.log_severity_level = 3
@@ -78,7 +93,7 @@ class Backend:
         # x86 without VNNI adds pairs of 8-bit products in 16 bits, which can overflow; this takes wider, slower sums.
         options.add_session_config_entry("session.x64quantprecision", "1")
         try:
-            session = ort.InferenceSession(str(path), options, providers=list(self.providers))
+            session = ort.InferenceSession(str(path), options, providers=self._providers(records))
         except Exception as e:  # ONNX Runtime's errors have no common base class
             raise BundleError(f"{path} cannot be loaded by ONNX Runtime {self.version}: {_first_line(e)}") from e
         if session.get_providers()[0] != self.providers[0]:
@@ -88,9 +103,19 @@ class Backend:
             )
         return session
 
+    def _providers(self, records: bool) -> list[str | tuple[str, dict[str, str]]]:
+        """The providers with their options."""
+        if self.device is None or not self.decodes_on_gpu:
+            return list(self.providers)
+        options = {"user_compute_stream": str(self.device.stream)}
+        if records:
+            options["enable_cuda_graph"] = "1"
+        return [(_CUDA, options), *self.providers[1:]]
+
     def graph(self, bundle: Bundle, name: str) -> Engine:
         """One of the vision path's graphs: "vision", "projector-image" or "projector-video"."""
-        return OrtEngine(self.session(bundle.path(f"{name}.onnx")))
+        session = self.session(bundle.path(f"{name}.onnx"))
+        return OrtEngine(session, nullcontext() if self.device is None else self.device.lock)
 
     def frame_limits(self, bundle: Bundle) -> FrameLimits:
         """How many frames the vision graph takes at once; BackendError if it cannot run here."""
@@ -108,14 +133,16 @@ class Backend:
 
 
 class OrtEngine:
-    """An ONNX Runtime session as an `Engine`."""
+    """An ONNX Runtime session as an `Engine`. exclusive: held while it runs."""
 
-    def __init__(self, session: Any) -> None:
+    def __init__(self, session: Any, exclusive: AbstractContextManager[Any] | None = None) -> None:
         self._session = session
+        self._exclusive = exclusive or nullcontext()
 
     def run(self, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
         """Runs the graph; returns its outputs in the graph's order."""
-        return list(guarded(self._session.run, None, inputs))
+        with self._exclusive:
+            return list(guarded(self._session.run, None, inputs))
 
 
 def guarded(call: Callable[..., Any], *arguments: Any) -> Any:
@@ -152,14 +179,14 @@ def select_backend(name: str = "auto", num_threads: int = 0) -> Backend:
         return open_backend(name, lambda: select_backend("cuda", num_threads))
     ort = import_onnxruntime()
     available = ort.get_available_providers()
-    has_cuda = "CUDAExecutionProvider" in available
+    has_cuda = _CUDA in available
     if name == "cuda" and not has_cuda:
         raise BackendError(
             f"this ONNX Runtime has no CUDA (it offers {', '.join(available)}): pip install 'vl3edge[cuda]'."
         )
-    use_cuda = name == "cuda" or (name == "auto" and has_cuda)
-    providers = ("CUDAExecutionProvider", "CPUExecutionProvider") if use_cuda else ("CPUExecutionProvider",)
-    return Backend("cuda" if use_cuda else "cpu", providers, ort.__version__, num_threads)
+    if name == "cuda" or (name == "auto" and has_cuda):
+        return Backend("cuda", (_CUDA, "CPUExecutionProvider"), ort.__version__, num_threads, open_device())
+    return Backend("cpu", ("CPUExecutionProvider",), ort.__version__, num_threads)
 
 
 def _first_line(error: Exception) -> str:

@@ -89,7 +89,7 @@ class Generator:
         decoder.reserve(answer.max_length)
         self._hold(prompt, self.reusable(prompt), np.zeros(answer.max_length - len(prompt), np.int64))
         while True:
-            token = answer.choose(decoder.token, decoder.logits)
+            token = answer.choose(decoder.token, lambda: decoder.logits)
             yield token
             if self._run != run:
                 raise Vl3EdgeError("this answer was ended by another question to the same model")

@@ -1,34 +1,43 @@
 """The KV cache: keys and values of sequences side by side, one row each.
 
 One append-only buffer per layer and kind that the decoder's graph reads and writes in place; nothing is copied between
-steps. A row's first positions alone are valid, so going back is setting its length.
+steps. A row's first positions alone are valid, so going back is setting its length. The buffers are the host's or a
+GPU's (`buffers.py`), in the type that the graph has.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from .buffers import HOST, Buffer, Memory
 from .errors import ContextLengthError
 from .manifest import TextSpec
 from .rotary import Rotary
 
 CAPACITY_STEP = 256
+_MOVED_AT_ONCE = 1024  # positions: bounds the copies and the tables for turning keys
 
 
 class KvCache:
     """Empty at first; `resize` makes the rows.
 
-    buffers: key and value of layer 0, of layer 1, …: float32 [rows, kv_heads, capacity, head_dim] each.
+    dtype: float32 or float16.
+    buffers: key and value of layer 0, of layer 1, …: [rows, kv_heads, capacity, head_dim] each.
     lengths: int32 [rows], tokens in each row.
     """
 
-    def __init__(self, spec: TextSpec) -> None:
+    def __init__(self, spec: TextSpec, memory: Memory = HOST, dtype: type = np.float32) -> None:
         self.spec = spec
+        self.memory = memory
+        self.dtype = np.dtype(dtype)
+        self.buffers: list[Buffer] = []
         self.clear()
 
     def clear(self) -> None:
         """Gives the memory back."""
-        self.buffers: list[np.ndarray] = []
+        for buffer in self.buffers:
+            buffer.release()
+        self.buffers = []
         self.lengths = np.zeros(0, np.int32)
         self.capacity = 0
 
@@ -38,27 +47,37 @@ class KvCache:
 
     @property
     def num_bytes(self) -> int:
-        return self.rows * bytes_per_row(self.spec, self.capacity)
+        return self.rows * self.bytes_per_row(self.capacity)
+
+    def bytes_per_row(self, capacity: int) -> int:
+        """Memory of one row of this capacity."""
+        return bytes_per_row(self.spec, capacity, self.dtype.itemsize)
 
     def resize(self, rows: int, capacity: int) -> None:
         """Makes room for so many rows and tokens a row, keeping the content of the rows that remain.
 
-        MemoryError leaves the cache empty.
+        MemoryError or BackendError, when there is no room, leaves the cache empty.
         """
         kept = min(rows, self.rows)
         longest = int(self.lengths[:kept].max(initial=0))
         if longest > capacity:
             raise ValueError(f"a row holds {longest} tokens: they do not fit a capacity of {capacity}")
+        if rows == 0:
+            self.clear()
+            return
         shape = (rows, self.spec.num_kv_heads, capacity, self.spec.head_dim)
         lengths = np.zeros(rows, np.int32)
         lengths[:kept] = self.lengths[:kept]
-        self.buffers = self.buffers or [np.zeros((0, *shape[1:]), np.float32)] * (2 * self.spec.num_layers)
         try:
-            for index, old in enumerate(self.buffers):  # one buffer at a time: the peak is one buffer, not a cache
-                new = np.zeros(shape, np.float32)
+            for index in range(2 * self.spec.num_layers):  # one at a time: the peak is one buffer more, not a cache
+                new = self.memory.zeros(shape, self.dtype)
+                if index == len(self.buffers):
+                    self.buffers.append(new)
+                    continue
+                old, self.buffers[index] = self.buffers[index], new
                 for row in range(kept):
-                    new[row, :, : lengths[row]] = old[row, :, : lengths[row]]
-                self.buffers[index] = new
+                    new.copy_positions(row, old, row, int(lengths[row]))
+                old.release()
         except BaseException:
             self.clear()  # out of memory, or interrupted: the buffers have different sizes
             raise
@@ -66,9 +85,9 @@ class KvCache:
 
     def move_row(self, source: int, target: int) -> None:
         """Gives row `target` the content of row `source`, which is empty then."""
-        length = self.lengths[source]
+        length = int(self.lengths[source])
         for buffer in self.buffers:
-            buffer[target, :, :length] = buffer[source, :, :length]
+            buffer.copy_positions(target, buffer, source, length)
         self.lengths[target] = length
         self.lengths[source] = 0
 
@@ -82,16 +101,16 @@ class KvCache:
         """Appends to a row what stands `count` positions from `source` on, at or after its end; keys turn with it."""
         target = int(self.lengths[row])
         for index, buffer in enumerate(self.buffers):
-            if index % 2 == 0:
-                rotary.move(buffer[row], source, target, count)
-            else:
-                buffer[row, :, target : target + count] = buffer[row, :, source : source + count]
+            for start in range(0, count, _MOVED_AT_ONCE):
+                old, new = source + start, target + start
+                part = buffer.read_positions(row, old, min(_MOVED_AT_ONCE, count - start))
+                buffer.write_positions(row, new, rotary.turned(part, old, new) if index % 2 == 0 else part)
         self.lengths[row] = target + count
 
 
-def bytes_per_row(spec: TextSpec, capacity: int) -> int:
-    """Memory of one row of the cache."""
-    return 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * capacity * np.dtype(np.float32).itemsize
+def bytes_per_row(spec: TextSpec, capacity: int, itemsize: int = 4) -> int:
+    """Memory of one row of the cache. itemsize: bytes of a number; 2 where the cache is float16."""
+    return 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * capacity * itemsize
 
 
 def capacity_for(spec: TextSpec, tokens: int) -> int:

@@ -14,6 +14,7 @@ from .clip import Clip, MediaKind
 from .config import GenerationConfig, PruningConfig, SamplingPlan
 from .conversation import conversation_pieces
 from .decoder import PREFILL_CHUNK, BatchDecoder, Decoder
+from .decoder_graph import load_decoder_graph
 from .encoder import ClipEncoder, OpenedMedia, PendingClip
 from .engine import PATCHES_PER_CALL, Backend, select_backend
 from .errors import ConfigError
@@ -61,8 +62,8 @@ class VideoLlama3:
         self._template = PromptTemplate(bundle.chat_template(), self._tokenizer, manifest.tokens, manifest.layout)
         text = manifest.text
         self._table = EmbeddingTable(bundle.path("embeddings.safetensors"), text.vocab_size, text.hidden_size)
-        self._decoder_session = backend.session(bundle.path("decoder.onnx"))
-        decoder = Decoder(self._decoder_session, text, self._memory.check_context)
+        self._decoder_graph = load_decoder_graph(backend, bundle)
+        decoder = Decoder(self._decoder_graph, text, self._memory.check_context)
         self._generator = Generator(decoder, self._table, self._tokenizer, manifest.tokens.eos_ids)
 
     @classmethod
@@ -194,7 +195,7 @@ class VideoLlama3:
         if batch == 1:
             return trimmed(one_by_one(self, jobs, config))
         manifest = self.bundle.manifest
-        decoder = BatchDecoder(self._decoder_session, manifest.text)
+        decoder = BatchDecoder(self._decoder_graph, manifest.text)
         eos_ids = manifest.tokens.eos_ids
         reserve = vision_bytes(manifest, PATCHES_PER_CALL, 1) + prefill_bytes(manifest, PREFILL_CHUNK, batch)
         if memory_bytes is None:
@@ -294,7 +295,7 @@ class VideoLlama3:
         if frames_expected is not None and frames_expected < 1:
             raise ConfigError(f"frames_expected must be at least 1, not {frames_expected}")
         Rotary.of(manifest.text)  # a bundle that cannot drop frames should say so now
-        decoder = Decoder(self._decoder_session, manifest.text, self._memory.check_context)
+        decoder = Decoder(self._decoder_graph, manifest.text, self._memory.check_context)
         decoder.reserve(max_tokens)  # memory is taken as it is written, and nothing is ever copied to grow
         return Session(
             StreamLayout(self._template, format, prompt),

@@ -15,8 +15,6 @@ import numpy as np
 from .errors import BundleError
 from .manifest import TextSpec
 
-_BLOCK = 1024  # positions turned at once: bounds the memory for tables and copies
-
 
 class Rotary:
     """Turns keys of one model.
@@ -37,18 +35,14 @@ class Rotary:
             raise BundleError("the bundle does not say how its keys are rotated. Export the bundle again.")
         return cls(spec.rope_theta, spec.rotary_dim, spec.head_dim)
 
-    def move(self, keys: np.ndarray, source: int, target: int, count: int) -> None:
-        """Moves the keys of `count` positions from `source` on to those from `target` on, target <= source, in place.
+    def turned(self, keys: np.ndarray, source: int, target: int) -> np.ndarray:
+        """Keys of the positions from `source` on, as they are at those from `target` on.
 
-        keys: float32 [..., positions, head_dim]; what stands at `target` is overwritten.
+        keys: float32 or float16 [..., positions, head_dim]; the result is float32, of the same shape.
         """
-        for start in range(0, count, _BLOCK):
-            size = min(_BLOCK, count - start)
-            old, new = source + start, target + start
-            cos, sin = self._turn(old, new, size)
-            first, second = np.split(keys[..., old : old + size, :], 2, axis=-1)
-            turned = np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-            keys[..., new : new + size, :] = turned
+        cos, sin = self._turn(source, target, keys.shape[-2])
+        first, second = np.split(keys, 2, axis=-1)
+        return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
     def _turn(self, old: int, new: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Cosine and sine float32 [count, head_dim / 2] of the angles between two runs of positions."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .bundle import Bundle
-from .cuda import Device, open_device
+from .cuda import Device
 from .engine import Backend, Engine, FrameLimits
 from .errors import BackendError
 from .manifest import MediaSpec
@@ -42,11 +42,10 @@ class ProfileLimits:
 
 @dataclass(frozen=True)
 class TensorRtBackend(Backend):
-    """ONNX Runtime's providers for the decoder; library and device for the vision path. Use `open_backend`."""
+    """ONNX Runtime's providers for the decoder; the library for the vision path. Use `open_backend`."""
 
     target: str = "rtx"
     library: Any = None
-    device: Device | None = None
     _loaded: dict[str, TensorRtEngine] = field(default_factory=dict, compare=False)
 
     @property
@@ -93,6 +92,6 @@ def open_backend(name: str, decoder: Callable[[], Backend]) -> TensorRtBackend:
     Raises BackendError when TensorRT, cuda-python, the driver or the GPU is missing.
     """
     target = TARGET_OF[name]
-    library, device = import_tensorrt(target), open_device()
+    library = import_tensorrt(target)
     other = decoder()
-    return TensorRtBackend(name, other.providers, other.version, other.num_threads, target, library, device)
+    return TensorRtBackend(name, other.providers, other.version, other.num_threads, other.device, target, library)

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from vl3edge.runtime.bundle import open_bundle
 from vl3edge.runtime.config import GenerationConfig, PruningConfig
 from vl3edge.runtime.decoder import Decoder
+from vl3edge.runtime.decoder_graph import load_decoder_graph
 from vl3edge.runtime.engine import select_backend
 from vl3edge.runtime.image import load_image
 from vl3edge.runtime.model import VideoLlama3
@@ -115,7 +116,7 @@ class BundlePredictor:
         opened, chosen = open_bundle(bundle), select_backend(backend, num_threads=1)
         text = opened.manifest.text
         self.model = VideoLlama3(opened, chosen)
-        self._decoder = Decoder(chosen.session(opened.path("decoder.onnx")), text)
+        self._decoder = Decoder(load_decoder_graph(chosen, opened), text)
         self._table = EmbeddingTable(opened.path("embeddings.safetensors"), text.vocab_size, text.hidden_size)
         self._tokenizer = Tokenizer.from_file(str(opened.path("tokenizer.json")))
         self._end = next(iter(opened.manifest.tokens.eos_ids))

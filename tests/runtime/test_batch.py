@@ -159,12 +159,12 @@ def test_a_row_cannot_run_past_its_capacity(tied: Parts) -> None:
     token = np.zeros((1, tied.spec.hidden_size), np.float32)
     for row, length in ((0, 4), (1, 2)):
         batch.prefill(row, np.repeat(token, length, axis=0))
-    before = [buffer.copy() for buffer in batch.cache.buffers]
+    before = [buffer.read().copy() for buffer in batch.cache.buffers]
     with pytest.raises(ValueError, match="5 tokens do not fit"):
         batch.step(np.repeat(token, 2, axis=0))
     with pytest.raises(ValueError, match="5 tokens do not fit"):
         batch.prefill(1, np.repeat(token, 3, axis=0))
-    assert all((a == b).all() for a, b in zip(before, batch.cache.buffers, strict=True))
+    assert all((a == b.read()).all() for a, b in zip(before, batch.cache.buffers, strict=True))
 
 
 def test_the_end_of_the_context_ends_one_answer_only(models: dict[str, Parts]) -> None:

@@ -32,15 +32,15 @@ def test_moved_keys_equal_keys_made_there(head_dim: int, theta: float, source: i
     plain = np.stack([pad_heads(row.reshape(-1), head_dim).reshape(2, -1) for row in plain]).transpose(1, 0, 2)
     keys = np.zeros((2, source + count, padded_head_dim(head_dim)), np.float32)
     keys[:, source:] = rotated(plain, np.arange(source, source + count), theta, head_dim)
-    Rotary(theta, head_dim, padded_head_dim(head_dim)).move(keys, source, target, count)
+    moved = Rotary(theta, head_dim, padded_head_dim(head_dim)).turned(keys[:, source:], source, target)
     expected = rotated(plain, np.arange(target, target + count), theta, head_dim)
-    difference = np.abs(keys[:, target : target + count] - expected)
+    difference = np.abs(moved - expected)
     assert difference.max() < 3e-6, (difference.max(), difference.mean())
 
 
 def cached(decoder: Decoder) -> tuple[np.ndarray, np.ndarray]:
     """All keys and all values of a decoder's cache: float32 [layers, heads, length, head_dim] each."""
-    buffers = [buffer[0, :, : decoder.length] for buffer in decoder._batch.cache.buffers]
+    buffers = [buffer.read_positions(0, 0, decoder.length) for buffer in decoder._batch.cache.buffers]
     return np.stack(buffers[::2]), np.stack(buffers[1::2])
 
 

@@ -85,7 +85,7 @@ def folder(prepared: Path, tmp_path: Path) -> Path:
 def backend(spec: EngineSet, device: FakeDevice | None = None) -> TensorRtBackend:
     library = FakeTensorRt({name: plan.profiles for name, plan in spec.plans.items()})
     cpu = ("CPUExecutionProvider",)
-    return TensorRtBackend("rtx", cpu, "1.2", 1, spec.target, library, device or FakeDevice())
+    return TensorRtBackend("rtx", cpu, "1.2", 1, device or FakeDevice(), spec.target, library)
 
 
 def assert_close(actual: np.ndarray, expected: np.ndarray) -> None:
