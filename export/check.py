@@ -16,8 +16,10 @@ from vl3edge.models.decoder import DecoderLayer, RMSNorm, rotary
 from vl3edge.models.tensors import DECODER, EMBEDDINGS, LM_HEAD
 from vl3edge.quant.dequantized import DequantizedCheckpoint
 from vl3edge.runtime.decoder import Decoder
+from vl3edge.runtime.engine import DECODER_GRAPH, HALF_DECODER_GRAPH
 
 from .decoder import text_spec
+from .half_range import HalfRange
 
 _TOKENS = 48  # enough for rotary positions and masks to matter, cheap at full size
 
@@ -48,26 +50,36 @@ def load_session(path: Path, prepack: bool = False) -> onnxruntime.InferenceSess
 
 
 def check_decoder(
-    checkpoint: Checkpoint | DequantizedCheckpoint, folder: Path, progress: Callable[[int, int], None]
-) -> Difference:
-    """Logits of the exported decoder against the torch layers, run one at a time, after a prefill and after a step.
+    checkpoint: Checkpoint | DequantizedCheckpoint,
+    folder: Path,
+    progress: Callable[[int, int], None],
+    graphs: Sequence[str] = (DECODER_GRAPH,),
+) -> dict[str, Difference]:
+    """Logits of exported decoders against the torch layers, run one at a time, after a prefill and after a step.
 
-    Of a quantized decoder, the torch layers have the dequantized weights. The inputs are embeddings of tokens drawn
-    from the whole vocabulary. progress: called with (layers done, in all).
+    graphs: file names; the result is by their stems. Of a quantized decoder, the torch layers have the dequantized
+    weights. The inputs are embeddings of tokens drawn from the whole vocabulary. progress: called with (layers done, in
+    all). Raises ExportError for a decoder with values that float16 cannot hold, if one of the graphs computes in it.
     """
     config = checkpoint.config.text
     ids = torch.randint(config.vocab_size, (_TOKENS,), generator=torch.Generator().manual_seed(0))
     inputs = checkpoint.tensor(EMBEDDINGS)[ids].float()
-    (reference,) = reference_logits(checkpoint, [inputs], [2], progress)
+    half_range = HalfRange()
+    (reference,) = reference_logits(checkpoint, [inputs], [2], progress, half_range)
+    if HALF_DECODER_GRAPH in graphs:
+        half_range.check("the decoder for GPUs computes")
     checkpoint.release()  # its mapped weights and the session's need not be in memory together
 
-    decoder = Decoder(
-        load_session(folder / "decoder.onnx", prepack=isinstance(checkpoint, DequantizedCheckpoint)), text_spec(config)
-    )
-    decoder.prefill(inputs[:-1].numpy())
-    prefilled = decoder.logits.copy()
-    decoder.step(inputs[-1].numpy())
-    return Difference.between(np.stack([prefilled, decoder.logits]), reference)
+    measured = {}
+    for name in graphs:
+        session = load_session(folder / name, prepack=isinstance(checkpoint, DequantizedCheckpoint))
+        decoder = Decoder(session, text_spec(config))
+        decoder.prefill(inputs[:-1].numpy())
+        prefilled = decoder.logits.copy()
+        decoder.step(inputs[-1].numpy())
+        measured[Path(name).stem] = Difference.between(np.stack([prefilled, decoder.logits]), reference)
+        del session, decoder
+    return measured
 
 
 @torch.inference_mode()
@@ -76,17 +88,20 @@ def reference_logits(
     sequences: Sequence[torch.Tensor],
     positions: Sequence[int],
     progress: Callable[[int, int], None] = lambda done, total: None,
+    half_range: HalfRange | None = None,
 ) -> list[np.ndarray]:
     """Logits float32 [positions[k], vocab] of the last positions of each sequence of inputs [S, hidden].
 
     One layer is in memory at a time, and the head a block of rows at a time. progress: called with (layers done, in
-    all).
+    all). half_range: is shown every layer.
     """
     config = checkpoint.config.text
     hidden = [inputs[None] for inputs in sequences]
     turns = [rotary(config, 0, len(inputs)) for inputs in sequences]
     for index in range(config.num_layers):
         layer = DecoderLayer.from_checkpoint(cast(Checkpoint, checkpoint), index)
+        if half_range is not None:
+            half_range.watch(layer, f"layers.{index}.")
         hidden = [layer(values, turn)[0] for values, turn in zip(hidden, turns, strict=True)]
         progress(index + 1, config.num_layers)
     norm = RMSNorm(config.hidden_size, config.rms_norm_eps)

@@ -25,6 +25,7 @@ from vl3edge.quant.dequantized import DequantizedCheckpoint
 from vl3edge.quant.gptq_writer import write_gptq_checkpoint
 from vl3edge.quant.plan import QuantizationPlan
 from vl3edge.runtime.bundle import MANIFEST_NAME, Bundle, hash_file
+from vl3edge.runtime.engine import DECODER_GRAPH
 from vl3edge.runtime.manifest import (
     FileEntry,
     Manifest,
@@ -41,6 +42,7 @@ from .decoder import DecoderBuilder, StoredMatrix, export_decoder, text_spec
 from .embeddings import export_embeddings
 from .errors import ExportError
 from .graph import GraphWriter
+from .half import write_half_decoder
 from .quantization import Quantized, discard_work, existing_quantization, quantize, work_folder
 from .quantized import HEAD, QuantizedDecoderBuilder, write_quantized_embeddings
 from .staging import staged_folder
@@ -49,7 +51,7 @@ from .vision import export_projectors, export_vision
 from .vision_calibration import VisionCalibration, calibrate_vision, calibration_clips, relative_error
 
 Progress = Callable[[str, int, int], None]
-TARGETS = ("cpu", *TENSORRT_TARGETS)
+TARGETS = ("cpu", "cuda", *TENSORRT_TARGETS)
 _LARGE_FILE_MARGIN = 64 << 20  # graphs, rotary tables, tokenizer
 
 
@@ -57,7 +59,8 @@ _LARGE_FILE_MARGIN = 64 << 20  # graphs, rotary tables, tokenizer
 class ExportOptions:
     """What to make of a checkpoint.
 
-    targets: "cpu" is in every bundle; "rtx" adds compiled TensorRT plans, "jetson" what `vl3edge build` compiles there.
+    targets: "cpu" is in every bundle; all others add the decoder's graph for NVIDIA GPUs; "rtx" compiled TensorRT plans
+        as well, "jetson" what `vl3edge build` compiles there.
     plan: how to quantize the decoder, or None to leave it whole. A checkpoint whose decoder is quantized already is
         exported as it is, whatever the plan.
     precision: of weights that are not quantized; "fp16" halves them on disk and is computed in float32 on a CPU. None
@@ -134,7 +137,7 @@ def export_bundle(
         table = export_embeddings(checkpoint, folder, precision)
         progress("embeddings", 1, 1)
         quantized = _quantized(checkpoint, Bundle(folder, _listing(draft, folder)), options, target, progress)
-        measured["decoder"] = _write_decoder(checkpoint, folder, options, table, quantized, progress)
+        measured |= _write_decoder(checkpoint, folder, options, table, quantized, progress)
         manifest = replace(
             _listing(draft, folder, hash_file),
             measured={stage: asdict(difference) for stage, difference in measured.items()},
@@ -216,7 +219,7 @@ def _write_decoder(
     table: StoredMatrix,
     quantized: Quantized | None,
     progress: Progress,
-) -> Difference:
+) -> dict[str, Difference]:
     config, precision = checkpoint.config.text, options.stored_precision
     source = Float32Source(checkpoint)
     tied = config.tie_word_embeddings
@@ -235,7 +238,10 @@ def _write_decoder(
             return QuantizedDecoderBuilder(graph, config, source, precision, linears, shared, accuracy_level)
 
     export_decoder(make_builder, folder, table if tied else None, lambda done, total: progress("decoder", done, total))
-    return check_decoder(reference, folder, lambda done, total: progress("checking the decoder", done, total))
+    graphs = [DECODER_GRAPH]
+    if set(options.targets) - {"cpu"}:
+        graphs.append(write_half_decoder(folder).name)
+    return check_decoder(reference, folder, lambda done, total: progress("checking the decoder", done, total), graphs)
 
 
 def _listing(

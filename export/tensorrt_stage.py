@@ -14,13 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.projector import Projector
 from vl3edge.models.tensors import PROJECTOR, VISION
 from vl3edge.models.vision import VisionEncoder
-from vl3edge.models.weights import Dense
 from vl3edge.runtime.engine import OrtEngine
 from vl3edge.runtime.errors import Vl3EdgeError
 from vl3edge.runtime.manifest import Manifest
@@ -33,11 +31,11 @@ from vl3edge.runtime.tensorrt_vision import BlockProjector, PatchEncoder
 from .check import Difference, load_session
 from .decoder import TensorSource
 from .errors import ExportError
+from .half_range import HalfRange
 from .tensorrt import export_tensorrt_projector, export_tensorrt_vision
 from .vision_calibration import VisionCalibration
 
 TENSORRT_TARGETS = ("rtx", "jetson")
-LARGEST_HALF = 65504.0
 _CHECK_SIZE = (2, 4, 6)  # frames, rows, columns of patches
 
 
@@ -98,12 +96,11 @@ def _measure(checkpoint: Checkpoint, folder: Path, manifest: Manifest) -> dict[s
     shape = (count, rows * patch, columns * patch, 3)
     frames = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
     reference = VisionEncoder.from_checkpoint(checkpoint)
-    largest = _watch_products(reference)
+    half_range = HalfRange()
+    half_range.watch(reference)
     expected = reference(frames)
     del reference
-    if over := {name: value for name, value in largest.items() if value > LARGEST_HALF}:
-        listed = ", ".join(f"{name} ({value:.3g})" for name, value in over.items())
-        raise ExportError(f"values too large for float16, which TensorRT plans compute in: {listed}")
+    half_range.check("TensorRT plans compute")
     encoder = PatchEncoder(OrtEngine(load_session(folder / "vision.onnx")), profiles, patch)
     (features,) = encoder.run({"frames": frames.numpy()})
     measured = {"vision-tensorrt": Difference.between(features, expected.numpy())}
@@ -120,19 +117,3 @@ def _measure(checkpoint: Checkpoint, folder: Path, manifest: Manifest) -> dict[s
         (ours,) = blocks.run({"features": given.numpy(), "keep": keep.numpy()})
         measured[f"projector-{kind}-tensorrt"] = Difference.between(ours, tokens)
     return measured
-
-
-def _watch_products(encoder: VisionEncoder) -> dict[str, float]:
-    """Fills as the encoder runs: the largest absolute value that goes into or comes out of each product, by name."""
-    largest: dict[str, float] = {}
-
-    def watch(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]:
-        def look(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            largest[name] = max(float(value.abs().max()) for value in (*inputs, output))
-
-        return look
-
-    for name, module in encoder.named_modules():
-        if isinstance(module, Dense):
-            module.register_forward_hook(watch(name))
-    return largest

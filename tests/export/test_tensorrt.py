@@ -18,7 +18,7 @@ import onnxruntime
 import pytest
 import torch
 
-from vl3edge.export import tensorrt_stage
+from vl3edge.export import half_range
 from vl3edge.export.check import load_session
 from vl3edge.export.errors import ExportError
 from vl3edge.export.pipeline import ExportOptions, Float32Source, export_bundle, make_manifest
@@ -132,7 +132,7 @@ def test_activations_that_overflow_float16_are_named(
 ) -> None:
     """ONNX Runtime would not notice; a small number stands for the largest that float16 holds."""
     manifest = replace(make_manifest(checkpoint.config, ExportOptions(), None), targets=("jetson",))
-    monkeypatch.setattr(tensorrt_stage, "LARGEST_HALF", 4.0)
+    monkeypatch.setattr(half_range, "LARGEST_HALF", 4.0)
     with pytest.raises(ExportError, match=r"too large for float16, .*layers\.0\.mlp\.fc1 \(\d") as e:
         write_tensorrt(checkpoint, Float32Source(checkpoint), tmp_path, manifest, lambda stage, done, total: None)
     assert "patch_embedding" not in str(e.value)

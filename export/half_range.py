@@ -1,0 +1,45 @@
+"""Whether float16 can hold what the products of a model take and give, looked at in the float32 reference.
+
+ONNX Runtime on a CPU, where exports are measured, keeps values between many operators in float32 even where the graph
+says float16: it would not notice an overflow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from vl3edge.models.weights import Dense
+
+from .errors import ExportError
+
+LARGEST_HALF = 65504.0
+
+
+class HalfRange:
+    """The largest absolute values that were seen going into and coming out of products, by name."""
+
+    def __init__(self) -> None:
+        self.largest: dict[str, float] = {}
+
+    def watch(self, module: nn.Module, prefix: str = "") -> None:
+        """Looks at every product of a module from now on."""
+
+        def looking(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]:
+            def look(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+                seen = max(float(value.abs().max()) for value in (*inputs, output))
+                self.largest[name] = max(seen, self.largest.get(name, 0.0))
+
+            return look
+
+        for name, part in module.named_modules():
+            if isinstance(part, Dense | nn.Linear):
+                part.register_forward_hook(looking(prefix + name))
+
+    def check(self, what: str) -> None:
+        """Raises ExportError if a value was too large. what: computes in float16, in words."""
+        over = [f"{name} ({value:.3g})" for name, value in self.largest.items() if not value <= LARGEST_HALF]
+        if over:
+            raise ExportError(f"values too large for float16, which {what} in: {', '.join(over)}")

@@ -1,0 +1,207 @@
+"""The decoder's graph for GPUs, run by ONNX Runtime's float16 kernels on the CPU, against the float32 graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto
+from quantized import random_linear
+
+from vl3edge.export.check import load_session, reference_logits
+from vl3edge.export.decoder import PREFIX, DecoderBuilder, export_decoder, text_spec
+from vl3edge.export.embeddings import export_embeddings
+from vl3edge.export.errors import ExportError
+from vl3edge.export.half import write_half_decoder
+from vl3edge.export.half_range import HalfRange
+from vl3edge.export.pipeline import ExportOptions, Float32Source, export_bundle
+from vl3edge.export.quantized import HEAD, QuantizedDecoderBuilder, write_quantized_embeddings
+from vl3edge.models.checkpoint import Checkpoint
+from vl3edge.quant.linear import LayerError, QuantizedLinear
+from vl3edge.runtime.bundle import open_bundle
+from vl3edge.runtime.decoder import PREFILL_CHUNK, BatchDecoder, Decoder
+from vl3edge.runtime.engine import DECODER_GRAPH, HALF_DECODER_GRAPH
+from vl3edge.runtime.manifest import TextSpec
+from vl3edge.runtime.onnx_files import external_files
+
+
+class RandomLinears:
+    """Quantized layers of random codes in the place of a model's, made when they are asked for."""
+
+    errors: Mapping[str, LayerError] = {}
+
+    def __init__(self, checkpoint: Checkpoint, bits: tuple[int, ...], head_bits: int | None, **options: bool) -> None:
+        self._checkpoint = checkpoint
+        self._bits = bits
+        self._options = options
+        parts = [f"self_attn.{name}_proj" for name in "qkvo"] + [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
+        layers = range(checkpoint.config.text.num_layers)
+        self.names = tuple(f"{PREFIX}layers.{layer}.{part}" for layer in layers for part in parts)
+        self._head_bits = head_bits
+        self.names += (HEAD,) if head_bits else ()
+
+    def linear(self, name: str) -> QuantizedLinear:
+        number = self.names.index(name)
+        bits = (self._head_bits or 0) if name == HEAD else self._bits[number % len(self._bits)]
+        out, columns = self._checkpoint.shape(f"{name}.weight")
+        permuted = self._options["permuted"] and name != HEAD
+        symmetric = self._options["symmetric"]
+        layer = random_linear(bits, 32, symmetric=symmetric, permuted=permuted, out=out, columns=columns, seed=number)
+        return replace(layer, scales=(layer.scales * 2.0 ** (4 - bits)).astype(np.float16))
+
+
+KINDS: dict[str, Any] = {
+    "fp32": "fp32",
+    "fp16": "fp16",
+    "int4": ((4,), 8, {"symmetric": True, "permuted": False}),
+    "zero points, 4-bit head": ((4,), 4, {"symmetric": False, "permuted": False}),
+    "mixed bits, whole head": ((4, 8, 4), None, {"symmetric": True, "permuted": False}),
+    "activation order": ((4,), 8, {"symmetric": True, "permuted": True}),
+}
+
+
+@pytest.fixture(scope="module", params=[(kind, preset) for kind in KINDS for preset in ("tiny", "tiny-128")], ids=str)
+def exported(
+    request: pytest.FixtureRequest, checkpoints: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[TextSpec, Path]:
+    """Folders with both graphs; the heads of "tiny" are widened in the cache."""
+    kind, preset = request.param
+    folder = tmp_path_factory.mktemp("half")
+    checkpoint = Checkpoint.open(checkpoints(preset))
+    config, source = checkpoint.config.text, Float32Source(checkpoint)
+    precision = kind if isinstance(KINDS[kind], str) else "fp16"
+    table = export_embeddings(checkpoint, folder, precision) if config.tie_word_embeddings else None
+    if isinstance(KINDS[kind], str):
+        export_decoder(lambda graph: DecoderBuilder(graph, config, source, precision), folder, table)
+    else:
+        bits, head_bits, options = KINDS[kind]
+        linears = RandomLinears(checkpoint, bits, head_bits, **options)
+        tied = config.tie_word_embeddings and head_bits
+        shared = write_quantized_embeddings(linears.linear(HEAD), folder) if tied else None
+        export_decoder(
+            lambda graph: QuantizedDecoderBuilder(graph, config, source, precision, linears, shared, 0), folder, table
+        )
+    write_half_decoder(folder)
+    return text_spec(config), folder
+
+
+def assert_near(half: np.ndarray, whole: np.ndarray) -> None:
+    """As shares of the largest logit, where float16's own steps are 1e-3; random weights magnify them."""
+    share = np.abs(half - whole) / np.abs(whole).max()
+    assert share.max() < 1.5e-2, f"max {share.max():.2e}, mean {share.mean():.2e}"
+    assert share.mean() < 3e-3, f"max {share.max():.2e}, mean {share.mean():.2e}"
+
+
+def random_inputs(spec: TextSpec, count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((count, spec.hidden_size)).astype(np.float32)
+
+
+def test_prefills_steps_and_rewinds(exported: tuple[TextSpec, Path]) -> None:
+    """In chunks, then step by step, back, and on."""
+    spec, folder = exported
+    half, whole = (Decoder(load_session(folder / name), spec) for name in (HALF_DECODER_GRAPH, DECODER_GRAPH))
+    inputs = random_inputs(spec, PREFILL_CHUNK + 40)
+    for decoder in (half, whole):
+        decoder.prefill(inputs)
+    assert_near(half.logits, whole.logits)
+    for token in random_inputs(spec, 6, 1):
+        half.step(token)
+        whole.step(token)
+        assert_near(half.logits, whole.logits)
+    for decoder in (half, whole):
+        decoder.rewind(30)
+        decoder.prefill(inputs[:9])
+    assert_near(half.logits, whole.logits)
+    assert half.token == int(half.logits.argmax())
+    assert half._batch.cache.num_bytes * 2 == whole._batch.cache.num_bytes
+    assert half._batch.cache.buffers[0].dtype == np.float16
+
+
+def test_rows_of_a_batch_are_what_they_are_alone(exported: tuple[TextSpec, Path]) -> None:
+    spec, folder = exported
+    session = load_session(folder / HALF_DECODER_GRAPH)
+    batch = BatchDecoder(session, spec)
+    batch.resize(3, 256)
+    lengths = (7, 70, 33)
+    for row, length in enumerate(lengths):
+        batch.prefill(row, random_inputs(spec, length, row))
+    tokens = random_inputs(spec, 3, 9)
+    batch.step(tokens)
+    for row, length in enumerate(lengths):
+        alone = Decoder(session, spec)
+        alone.prefill(random_inputs(spec, length, row))
+        alone.step(tokens[row])
+        assert_near(batch.logits[row], alone.logits)
+
+
+def test_nothing_but_the_graph_is_added(exported: tuple[TextSpec, Path]) -> None:
+    """No branch, no weight of its own, opset 21 and IR 10, and in half what CUDA computes in half alone."""
+    _, folder = exported
+    path = folder / HALF_DECODER_GRAPH
+    model = onnx.load(path, load_external_data=False)
+    assert (model.ir_version, model.opset_import[0].version) == (10, 21)
+    assert not list(folder.glob(f"{HALF_DECODER_GRAPH}.*"))
+    assert external_files(path) <= external_files(folder / DECODER_GRAPH)
+    assert path.stat().st_size < 1.5 * (folder / DECODER_GRAPH).stat().st_size
+    graph = model.graph
+    ops = {node.op_type for node in graph.node}
+    assert "If" not in ops
+    cache = [value for value in (*graph.input, *graph.output) if "past" in value.name or "present" in value.name]
+    assert {value.type.tensor_type.elem_type for value in cache} == {TensorProto.FLOAT16}
+    names = [name for node in graph.node for name in node.output if name]
+    assert len(names) == len(set(names))
+    scales = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "MatMulNBits":
+            assert scales[node.input[2]] == TensorProto.FLOAT16  # as stored, without a cast
+            assert "accuracy_level" not in {attribute.name for attribute in node.attribute}
+
+
+def test_the_manifest_says_how_near_it_is(checkpoints: Callable[..., Path], tmp_path: Path) -> None:
+    export_bundle(Checkpoint.open(checkpoints("tiny")), tmp_path / "b", ExportOptions(targets=("cuda",)))
+    manifest = open_bundle(tmp_path / "b").manifest
+    assert manifest.targets == ("cuda",)
+    assert HALF_DECODER_GRAPH in manifest.files
+    half, whole = manifest.measured["decoder-half"], manifest.measured["decoder"]
+    assert whole["max_abs_diff"] < half["max_abs_diff"] < 1.5e-2 * half["max_abs"]
+
+
+def test_bundles_for_cpus_have_none(bundle: Path) -> None:
+    assert HALF_DECODER_GRAPH not in open_bundle(bundle).manifest.files
+
+
+def test_values_beyond_float16_are_refused(
+    checkpoints: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(self: HalfRange, what: str) -> None:
+        self.largest["layers.1.mlp.down_proj"] = 1e5
+        checked(self, what)
+
+    checked = HalfRange.check
+    monkeypatch.setattr(HalfRange, "check", too_large)
+    with pytest.raises(ExportError, match=r"float16, which the decoder for GPUs computes in: layers.1.mlp.down_proj"):
+        export_bundle(Checkpoint.open(checkpoints("tiny")), tmp_path / "b", ExportOptions(targets=("cuda",)))
+    assert not (tmp_path / "b").exists()
+
+
+def test_products_of_every_layer_are_watched(checkpoints: Callable[..., Path], tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(checkpoints("tiny"))
+    seen = HalfRange()
+    spec = text_spec(checkpoint.config.text)
+    reference_logits(checkpoint, [torch.from_numpy(random_inputs(spec, 5))], [1], half_range=seen)
+    assert len(seen.largest) == 7 * spec.num_layers
+    assert all(0 < value < 1e3 for value in seen.largest.values())
+
+
+def test_an_operator_it_does_not_know_is_an_error(bundle: Path, tmp_path: Path) -> None:
+    model = onnx.load(bundle / DECODER_GRAPH, load_external_data=False)
+    model.graph.node[-1].op_type = "Softplus"
+    (tmp_path / DECODER_GRAPH).write_bytes(model.SerializeToString())
+    with pytest.raises(ExportError, match="Softplus"):
+        write_half_decoder(tmp_path)
