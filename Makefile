@@ -25,7 +25,7 @@ demo: $(DEMO_VENV)/.installed
 # The bundle that ships with the package, made anew from the demo checkpoint.
 demo-bundle: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/vl3edge export models/demo/checkpoint -o runtime/demo_bundle --force \
-		--name vl3edge-demo --group-size 32
+		--name vl3edge-demo --group-size 32 --target cpu --target cuda
 
 test: $(VENV)/.installed
 	$(RUN) pytest -n $(WORKERS) -m "not long" $(PYTEST_OPTIONS)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,22 @@ import numpy as np
 import onnxruntime
 
 from vl3edge.runtime.tensorrt_profiles import Profile
+
+
+class FakeLock:
+    """A lock that says whether it is held."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self.held = False
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self.held = True
+
+    def __exit__(self, *_: object) -> None:
+        self.held = False
+        self._lock.release()
 
 
 class FakeDevice:
@@ -27,7 +44,10 @@ class FakeDevice:
     def __init__(self) -> None:
         self.memory: dict[int, np.ndarray] = {}
         self.pins: dict[int, np.ndarray] = {}
+        self.uploaded: list[int] = []
+        self.downloaded: list[int] = []
         self.pending = 0
+        self.lock = FakeLock()
 
     def allocate(self, num_bytes: int) -> int:
         array = np.full(max(num_bytes, 1), 0xA5, np.uint8)
@@ -46,15 +66,41 @@ class FakeDevice:
         del self.pins[array.ctypes.data]
 
     def upload(self, address: int, source: np.ndarray) -> None:
-        assert source.nbytes <= self.memory[address].nbytes
         assert source.flags.c_contiguous
+        self._check(address, source.nbytes)
         ctypes.memmove(address, source.ctypes.data, source.nbytes)
+        self.uploaded.append(source.nbytes)
         self.pending += 1
 
     def download(self, target: np.ndarray, address: int) -> None:
-        assert target.nbytes <= self.memory[address].nbytes
+        assert target.flags.c_contiguous
+        self._check(address, target.nbytes)
         ctypes.memmove(target.ctypes.data, address, target.nbytes)
+        self.downloaded.append(target.nbytes)
         self.pending += 1
+
+    def copy_2d(self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, height: int) -> None:
+        assert width <= min(target_pitch, source_pitch)
+        for start, pitch in ((target, target_pitch), (source, source_pitch)):
+            if any(begin <= start < begin + array.nbytes for begin, array in self.memory.items()):
+                self._check(start, pitch * (height - 1) + width)
+        for row in range(height):
+            ctypes.memmove(target + row * target_pitch, source + row * source_pitch, width)
+        self.pending += 1
+
+    def clear(self, address: int, num_bytes: int) -> None:
+        self._check(address, num_bytes)
+        ctypes.memset(address, 0, num_bytes)
+        self.pending += 1
+
+    def free_bytes(self) -> int:
+        return 1 << 30
+
+    def _check(self, address: int, num_bytes: int) -> None:
+        """Within one allocation."""
+        assert any(
+            begin <= address and address + num_bytes <= begin + array.nbytes for begin, array in self.memory.items()
+        )
 
     def synchronize(self) -> None:
         self.pending = 0
