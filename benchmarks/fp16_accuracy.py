@@ -1,18 +1,20 @@
-"""What float16 in the vision path costs the demo model: its answers on held-out clips, paired with those in float32.
+"""What float16 costs the demo model: its answers on held-out clips, paired with those in float32.
 
-    python benchmarks/fp16_accuracy.py [--clips 64]
+    python benchmarks/fp16_accuracy.py [--part vision | decoder] [--clips 64]
 
-Both sides are the bundle that ships, with its decoder in ONNX Runtime. On one side the encoder and the projector are
-computed in torch with the roundings of the TensorRT graphs (see fp16_drift.py), on the other in ONNX Runtime in
-float32. Writes benchmarks/results/fp16_accuracy.json.
+Both sides are the bundle that ships. With "vision", the encoder and the projector of one side are computed in torch
+with the roundings of the TensorRT graphs (see fp16_drift.py), of the other in ONNX Runtime in float32. With "decoder",
+one side runs the decoder's graph for GPUs in ONNX Runtime's float16 kernels for CPUs, the other the float32 graph with
+its activations not rounded. Writes benchmarks/results/fp16_accuracy.json or fp16_decoder.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from fp16_drift import SHIPPED, VARIANTS, Encoder, half
 from machine import describe
 from torch.nn import functional as F
 
+from vl3edge.export.check import load_session
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.demo.evaluate import CHECKPOINT, evaluate, summarize
 from vl3edge.models.demo.predictors import BundlePredictor
@@ -28,9 +31,12 @@ from vl3edge.models.vision import VisionEncoder
 from vl3edge.models.weights import Dense
 from vl3edge.runtime import VideoLlama3
 from vl3edge.runtime.bundle import DEMO_BUNDLE, Bundle, open_bundle
-from vl3edge.runtime.engine import Backend, Engine
+from vl3edge.runtime.decoder import Decoder
+from vl3edge.runtime.decoder_graph import load_decoder_graph
+from vl3edge.runtime.engine import DECODER_GRAPH, HALF_DECODER_GRAPH, Backend, Engine
 
-RESULTS = Path(__file__).parent / "results" / "fp16_accuracy.json"
+RESULTS = Path(__file__).parent / "results"
+FILES = {"vision": "fp16_accuracy.json", "decoder": "fp16_decoder.json"}
 
 
 class HalfEncoder:
@@ -69,12 +75,32 @@ class HalfBackend(Backend):
         return HalfProjector(checkpoint, processing.merge_size)
 
 
+@dataclass(frozen=True)
+class DecoderBackend(Backend):
+    """Runs one of the two decoder graphs on the CPU; the float32 one without rounding activations to 8 bits."""
+
+    decoder: str = DECODER_GRAPH
+
+    def session(self, path: Path, records: bool = False) -> Any:
+        if path.name != DECODER_GRAPH:
+            return super().session(path)
+        return load_session(path.with_name(self.decoder), prepack=self.decoder == HALF_DECODER_GRAPH)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=FILES, default="vision")
     parser.add_argument("--clips", type=int, default=64)
     options = parser.parse_args()
     reference, rounded = BundlePredictor(DEMO_BUNDLE), BundlePredictor(DEMO_BUNDLE)
-    rounded.model = VideoLlama3(open_bundle(DEMO_BUNDLE), HalfBackend("cpu", ("CPUExecutionProvider",), "", 1))
+    bundle = open_bundle(DEMO_BUNDLE)
+    if options.part == "vision":
+        rounded.model = VideoLlama3(bundle, HalfBackend("cpu", ("CPUExecutionProvider",), "", 1))
+    else:
+        for predictor, graph in ((rounded, HALF_DECODER_GRAPH), (reference, DECODER_GRAPH)):
+            backend = DecoderBackend("cpu", ("CPUExecutionProvider",), "", 1, decoder=graph)
+            predictor.model = VideoLlama3(bundle, backend)
+            predictor._decoder = Decoder(load_decoder_graph(backend, bundle), bundle.manifest.text)
     tokenizer = rounded._tokenizer
     lines = summarize(list(evaluate(rounded, tokenizer, range(options.clips), reference)))
     for name, line in lines.items():
@@ -84,7 +110,7 @@ def main() -> None:
         "clips": options.clips,
         "lines": {name: asdict(line) for name, line in lines.items() if name.startswith("[")},
     }
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / FILES[options.part]).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from vl3edge.models.projector import Projector
 from vl3edge.models.vision import VisionEncoder
 from vl3edge.runtime.bundle import Bundle, open_bundle
 from vl3edge.runtime.engine import Backend, select_backend
+from vl3edge.runtime.features import on_host
 from vl3edge.runtime.manifest import Manifest
 from vl3edge.runtime.pruning import keep_mask
 from vl3edge.runtime.resize import PixelBudget, resize_rgb, target_size
@@ -228,4 +229,6 @@ def _vision(
 def _features(vision: VisionPath, frames: np.ndarray) -> np.ndarray:
     """Features of all frames, in calls of the size that the engine takes."""
     step = vision.frames_per_call(frames.shape[1], frames.shape[2])
-    return np.concatenate([vision.features(frames[start : start + step]) for start in range(0, len(frames), step)])
+    return np.concatenate(
+        [on_host(vision.features(frames[start : start + step])) for start in range(0, len(frames), step)]
+    )

@@ -21,6 +21,7 @@ from .decoder_graph import load_decoder_graph
 from .encoder import pixel_budget
 from .engine import Backend
 from .errors import ConfigError
+from .features import Features
 from .machine_speed import cores, multiply_rate, read_bandwidth
 from .resident import peak_bytes, reset_peak
 from .resize import PixelBudget, target_size
@@ -123,13 +124,13 @@ class Bench:
         frames = np.random.default_rng(0).integers(0, 256, (plan.frames, height, width, 3), np.uint8)
         step = vision.frames_per_call(height, width)
 
-        def encode() -> list[np.ndarray]:
+        def encode() -> list[Features]:
             return [vision.features(frames[i : i + step]) for i in range(0, plan.frames, step)]
 
         features = encode()
         flops = plan.frames * workload.vision_flops(manifest, patches)
         self._add(f"vision, {width}×{height}", plan.frames, "frames", encode, flops)
-        keep = [np.ones((len(part), tokens), np.bool_) for part in features]
+        keep = [np.ones((part.shape[0], tokens), np.bool_) for part in features]
         self._add(
             "projector",
             plan.frames * tokens,

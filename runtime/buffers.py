@@ -177,6 +177,11 @@ class DeviceBuffer:
         whole = self._whole or self
         return DeviceBuffer(self._device, self.address + start * stride, shape, self.dtype, staging, whole)
 
+    def reshaped(self, shape: tuple[int, ...]) -> DeviceBuffer:
+        """The same memory in another shape."""
+        staging = None if self._staging is None else self._staging.reshape(shape)
+        return DeviceBuffer(self._device, self.address, shape, self.dtype, staging, self._whole or self)
+
     def read(self) -> np.ndarray:
         values = np.empty(self.shape, self.dtype) if self._staging is None else self._staging
         self._device.download(values, self.address)
@@ -208,6 +213,16 @@ class DeviceBuffer:
     def copy_positions(self, row: int, source: Buffer, source_row: int, count: int) -> None:
         assert isinstance(source, DeviceBuffer)
         self._device.copy_2d(*self._place(row, 0), *source._place(source_row, 0), self._width(count), self.shape[1])
+
+    def like(self, shape: tuple[int, ...]) -> DeviceBuffer:
+        """A new buffer of this dtype on the same device, all zeros."""
+        return DeviceMemory(self._device).zeros(shape, self.dtype)
+
+    def copy_rows(self, start: int, source: DeviceBuffer) -> None:
+        """Copies all rows of a buffer of the same row shape to the rows from `start` on."""
+        width = math.prod(source.shape) * self.dtype.itemsize
+        target = self.rows(start, start + source.shape[0]).address
+        self._device.copy_2d(target, width, source.address, width, width, 1)
 
     def release(self) -> None:
         if self._whole is None:

@@ -1,8 +1,8 @@
 """The little of CUDA that the runtime takes: memory on the device, pinned memory on the host, one stream.
 
-TensorRT and ONNX Runtime work in the same stream, so what one hands to the other needs no waiting. Threads may use it
-side by side, but not while a CUDA graph is captured from it: whoever allocates or runs in another thread than the
-decoder's holds `lock` meanwhile, and so does a capture.
+TensorRT and ONNX Runtime work in the same stream, so what one hands to the other needs no waiting. Nothing else may
+reach the device while a CUDA graph is captured from that stream: every call here holds `lock`, and so do engines while
+they run, and captures.
 
 Behind it is cuda-python, imported when a device is opened; every call's status is checked.
 """
@@ -91,17 +91,17 @@ class CudaDevice:
     lock: threading.RLock = field(default_factory=threading.RLock, compare=False)
 
     def allocate(self, num_bytes: int) -> int:
-        return int(_call(self.runtime, self.runtime.cudaMalloc, num_bytes))
+        return int(self._call(self.runtime.cudaMalloc, num_bytes))
 
     def free(self, address: int) -> None:
-        _call(self.runtime, self.runtime.cudaFree, address)
+        self._call(self.runtime.cudaFree, address)
 
     def pinned(self, num_bytes: int) -> np.ndarray:
-        address = int(_call(self.runtime, self.runtime.cudaHostAlloc, num_bytes, self.runtime.cudaHostAllocDefault))
+        address = int(self._call(self.runtime.cudaHostAlloc, num_bytes, self.runtime.cudaHostAllocDefault))
         return np.ctypeslib.as_array((ctypes.c_uint8 * num_bytes).from_address(address))
 
     def unpin(self, array: np.ndarray) -> None:
-        _call(self.runtime, self.runtime.cudaFreeHost, array.ctypes.data)
+        self._call(self.runtime.cudaFreeHost, array.ctypes.data)
 
     def upload(self, address: int, source: np.ndarray) -> None:
         self._copy(address, source.ctypes.data, source.nbytes, self.runtime.cudaMemcpyKind.cudaMemcpyHostToDevice)
@@ -114,19 +114,23 @@ class CudaDevice:
             return
         kind = self.runtime.cudaMemcpyKind.cudaMemcpyDefault  # the direction follows from the addresses
         copy = self.runtime.cudaMemcpy2DAsync
-        _call(self.runtime, copy, target, target_pitch, source, source_pitch, width, height, kind, self.stream)
+        self._call(copy, target, target_pitch, source, source_pitch, width, height, kind, self.stream)
 
     def clear(self, address: int, num_bytes: int) -> None:
-        _call(self.runtime, self.runtime.cudaMemsetAsync, address, 0, num_bytes, self.stream)
+        self._call(self.runtime.cudaMemsetAsync, address, 0, num_bytes, self.stream)
 
     def free_bytes(self) -> int:
-        return int(_results(self.runtime, self.runtime.cudaMemGetInfo)[0])
+        return int(self._call(self.runtime.cudaMemGetInfo))
 
     def synchronize(self) -> None:
-        _call(self.runtime, self.runtime.cudaStreamSynchronize, self.stream)
+        self._call(self.runtime.cudaStreamSynchronize, self.stream)
 
     def _copy(self, target: int, source: int, num_bytes: int, kind: Any) -> None:
-        _call(self.runtime, self.runtime.cudaMemcpyAsync, target, source, num_bytes, kind, self.stream)
+        self._call(self.runtime.cudaMemcpyAsync, target, source, num_bytes, kind, self.stream)
+
+    def _call(self, function: Any, *arguments: Any) -> Any:
+        with self.lock:
+            return _call(self.runtime, function, *arguments)
 
 
 def open_device() -> CudaDevice:
@@ -159,16 +163,10 @@ def _import_runtime() -> Any:
 
 
 def _call(runtime: Any, function: Any, *arguments: Any) -> Any:
-    """The first result of a CUDA call, None if it has none; BackendError for any status but success."""
-    results = _results(runtime, function, *arguments)
-    return results[0] if results else None
-
-
-def _results(runtime: Any, function: Any, *arguments: Any) -> Any:
-    """The results of a CUDA call, which returns (status, results…); BackendError for any status but success."""
+    """The first result of a CUDA call, which returns (status, results…); BackendError for any status but success."""
     status, *results = function(*arguments)
     if status != runtime.cudaError_t.cudaSuccess:
         text = runtime.cudaGetErrorString(status)[1]
         message = text.decode() if isinstance(text, bytes) else str(text)
         raise BackendError(f"CUDA: {message} ({status.name})")
-    return results
+    return results[0] if results else None

@@ -31,9 +31,9 @@ _INSTALL = "pip install 'vl3edge[cpu]' (or [cuda], [rtx] on an NVIDIA GPU)"
 
 
 class Engine(Protocol):
-    """One compiled graph: named arrays in, named arrays out."""
+    """One compiled graph: named arrays in, arrays out; either may be a buffer on the GPU (`features.py`)."""
 
-    def run(self, inputs: dict[str, np.ndarray]) -> list[np.ndarray]: ...
+    def run(self, inputs: Any) -> list[Any]: ...
 
 
 class FrameLimits(Protocol):

@@ -16,6 +16,7 @@ import numpy as np
 from .clip import MediaKind
 from .config import PruningConfig
 from .errors import BackendError
+from .features import Features, frames_of, gathered
 from .pruning import FramePruner
 from .pruning_choice import choose_threshold
 from .vision import VisionPath
@@ -46,7 +47,7 @@ class FrameEncoder:
         self._kind = kind
         self._pruner = pruner
         self._last_frame: np.ndarray | None = None
-        self._last_features: np.ndarray | None = None
+        self._last_features: Features | None = None
 
     @property
     def threshold(self) -> float | None:
@@ -94,7 +95,7 @@ class FrameEncoder:
             return np.ones((len(frames), frames.shape[1] * frames.shape[2] // self.block**2), np.bool_)
         return np.stack([self._pruner.push(frame) for frame in frames])
 
-    def _features(self, frames: np.ndarray) -> np.ndarray:
+    def _features(self, frames: np.ndarray) -> Features:
         """Features of all frames; one that equals its predecessor takes the predecessor's."""
         new: list[np.ndarray] = []
         source: list[int] = []  # per frame, its place among the encoded ones; −1 is the last chunk's last frame
@@ -107,6 +108,6 @@ class FrameEncoder:
         offset = len(encoded)
         if new:
             encoded.append(self._vision.features(np.stack(new)))
-        features = np.concatenate(encoded)[np.array(source) + offset] if len(source) > len(new) else encoded[-1]
-        self._last_features = features[-1:]
+        features = gathered(encoded, np.array(source) + offset) if len(source) > len(new) else encoded[-1]
+        self._last_features = frames_of(features, len(frames) - 1, len(frames))
         return features

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from .buffers import DeviceMemory
 from .bundle import Bundle
 from .cuda import Device
 from .engine import Backend, Engine, FrameLimits
@@ -18,7 +19,7 @@ from .tensorrt_engine import TensorRtEngine
 from .tensorrt_library import import_tensorrt
 from .tensorrt_plan import InstalledEngines, choose_engines, read_engine_sets
 from .tensorrt_profiles import Profile, frames_per_call, max_patches
-from .tensorrt_vision import BlockProjector, PatchEncoder
+from .tensorrt_vision import BlockProjector, ResidentPatchEncoder
 
 TARGET_OF = {"rtx": "rtx", "jetson": "jetson", "tensorrt": "jetson"}
 """Backend names and the target whose plans they run: "tensorrt" is TensorRT proper on any GPU, built as for Jetson."""
@@ -57,7 +58,9 @@ class TensorRtBackend(Backend):
         engines = self._engines(bundle)
         if name == "vision":
             profiles = engines.spec.plans["vision"].profiles
-            return PatchEncoder(self._plan(engines, "vision"), profiles, bundle.manifest.vision.patch_size)
+            vision, memory = bundle.manifest.vision, DeviceMemory(self._gpu)
+            plan = self._plan(engines, "vision")
+            return ResidentPatchEncoder(plan, profiles, vision.patch_size, memory, vision.hidden_size)
         media: MediaSpec = getattr(bundle.manifest.processor, name.rpartition("-")[2])
         profiles = engines.spec.plans["projector"].profiles
         plan = self._plan(engines, "projector")  # one plan for both kinds of media

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from .buffers import DeviceBuffer
 from .cuda import Device
 from .errors import BackendError
 from .tensorrt_library import make_logger
@@ -57,23 +58,34 @@ class TensorRtEngine:
         self._profiles_run: set[int] = set()
         self._buffers: dict[str, _Buffer] = {}
 
-    def run(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    def run(
+        self, inputs: Mapping[str, np.ndarray | DeviceBuffer], into: Mapping[str, DeviceBuffer] | None = None
+    ) -> list[np.ndarray]:
         """Runs the plan; returns its outputs, in new arrays.
 
+        inputs: those that are buffers on the device are read where they lie. into: buffers for outputs that are to stay
+        there; they are not among those returned.
         Raises BackendError for shapes outside every profile, for other inputs than the plan's, and when it fails.
         """
+        with self._device.lock:
+            return self._run(inputs, into or {})
+
+    def _run(
+        self, inputs: Mapping[str, np.ndarray | DeviceBuffer], into: Mapping[str, DeviceBuffer]
+    ) -> list[np.ndarray]:
         arrays = [self._checked(tensor, inputs) for tensor in self._spec.inputs]
         self._set_profile({tensor.name: array.shape for tensor, array in zip(self._spec.inputs, arrays, strict=True)})
         for tensor, array in zip(self._spec.inputs, arrays, strict=True):
-            buffer = self._buffer(tensor.name, array.nbytes)
-            staging = buffer.host[: array.nbytes]
-            staging.view(array.dtype).reshape(array.shape)[...] = array
-            self._device.upload(buffer.address, staging)
+            address = array.address if isinstance(array, DeviceBuffer) else self._uploaded(tensor.name, array)
             self._demand(self._context.set_input_shape(tensor.name, array.shape))
-            self._demand(self._context.set_tensor_address(tensor.name, buffer.address))
-        staged = [self._prepare_output(tensor) for tensor in self._spec.outputs]
+            self._demand(self._context.set_tensor_address(tensor.name, address))
+        wanted = [tensor for tensor in self._spec.outputs if tensor.name not in into]
+        for tensor in self._spec.outputs:
+            if tensor.name in into:
+                self._place_output(tensor, into[tensor.name])
+        staged = [self._prepare_output(tensor) for tensor in wanted]
         self._demand(self._context.execute_async_v3(self._device.stream))
-        for tensor, target in zip(self._spec.outputs, staged, strict=True):
+        for tensor, target in zip(wanted, staged, strict=True):
             self._device.download(target, self._buffers[tensor.name].address)
         self._device.synchronize()
         if self._profile not in self._profiles_run:
@@ -102,7 +114,27 @@ class TensorRtEngine:
         config.set_runtime_cache(self._cache)
         return self._engine.create_execution_context(config)
 
-    def _checked(self, tensor: TensorSpec, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+    def _uploaded(self, name: str, array: np.ndarray) -> int:
+        """The address of an array's copy on the device."""
+        buffer = self._buffer(name, array.nbytes)
+        staging = buffer.host[: array.nbytes]
+        staging.view(array.dtype).reshape(array.shape)[...] = array
+        self._device.upload(buffer.address, staging)
+        return buffer.address
+
+    def _place_output(self, tensor: TensorSpec, buffer: DeviceBuffer) -> None:
+        """Has an output written to a buffer. Input shapes are set."""
+        shape = tuple(int(size) for size in self._context.get_tensor_shape(tensor.name))
+        if (shape, np.dtype(tensor.dtype)) != (buffer.shape, buffer.dtype):
+            raise BackendError(
+                f"{self._path.name}: output {tensor.name} is {tensor.dtype} {list(shape)}, its buffer is for "
+                f"{buffer.dtype} {list(buffer.shape)}"
+            )
+        self._demand(self._context.set_tensor_address(tensor.name, buffer.address))
+
+    def _checked(
+        self, tensor: TensorSpec, inputs: Mapping[str, np.ndarray | DeviceBuffer]
+    ) -> np.ndarray | DeviceBuffer:
         array = inputs.get(tensor.name)
         if array is None or array.dtype != np.dtype(tensor.dtype):
             got = "nothing" if array is None else str(array.dtype)

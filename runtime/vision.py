@@ -11,6 +11,7 @@ import numpy as np
 
 from .bundle import Bundle
 from .engine import Backend, Engine
+from .features import Features, on_host
 
 
 class VisionPath:
@@ -37,17 +38,20 @@ class VisionPath:
         """How many frames of this size in pixels are encoded at once, at least one."""
         return self._frame_limits.frames_per_call((height // self._patch_size) * (width // self._patch_size))
 
-    def features(self, frames: np.ndarray) -> np.ndarray:
-        """Features float32 [F, h, w, C] of frames uint8 [F, H, W, 3]; h and w count patches."""
+    def features(self, frames: np.ndarray) -> Features:
+        """Features float32 [F, h, w, C] of frames uint8 [F, H, W, 3]; h and w count patches.
+
+        They stay where the engine leaves them: `features.on_host` makes an array of them.
+        """
         return self._engine("vision").run({"frames": frames})[0]
 
-    def tokens(self, features: np.ndarray, kind: str, keep: np.ndarray) -> np.ndarray:
+    def tokens(self, features: Features, kind: str, keep: np.ndarray) -> np.ndarray:
         """Visual tokens float32 [K, hidden] of features float32 [F, h, w, C].
 
         kind: "image" or "video", which choose the merge size. keep: bool [F, tokens of a frame], K of them true.
         """
         indices = np.flatnonzero(keep)
-        return self._engine(f"projector-{kind}").run({"features": features, "keep": indices})[0]
+        return on_host(self._engine(f"projector-{kind}").run({"features": features, "keep": indices})[0])
 
     def _engine(self, name: str) -> Engine:
         if name not in self._engines:

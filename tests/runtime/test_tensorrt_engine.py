@@ -20,7 +20,8 @@ from vl3edge.export.pipeline import Float32Source
 from vl3edge.export.tensorrt import export_tensorrt_projector, export_tensorrt_vision
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.projector import Projector
-from vl3edge.runtime import SamplingPlan, VideoLlama3
+from vl3edge.runtime import PruningConfig, SamplingPlan, VideoLlama3
+from vl3edge.runtime.buffers import DeviceMemory
 from vl3edge.runtime.bundle import hash_file, open_bundle, read_manifest
 from vl3edge.runtime.cli import main
 from vl3edge.runtime.cuda import open_device
@@ -110,6 +111,32 @@ def test_clips_equal_those_of_onnx_runtime(folder: Path, media: Path, patches: i
     vision, projector = (context.used for context in ours.library.contexts)
     assert set(vision) <= set(range(len(spec.plans["vision"].profiles)))
     assert projector == [0, 1]
+
+
+def test_features_stay_on_the_device(folder: Path) -> None:
+    """All that comes down is tokens; frames that repeat are copied on the device."""
+    spec, device = install(folder, 40), FakeDevice()
+    model = VideoLlama3(open_bundle(folder), backend(spec, device))
+    reference = VideoLlama3.load(folder, backend="cpu", num_threads=1)
+    frames = np.random.default_rng(2).integers(0, 256, (9, 28, 56, 3), dtype=np.uint8)
+    frames[[1, 2, 7]] = frames[[0, 0, 6]]
+    for pruning in (PruningConfig(enabled=False), PruningConfig(threshold=0.1)):
+        device.downloaded.clear()
+        clips = [m.encode(frames, pruning=pruning) for m in (model, reference)]
+        assert_close(clips[0].visual.tokens, clips[1].visual.tokens)
+        assert sum(device.downloaded) == clips[0].visual.tokens.nbytes
+
+
+def test_an_output_goes_only_where_it_fits(folder: Path) -> None:
+    device = FakeDevice()
+    engine = backend(install(folder, 40), device)._plan(read_engine_sets(folder)[0], "vision")
+    inputs = {"patches": np.zeros((1, 4, 588), np.uint8), "positions": np.zeros((4, 2), np.int32)}
+    (expected,) = engine.run(inputs)
+    fitting = DeviceMemory(device).zeros(expected.shape, np.float32)
+    assert engine.run(inputs, into={"features": fitting}) == []
+    np.testing.assert_array_equal(fitting.read(), expected)
+    with pytest.raises(BackendError, match=r"output features is float32 \[1, 4, 80\], its buffer is for"):
+        engine.run(inputs, into={"features": DeviceMemory(device).zeros((1, 5, 80), np.float32)})
 
 
 def test_frames_go_in_chunks_that_fit(folder: Path) -> None:
