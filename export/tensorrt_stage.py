@@ -21,6 +21,7 @@ from vl3edge.models.tensors import PROJECTOR, VISION
 from vl3edge.models.vision import VisionEncoder
 from vl3edge.runtime.engine import OrtEngine
 from vl3edge.runtime.errors import Vl3EdgeError
+from vl3edge.runtime.features import on_host
 from vl3edge.runtime.manifest import Manifest
 from vl3edge.runtime.tensorrt_build import BuildOptions, build_engines
 from vl3edge.runtime.tensorrt_library import import_tensorrt
@@ -103,7 +104,7 @@ def _measure(checkpoint: Checkpoint, folder: Path, manifest: Manifest) -> dict[s
     half_range.check("TensorRT plans compute")
     encoder = PatchEncoder(OrtEngine(load_session(folder / "vision.onnx")), profiles, patch)
     (features,) = encoder.run({"frames": frames.numpy()})
-    measured = {"vision-tensorrt": Difference.between(features, expected.numpy())}
+    measured = {"vision-tensorrt": Difference.between(on_host(features), expected.numpy())}
     del encoder
     projector = OrtEngine(load_session(folder / "projector.onnx"))
     for kind in ("image", "video"):
