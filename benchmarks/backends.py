@@ -1,10 +1,17 @@
-"""The same clip through every backend: the largest difference at each stage, times, and GPU memory.
+"""The same clip through every backend and through transformers: differences by stage, times, GPU memory, in one call.
 
-    python benchmarks/backends.py BUNDLE CLIP [--backends cpu cuda rtx] [--max-frames 32] [--repeat 5] [--name NAME]
+    python benchmarks/backends.py BUNDLE CLIP [--backends cpu cuda rtx] [--checkpoint CKPT] [--name NAME]
+                                              [--max-frames 32] [--new-tokens 64] [--repeat 5] [--json FILE]
 
-The first backend is the reference of the differences. Times are medians after one call that is not counted, because the
-first one compiles. GPU memory is what the device lost from before loading to after answering. Adds to
-benchmarks/results/backends.json under NAME (default: the GPU's name, or "cpu").
+Each runs in a process of its own, one after the other. The first backend is the reference of the differences: the
+others get its features for the projector and its prompt and tokens for the decoder, so that a difference is of the
+stage it stands at. Times are medians after one call that is not counted, because the first one compiles. GPU memory is
+the largest amount that the device lacked while the model was loaded, the clip encoded and its caption generated, over
+what it lacked before; of transformers, what torch allocated at most.
+
+With CKPT, in transformers' layout, transformers runs it with sdpa attention in float16 and bfloat16, on the GPU if
+torch has one; that needs torch with CUDA. A backend that fails leaves its reason in the figures, and exit status 1.
+Adds to benchmarks/results/backends.json, or FILE, under NAME (default: the GPU's name, or "cpu").
 """
 
 from __future__ import annotations
@@ -12,23 +19,39 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
+import sys
+import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from machine import describe
+from peers import import_transformers
 
 from vl3edge.runtime import GenerationConfig, PruningConfig, SamplingPlan, VideoLlama3
-from vl3edge.runtime.cuda import CudaDevice, open_device
+from vl3edge.runtime.bundle import open_bundle
+from vl3edge.runtime.clip import Clip
+from vl3edge.runtime.cuda import Device, open_device
+from vl3edge.runtime.decoder import Decoder
+from vl3edge.runtime.encoder import pixel_budget
 from vl3edge.runtime.engine import select_backend
 from vl3edge.runtime.errors import BackendError
-from vl3edge.runtime.resize import PixelBudget, target_size
+from vl3edge.runtime.features import on_host
+from vl3edge.runtime.prompt import question_about
+from vl3edge.runtime.resize import target_size
+from vl3edge.runtime.splice import EmbeddingTable
 from vl3edge.runtime.video import open_video
-from vl3edge.runtime.vision import VisionPath
 
 RESULTS = Path(__file__).parent / "results" / "backends.json"
+DTYPES = ("float16", "bfloat16")
+PROMPT = "Describe this video."
+Arrays = dict[str, np.ndarray]
+Figures = dict[str, Any]
 
 
 def median_s(work: Callable[[], Any], repeat: int) -> float:
@@ -46,96 +69,252 @@ def difference(value: np.ndarray, reference: np.ndarray) -> dict[str, float]:
     return {"max": float(gap.max()), "mean": float(gap.mean()), "largest_value": float(np.abs(reference).max())}
 
 
-def gpu() -> CudaDevice | None:
+@contextmanager
+def peak_memory(device: Device | None, figures: Figures) -> Iterator[None]:
+    """Puts the largest amount of GPU memory taken inside the block into the figures; None without a GPU."""
+    figures["peak_gpu_memory_mb"] = None
+    if device is None:
+        yield
+        return
+    before, least, over = device.free_bytes(), [device.free_bytes()], threading.Event()
+
+    def look() -> None:
+        while not over.wait(0.005):
+            least[0] = min(least[0], device.free_bytes())
+
+    thread = threading.Thread(target=look)
+    thread.start()
     try:
-        return open_device()
+        yield
+    finally:
+        over.set()
+        thread.join()
+        figures["peak_gpu_memory_mb"] = round((before - least[0]) / 1e6)
+
+
+def run_backend(name: str, options: argparse.Namespace) -> tuple[Figures, Arrays]:
+    """Figures of one backend, and its outputs by stage."""
+    backend = select_backend(name)
+    figures: Figures = {"device": backend.device.name if backend.device else None}
+    plan = SamplingPlan(max_frames=options.max_frames)
+    with peak_memory(backend.device, figures):
+        model = VideoLlama3(open_bundle(options.bundle), backend)
+        clip = model.encode(options.clip, plan, PruningConfig(enabled=False), kind="video")
+        answer = model.ask(clip, PROMPT, GenerationConfig(max_new_tokens=options.new_tokens))
+    figures |= {key: model.info[key] for key in ("vision_runtime", "providers", "onnxruntime")}
+    figures["text"] = answer.text
+    return figures, _stages(model, clip, options, figures)
+
+
+def _stages(model: VideoLlama3, clip: Clip, options: argparse.Namespace, figures: Figures) -> Arrays:
+    given = dict(np.load(options.reference)) if options.reference else {}
+    manifest = model.bundle.manifest
+    plan = SamplingPlan(fps=manifest.processor.fps, max_frames=options.max_frames)
+    vision = model._encoder._vision  # loaded already: a second one would want its memory again
+    reader = open_video(options.clip, plan)
+    budget = pixel_budget(manifest.processor, manifest.processor.video, manifest.vision.patch_size)
+    size = target_size(reader.height, reader.width, budget, reader.num_frames)
+    frames = reader.read(size, manifest.processor.rule).frames
+    at_once = vision.frames_per_call(*size)
+    chunks = [frames[start : start + at_once] for start in range(0, len(frames), at_once)]
+    encoder_s = median_s(lambda: [vision.features(chunk) for chunk in chunks], options.repeat)
+    features = np.concatenate([on_host(vision.features(chunk)) for chunk in chunks])
+    block = manifest.vision.patch_size * manifest.processor.video.merge_size
+    first = np.ascontiguousarray(given.get("features", features)[: len(chunks[0])])
+    keep = np.ones((len(first), size[0] * size[1] // block**2), np.bool_)
+    projector_s = median_s(lambda: vision.tokens(first, "video", keep), options.repeat)
+
+    text = manifest.text
+    table = EmbeddingTable(model.bundle.path("embeddings.safetensors"), text.vocab_size, text.hidden_size)
+    prompt = given.get("prompt", model.prompt(question_about([clip], PROMPT), [clip]).embeddings(table))
+    decoder = Decoder(model._decoder_graph, text)
+    decoder.reserve(len(prompt) + options.new_tokens)
+
+    def prefill() -> None:
+        decoder.rewind(0)
+        decoder.prefill(prompt)
+        int(decoder.token)  # has come to the host
+
+    def decode() -> tuple[list[int], list[np.ndarray]]:
+        """The greedy tokens after those of the reference, and the logits they were chosen from."""
+        decoder.rewind(len(prompt))
+        tokens, logits = [first_token], [first_logits]
+        for step in range(options.new_tokens - 1):
+            decoder.step(table.row(int(given["chosen"][step]) if given else tokens[-1]))
+            tokens.append(decoder.token)
+            logits.append(decoder.logits.copy())
+        return tokens, logits
+
+    def timed_decode() -> None:
+        decoder.rewind(len(prompt))
+        token = first_token
+        for _ in range(options.new_tokens - 1):
+            decoder.step(table.row(token))
+            token = decoder.token
+
+    prefill_s = median_s(prefill, options.repeat)
+    first_token, first_logits = decoder.token, decoder.logits.copy()
+    decode_s = median_s(timed_decode, options.repeat)
+    tokens, logits = decode()
+    figures |= {
+        "frames": len(frames),
+        "height_px": size[0],
+        "width_px": size[1],
+        "prompt_tokens": len(prompt),
+        "encoder_ms_per_frame": round(1e3 * encoder_s / len(frames), 3),
+        "projector_ms_per_frame": round(1e3 * projector_s / len(first), 3),
+        "prefill_tokens_per_s": round(len(prompt) / prefill_s, 1),
+        "decode_tokens_per_s": round((options.new_tokens - 1) / decode_s, 1),
+    }
+    return {
+        "features": features,
+        "tokens": vision.tokens(first, "video", keep),
+        "prompt": prompt,
+        "logits": np.stack(logits),
+        "chosen": np.array(tokens),
+    }
+
+
+def run_transformers(dtype: str, options: argparse.Namespace) -> Figures:
+    """Figures of transformers, with the same frames; resizing and all that follows is its own."""
+    torch, transformers = import_transformers()
+    where = "cuda" if torch.cuda.is_available() else "cpu"
+    model = transformers.VideoLlama3ForConditionalGeneration.from_pretrained(
+        options.checkpoint, dtype=getattr(torch, dtype), attn_implementation="sdpa"
+    )
+    model = model.eval().to(where)
+    processor = transformers.AutoProcessor.from_pretrained(options.checkpoint)
+    video = open_video(options.clip, SamplingPlan(fps=1.0, max_frames=options.max_frames)).read()
+    content = [{"type": "video"}, {"type": "text", "text": PROMPT}]
+    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    count = len(video.frames)
+    inputs = processor(
+        text=[text],
+        videos=[video.frames.transpose(0, 3, 1, 2)],
+        video_metadata=[{"fps": 1.0, "frames_indices": list(range(count)), "total_num_frames": count}],
+        do_sample_frames=False,
+        use_token_compression=False,  # nothing is pruned on our side either
+        return_tensors="pt",
+    ).to(where)
+    inputs["pixel_values_videos"] = inputs["pixel_values_videos"].to(getattr(torch, dtype))
+    seen = {name: inputs[name] for name in ("pixel_values_videos", "video_grid_thw", "video_merge_sizes")}
+
+    def finished(work: Callable[[], Any]) -> Callable[[], Any]:
+        def run() -> None:
+            with torch.inference_mode():
+                work()
+            if where == "cuda":
+                torch.cuda.synchronize()
+
+        return run
+
+    def generate(new_tokens: int) -> Callable[[], Any]:
+        return finished(
+            lambda: model.generate(**inputs, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False)
+        )
+
+    vision_s = median_s(finished(lambda: model.model.get_video_features(**seen)), options.repeat)
+    first_s, all_s = (median_s(generate(new), options.repeat) for new in (1, options.new_tokens))
+    prompt_tokens = inputs["input_ids"].shape[1]
+    return {
+        "device": torch.cuda.get_device_name() if where == "cuda" else None,
+        "frames": count,
+        "prompt_tokens": prompt_tokens,
+        "encoder_and_projector_ms_per_frame": round(1e3 * vision_s / count, 3),
+        "prefill_tokens_per_s": round(prompt_tokens / max(first_s - vision_s, 1e-9), 1),
+        "decode_tokens_per_s": round((options.new_tokens - 1) / max(all_s - first_s, 1e-9), 1),
+        "peak_gpu_memory_mb": round(torch.cuda.max_memory_allocated() / 1e6) if where == "cuda" else None,
+    }
+
+
+def alone(name: str, folder: Path, reference: Path | None) -> Figures:
+    """This script with the same arguments, for one of the names, in a process of its own."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--worker", name, "--folder", str(folder)]
+    command += ["--reference", str(reference)] if reference else []
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode != 0:
+        return {"error": (done.stdout.strip().splitlines() or [f"exit status {done.returncode}"])[-1]}
+    figures: Figures = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+def compare(figures: Figures, ours: Arrays, reference: Arrays, reference_text: str) -> None:
+    """Adds what differs from the reference."""
+    figures["difference"] = {
+        stage: difference(ours[stage], reference[stage]) for stage in ("features", "tokens", "logits")
+    }
+    figures["tokens_equal"] = f"{int((ours['chosen'] == reference['chosen']).sum())} of {len(ours['chosen'])}"
+    figures["same_text"] = figures["text"] == reference_text
+
+
+def measure(options: argparse.Namespace) -> Figures:
+    """All backends, then transformers."""
+    figures: Figures = {}
+    with tempfile.TemporaryDirectory() as work:
+        folder, reference = Path(work), None
+        for name in options.backends:
+            figures[name] = alone(name, folder, reference)
+            print(name, json.dumps(figures[name], indent=1), flush=True)
+            if "error" in figures[name]:
+                continue
+            reference = reference or folder / f"{name}.npz"
+            text = figures[reference.stem]["text"]
+            compare(figures[name], dict(np.load(folder / f"{name}.npz")), dict(np.load(reference)), text)
+        for dtype in DTYPES if options.checkpoint else ():
+            name = f"transformers, sdpa, {dtype}"
+            figures[name] = alone(name, folder, None)
+            print(name, json.dumps(figures[name], indent=1), flush=True)
+    return figures
+
+
+def gpu_name() -> str | None:
+    try:
+        return open_device().name
     except BackendError:
         return None
 
 
-def free_bytes(device: CudaDevice | None) -> int:
-    return 0 if device is None else int(device.runtime.cudaMemGetInfo()[1])
-
-
-def measure(name: str, options: argparse.Namespace, device: CudaDevice | None) -> tuple[dict[str, Any], list[Any]]:
-    """Figures of one backend, and its outputs by stage: features, tokens, text."""
-    before = free_bytes(device)
-    model = VideoLlama3.load(options.bundle, backend=name)
-    manifest = model.bundle.manifest
-    spec = manifest.processor.video
-    reader = open_video(options.clip, SamplingPlan(fps=manifest.processor.fps, max_frames=options.max_frames))
-    budget = PixelBudget(
-        manifest.vision.patch_size, spec.merge_size, spec.min_pixels, spec.max_pixels, manifest.processor.rule
-    )
-    size = target_size(reader.height, reader.width, budget, reader.num_frames)
-    frames = reader.read(size, manifest.processor.rule).frames
-    vision = VisionPath(model.bundle, select_backend(name))
-    at_once = vision.frames_per_call(*size)
-    chunks = [frames[start : start + at_once] for start in range(0, len(frames), at_once)]
-
-    def features() -> np.ndarray:
-        return np.concatenate([vision.features(chunk) for chunk in chunks])
-
-    encoder_s = median_s(features, options.repeat)
-    found = features()
-    keep = np.ones((len(chunks[0]), size[0] * size[1] // (manifest.vision.patch_size * spec.merge_size) ** 2), bool)
-    first = np.ascontiguousarray(found[: len(chunks[0])])
-    projector_s = median_s(lambda: vision.tokens(first, "video", keep), options.repeat)
-    clip = model.encode(
-        options.clip, SamplingPlan(max_frames=options.max_frames), PruningConfig(enabled=False), kind="video"
-    )
-    config = GenerationConfig(max_new_tokens=64)
-    model.ask(clip, "Describe this video.", config)
-    fresh = VideoLlama3(model.bundle, select_backend(name))  # with an empty cache, so that all is prefilled
-    answer = fresh.ask(clip, "Describe this video.", config)
-    stats = answer.stats
-    figures = {
-        "vision_runtime": model.info["vision_runtime"],
-        "providers": model.info["providers"],
-        "frames": len(frames),
-        "height_px": size[0],
-        "width_px": size[1],
-        "visual_tokens": clip.num_tokens,
-        "encoder_ms_per_frame": round(1e3 * encoder_s / len(frames), 3),
-        "projector_ms_per_frame": round(1e3 * projector_s / len(chunks[0]), 3),
-        "prefill_tokens_per_s": round(stats.prompt_tokens / stats.prefill_s, 1),
-        "decode_tokens_per_s": round((stats.generated_tokens - 1) / stats.decode_s, 1) if stats.decode_s else None,
-        "gpu_memory_mb": round((before - free_bytes(device)) / 1e6) if device else None,
-    }
-    return figures, [found, clip.visual.tokens, answer.text]
-
-
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("clip", type=Path)
     parser.add_argument("--backends", nargs="+", default=["cpu", "cuda", "rtx"])
+    parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--max-frames", type=int, default=32)
+    parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--name")
+    parser.add_argument("--json", type=Path, default=RESULTS)
+    for hidden in ("--worker", "--folder", "--reference"):
+        parser.add_argument(hidden, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    device = gpu()
-    figures: dict[str, Any] = {}
-    reference: list[Any] = []
-    for name in options.backends:
-        figures[name], outputs = measure(name, options, device)
-        reference = reference or outputs
-        figures[name]["difference"] = {
-            stage: difference(value, wanted)
-            for stage, value, wanted in zip(("features", "tokens"), outputs, reference, strict=False)
-        }
-        figures[name]["same_text"] = outputs[2] == reference[2]
-        print(name, json.dumps(figures[name], indent=1))
-    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
-    results[options.name or (device.name if device else "cpu")] = {
+    if options.new_tokens < 2:
+        parser.error("--new-tokens must be at least 2")
+    if options.worker:
+        try:
+            if options.worker in options.backends:
+                worked, arrays = run_backend(options.worker, options)
+                np.savez(Path(options.folder) / f"{options.worker}.npz", **arrays)
+            else:
+                worked = run_transformers(options.worker.rpartition(", ")[2], options)
+        except Exception as e:
+            print(f"{type(e).__name__}: {' '.join(str(e).split())}")
+            raise
+        print(json.dumps(worked))
+        return 0
+    figures = measure(options)
+    results = json.loads(options.json.read_text(encoding="utf-8")) if options.json.is_file() else {}
+    results[options.name or gpu_name() or "cpu"] = {
         "machine": describe(),
         "bundle": options.bundle.name,
         "clip": options.clip.name,
+        "repeat": options.repeat,
         "backends": figures,
     }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    options.json.parent.mkdir(exist_ok=True)
+    options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    return int(any("error" in each for each in figures.values()))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -10,7 +10,18 @@ from typing import Any
 
 from vl3edge.runtime.machine_speed import cores
 
-PACKAGES = ("vl3edge", "onnxruntime", "onnxruntime-genai", "numpy", "torch", "transformers", "av")
+PACKAGES = (
+    "vl3edge",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxruntime-genai",
+    "tensorrt",
+    "tensorrt-rtx",
+    "numpy",
+    "torch",
+    "transformers",
+    "av",
+)
 
 
 def describe() -> dict[str, Any]:
