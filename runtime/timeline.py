@@ -83,8 +83,9 @@ def choose(timeline: Timeline, plan: SamplingPlan, name: str) -> Samples:
     end = clip_end if plan.end_s is None else min(as_fraction(plan.end_s), clip_end)
     first_time = int(times[0]) * base
     if start >= clip_end or end <= first_time:
+        until = "on" if plan.end_s is None else f"to {plan.end_s:g} s"
         raise MediaError(
-            f"{name}: nothing to see between start_s {plan.start_s} and end_s {plan.end_s}: "
+            f"{name}: nothing to see from {plan.start_s or 0:g} s {until}: "
             f"the clip runs from {float(first_time):.3f} to {float(clip_end):.3f} s"
         )
     if plan.rule == "index":

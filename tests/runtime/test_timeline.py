@@ -70,6 +70,13 @@ def test_a_part_outside_the_clip_is_an_error(plan: dict[str, float]) -> None:
         choose(regular_timeline(100, 10.0), SamplingPlan(**plan), "clip")
 
 
+def test_the_part_that_was_asked_for_is_named_as_it_was_asked() -> None:
+    with pytest.raises(MediaError, match=r"nothing to see from 500 s on: "):
+        choose(regular_timeline(100, 10.0), SamplingPlan(start_s=500), "clip")
+    with pytest.raises(MediaError, match=r"nothing to see from 10 s to 12\.5 s: "):
+        choose(regular_timeline(100, 10.0), SamplingPlan(start_s=10, end_s=12.5), "clip")
+
+
 def test_labels_are_spaced_as_numpy_arange_does() -> None:
     late = Timeline(np.arange(1, 400), 400, Fraction(1, 7), 7.0)
     times = choose(late, SamplingPlan(fps=3.3, max_frames=1000), "clip").timestamps_s
