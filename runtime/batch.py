@@ -144,13 +144,14 @@ class BatchGenerator:
             sequence.answer.choose(int(self._decoder.tokens[row]), lambda: self._decoder.logits[row])
         except BackendError as e:
             outcome = e
+            self._decoder.cache.wipe(row)
         else:
             reason = sequence.answer.finish_reason
             if reason is None:
                 return
             outcome = sequence.finished(self._tokenizer, reason)
+            self._decoder.cache.rewind(row, 0)
         self._rows[row] = None
-        self._decoder.cache.rewind(row, 0)
         yield sequence.request.key, outcome
 
     @property

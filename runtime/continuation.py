@@ -9,7 +9,7 @@ import numpy as np
 
 from .config import GenerationConfig
 from .errors import ContextLengthError
-from .sampling import Sampler
+from .sampling import Sampler, check_logits
 
 FinishReason = Literal["stop", "length"]
 
@@ -58,8 +58,15 @@ class Continuation:
         return "length" if self.length == self.max_length else None
 
     def choose(self, greedy: int, logits: Callable[[], np.ndarray]) -> int:
-        """The next token, from the decoder's own greedy choice or its logits float32 [vocab], asked for if needed."""
-        token = self._sampler.choose(logits(), self._history[: self.length]) if self._sampler.needs_logits else greedy
+        """The next token, from the decoder's own greedy choice or its logits float32 [vocab], asked for if needed.
+
+        Raises BackendError for logits that are NaN or infinite; what is cached then must not be used again.
+        """
+        token = greedy
+        if self._sampler.needs_logits:
+            token = self._sampler.choose(logits(), self._history[: self.length])
+        elif greedy == 0:  # what argmax says of nothing but NaN
+            check_logits(logits())
         self._history[self.length] = token
         self.length += 1
         return token

@@ -167,6 +167,10 @@ class Decoder:
         if length != self.length:
             self._batch.cache.rewind(0, length)
 
+    def wipe(self) -> None:
+        """Forgets everything, and what the memory held."""
+        self._batch.cache.wipe(0)
+
     def discard(self, start: int, count: int) -> None:
         """Drops the `count` tokens from `start` on; those after them move up, and their keys turn to their new places.
 

@@ -15,7 +15,7 @@ import numpy as np
 from .config import GenerationConfig
 from .continuation import Continuation, FinishReason
 from .decoder import PREFILL_CHUNK, Decoder
-from .errors import Vl3EdgeError
+from .errors import BackendError, Vl3EdgeError
 from .splice import EmbeddingTable, SplicedPrompt, common_prefix
 from .tokenizer import Detokenizer, Tokenizer
 
@@ -89,7 +89,11 @@ class Generator:
         decoder.reserve(answer.max_length)
         self._hold(prompt, self.reusable(prompt), np.zeros(answer.max_length - len(prompt), np.int64))
         while True:
-            token = answer.choose(decoder.token, lambda: decoder.logits)
+            try:
+                token = answer.choose(decoder.token, lambda: decoder.logits)
+            except BackendError:
+                decoder.wipe()
+                raise
             yield token
             if self._run != run:
                 raise Vl3EdgeError("this answer was ended by another question to the same model")

@@ -97,6 +97,12 @@ class KvCache:
             raise ValueError(f"cannot rewind to {length} tokens: {self.lengths[row]} are cached")
         self.lengths[row] = length
 
+    def wipe(self, row: int) -> None:
+        """Empties a row and sets all of it to zero: a NaN spoils answers even where it is masked, as 0 · NaN is NaN."""
+        for buffer in self.buffers:
+            buffer.rows(row, row + 1).write(np.zeros((), self.dtype))
+        self.lengths[row] = 0
+
     def append_moved(self, row: int, source: int, count: int, rotary: Rotary) -> None:
         """Appends to a row what stands `count` positions from `source` on, at or after its end; keys turn with it."""
         target = int(self.lengths[row])

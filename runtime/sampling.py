@@ -22,19 +22,24 @@ class Sampler:
     def choose(self, logits: np.ndarray, history: np.ndarray) -> int:
         """The next token's id, from logits float32 [vocab] and the ids int64 [n] of prompt and answer so far.
 
-        Raises BackendError for logits of which the best is NaN or infinite: no token can be drawn from them.
+        Raises BackendError as `check_logits` does.
         """
-        if not np.isfinite(logits.max()):
-            raise BackendError(
-                "the decoder computed NaN or infinity instead of logits: its weights are damaged, or its precision "
-                "does not suffice on this backend; `vl3edge verify` names the stage"
-            )
+        check_logits(logits)
         scores = penalize_repetition(logits, history, self._config.repetition_penalty)
         if self._config.temperature == 0:
             return int(scores.argmax())
         probabilities = filtered_probabilities(scores, self._config)
         cumulative = np.cumsum(probabilities)
         return int(np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right"))
+
+
+def check_logits(logits: np.ndarray) -> None:
+    """Raises BackendError for logits of which the best is NaN or infinite: no token can be taken from them."""
+    if not np.isfinite(logits.max()):
+        raise BackendError(
+            "the decoder computed NaN or infinity instead of logits: its weights are damaged, or its precision "
+            "does not suffice on this backend; `vl3edge verify` names the stage"
+        )
 
 
 def penalize_repetition(logits: np.ndarray, history: np.ndarray, penalty: float) -> np.ndarray:

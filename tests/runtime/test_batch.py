@@ -298,15 +298,18 @@ def test_what_fails_alone_costs_itself(tied: Parts) -> None:
     assert all(isinstance(found, BackendError) for _, found in outcomes)
 
 
-def test_a_row_without_logits_costs_itself(tied: Parts) -> None:
-    """NaN in one prompt fails its own request, not the one beside it."""
-    config = GenerationConfig(max_new_tokens=6, temperature=0.8, seed=1)
-    sound, broken = (BatchRequest(key, prompt_of(tied, 40, key), config) for key in range(2))
-    ((start, visual),) = broken.prompt.spans
-    broken = replace(broken, prompt=replace(broken.prompt, spans=((start, np.full_like(visual, np.nan)),)))
-    outcomes = dict(tied.batch(2).answers([sound, broken]))
-    assert isinstance(outcomes[1], BackendError)
-    assert outcomes[0].token_ids == tied.alone(sound).token_ids
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_a_row_without_logits_costs_itself(tied: Parts, temperature: float) -> None:
+    """NaN in one prompt fails its own request, not the one beside it, nor the one that gets its row."""
+    config = GenerationConfig(max_new_tokens=6, temperature=temperature, seed=1)
+    requests = [BatchRequest(key, prompt_of(tied, 40, key), config) for key in range(4)]
+    ((start, visual),) = requests[1].prompt.spans
+    spoiled = replace(requests[1].prompt, spans=((start, np.full_like(visual, np.nan)),))
+    outcomes = dict(tied.batch(2).answers([replace(r, prompt=spoiled) if r.key == 1 else r for r in requests]))
+    assert isinstance(outcomes.pop(1), BackendError)
+    assert len(outcomes) == 3
+    for key, answer in outcomes.items():
+        assert answer.token_ids == tied.alone(requests[key]).token_ids
 
 
 def test_running_out_of_memory_when_the_cache_is_made(tied: Parts, monkeypatch: pytest.MonkeyPatch) -> None:

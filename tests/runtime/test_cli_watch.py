@@ -97,7 +97,7 @@ def test_a_session_survives_everything_at_once(capsys: pytest.CaptureFixture[str
 def test_a_file_is_watched_to_its_end(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     scene = write_clip(tmp_path / "clip.mp4", 721)
     question = ask_video(scene, "caption")
-    status, out, err = run(capsys, tmp_path / "clip.mp4", "-q", question.text, "--speed", 8)
+    status, out, err = run(capsys, tmp_path / "clip.mp4", "-q", question.text, "--speed", 4)
     assert (status, out) == (0, f"[00:0{scene.frames - 1}.0] {question.answer}\n")
     assert "asking every 10 s; Ctrl-C ends the watch" in err
     assert f"{scene.frames} sampled, {scene.frames} seen, 0 dropped while the model was busy; 1 answers" in err

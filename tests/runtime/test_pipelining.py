@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from vl3edge.runtime import GenerationConfig, PruningConfig, SamplingPlan, Video
 from vl3edge.runtime import decoder as decoder_module
 from vl3edge.runtime import generation as generation_module
 from vl3edge.runtime import model as model_module
+from vl3edge.runtime.clip import new_uid
 from vl3edge.runtime.encoder import PendingClip
 from vl3edge.runtime.errors import BackendError, ContextLengthError, MediaError
 from vl3edge.runtime.generation import Answer, join
@@ -169,4 +171,15 @@ def test_tokens_that_are_no_numbers_never_reach_the_cache(
         patch.setattr(VisionPath, "tokens", spoiled)
         with pytest.raises(BackendError, match="NaN or infinity"):
             model.ask(model.begin(CLIP), "Describe this video.", CONFIG)
+    assert model.ask(clip, "Describe this video.", CONFIG).token_ids == sound
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.5])
+def test_numbers_lost_in_the_decoder_end_with_the_answer(model: VideoLlama3, temperature: float) -> None:
+    clip = model.encode(CLIP)
+    sound = model.ask(clip, "Describe this video.", CONFIG).token_ids
+    tokens = np.full_like(clip.visual.tokens, np.nan)
+    spoiled = replace(clip, visual=replace(clip.visual, tokens=tokens, uid=new_uid()))
+    with pytest.raises(BackendError, match="NaN or infinity"):
+        model.ask(spoiled, "Describe this video.", GenerationConfig(temperature=temperature))
     assert model.ask(clip, "Describe this video.", CONFIG).token_ids == sound
