@@ -16,7 +16,7 @@ from .conversation import conversation_pieces
 from .decoder import PREFILL_CHUNK, BatchDecoder, Decoder
 from .decoder_graph import load_decoder_graph
 from .encoder import ClipEncoder, OpenedMedia, PendingClip
-from .engine import PATCHES_PER_CALL, Backend, select_backend
+from .engine import DECODER_GRAPH, HALF_DECODER_GRAPH, PATCHES_PER_CALL, Backend, select_backend
 from .errors import ConfigError
 from .generation import Answer, Chunk, Generator, join
 from .limits import DEFAULT_LIMITS, MediaLimits
@@ -104,6 +104,7 @@ class VideoLlama3:
             "context_tokens": manifest.text.max_position_embeddings,
             "backend": self._backend.name,
             "vision_runtime": self._backend.vision_runtime,
+            "decoder_graph": HALF_DECODER_GRAPH if self._backend.decodes_on_gpu else DECODER_GRAPH,
             "providers": list(self._backend.providers),
             "onnxruntime": self._backend.version,
             "num_threads": self._backend.num_threads or "one per physical core",
