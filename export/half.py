@@ -13,6 +13,11 @@ and the GPU holds float16.
 
 Inputs and outputs are those of `decoder.onnx` (`decoder.py`), but that the cache is float16. accuracy_level is left
 out: CUDA's MatMulNBits computes in its input's type, whatever it says.
+
+A node without a CUDA kernel would run on the CPU, and forbid CUDA graphs. CUDA's kernels are registered for versions of
+operators: those that opset 21 renewed (Cast, Squeeze, Identity) came late and not together, so the graph is of opset
+17; and `ArgMax` has none beyond opset 11, so the greedy token is a `TopK`, whose ties break in the same way.
+Source: ONNX Runtime's cuda/reduction/reduction_ops.cc, its docs/OperatorKernels.md and its pull requests 26075, 27728.
 """
 
 from __future__ import annotations
@@ -26,9 +31,10 @@ from vl3edge.runtime.engine import DECODER_GRAPH, HALF_DECODER_GRAPH
 
 from .errors import ExportError
 
+OPSET = 17
 _FLOAT, _HALF = TensorProto.FLOAT, TensorProto.FLOAT16
 _IN_HALF = {"MatMulNBits", "MatMul", "Gemm", "GroupQueryAttention", "Add", "QuickGelu", "Mul", "Concat"}
-_IN_FLOAT = {"SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization", "ArgMax"}
+_IN_FLOAT = {"SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization"}
 _AS_GIVEN = {"Gather", "Squeeze", "Identity"}
 _SUFFIX: dict[int, str] = {_FLOAT: "float", _HALF: "half"}
 
@@ -37,6 +43,9 @@ def write_half_decoder(folder: Path) -> Path:
     """Writes the GPU's decoder graph beside `decoder.onnx`, whose data it shares; returns its path."""
     model = onnx.load(folder / DECODER_GRAPH, load_external_data=False)
     _HalfGraph(model.graph).convert()
+    for opset in model.opset_import:
+        if not opset.domain:
+            opset.version = OPSET
     path = folder / HALF_DECODER_GRAPH
     path.write_bytes(model.SerializeToString())
     return path
@@ -68,6 +77,8 @@ class _HalfGraph:
                 self._emit(_prefill(node))
             elif node.op_type == "Cast" and node.input[0] in self._forms:  # of a weight that is stored in half
                 self._forms[node.output[0]] = self._forms[node.input[0]]
+            elif node.op_type == "ArgMax":
+                self._emit_greedy(node)
             elif not node.name.startswith("attention."):  # those are for the branch that is left out
                 self._emit(node)
         used = {name for node in self._nodes for name in node.input}
@@ -87,8 +98,6 @@ class _HalfGraph:
             del node.attribute[:]
             node.attribute.extend(attributes)
         self._nodes.append(node)
-        if node.op_type == "ArgMax":  # whose output is a whole number
-            return
         for place, name in enumerate(source.output):
             if not name:  # an output that is left out
                 continue
@@ -98,6 +107,16 @@ class _HalfGraph:
                 self._forms[name] = {_FLOAT: name}
             else:
                 self._forms[name] = {dtype: name}
+
+    def _emit_greedy(self, argmax: onnx.NodeProto) -> None:
+        """The place of the largest logit, as ArgMax over the last axis gives it."""
+        name = argmax.output[0]
+        one = f"{name}.one"  # how many, and the axis that they stand along
+        self._graph.initializer.append(helper.make_tensor(one, TensorProto.INT64, [1], [1]))
+        logits = self._in(argmax.input[0], _FLOAT)
+        outputs = [f"{name}.value", f"{name}.best"]
+        self._nodes.append(helper.make_node("TopK", [logits, one], outputs, f"{name}.topk"))
+        self._nodes.append(helper.make_node("Squeeze", [f"{name}.best", one], [name], name))
 
     def _dtype(self, node: onnx.NodeProto) -> int:
         if node.op_type in _AS_GIVEN:
