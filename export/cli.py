@@ -107,7 +107,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="local folder, or a hub id such as owner/name")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE", help="folder to write")
     parser.add_argument("--revision", help="hub revision (default: the newest; the commit is recorded)")
-    parser.add_argument("--target", action="append", choices=TARGETS, help="may be repeated (default: cpu)")
+    parser.add_argument(
+        "--target",
+        action="append",
+        choices=TARGETS,
+        help="may be repeated (default: cpu, which is in every bundle); the others add what NVIDIA GPUs need",
+    )
     parser.add_argument("--precision", choices=("fp32", "fp16"), help="of weights that are not quantized")
     parser.add_argument("--name", help="what the bundle calls its model (default: the checkpoint's name)")
     group = parser.add_argument_group("quantization of the decoder")
