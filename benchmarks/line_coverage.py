@@ -1,7 +1,7 @@
 """Which lines of runtime/ the tests ran, file by file, from the report that coverage.py wrote.
 
     make coverage                                     # which ends with
-    python benchmarks/line_coverage.py REPORT [--note NOTE]
+    python benchmarks/line_coverage.py REPORT [--commit COMMIT] [--note NOTE]
 
 Writes benchmarks/results/coverage.json. Every file counts, also those that need a GPU or a library that was not there:
 they are named under "needs_a_device", and the total is told with and without them.
@@ -25,7 +25,7 @@ NEEDS_A_DEVICE = {
 }
 
 
-def summary(report: dict[str, Any]) -> dict[str, Any]:
+def summary(report: dict[str, Any], commit: str) -> dict[str, Any]:
     """Lines and shares, in all and by file; the lines not run are named."""
     files = {
         f"runtime/{path.rpartition('runtime/')[2]}": {
@@ -39,7 +39,7 @@ def summary(report: dict[str, Any]) -> dict[str, Any]:
     return {
         "machine": describe(),
         "coverage": report["meta"]["version"],
-        "commit": subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True).strip(),
+        "commit": commit,
         "lines": sum(entry["lines"] for entry in files.values()),
         "run": sum(entry["run"] for entry in files.values()),
         "share": _share(list(files.values())),
@@ -68,8 +68,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("report", type=Path, help="of `coverage json`")
     parser.add_argument("--note", help="what else the reader should know, such as which tests were run")
+    parser.add_argument("--commit", help="that was measured (default: the one checked out)")
     options = parser.parse_args()
-    result = summary(json.loads(options.report.read_text(encoding="utf-8")))
+    head = ["git", "rev-parse", "--short", "HEAD"]
+    commit = options.commit or subprocess.check_output(head, cwd=ROOT, text=True).strip()
+    result = summary(json.loads(options.report.read_text(encoding="utf-8")), commit)
     if options.note:
         result["note"] = options.note
     RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

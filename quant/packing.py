@@ -90,6 +90,8 @@ def from_gptq(tensors: GptqTensors, bits: int, zero_format: ZeroFormat) -> Quant
     """
     groups, outputs = tensors.scales.shape
     inputs = len(tensors.g_idx)
+    if inputs * bits % 32 or outputs * bits % 32:
+        raise QuantError(f"{inputs} inputs and {outputs} outputs of {bits} bits do not fill words of 32 bits")
     expected = {"qweight": (inputs * bits // 32, outputs), "qzeros": (groups, outputs * bits // 32)}
     for name, shape in expected.items():
         if getattr(tensors, name).shape != shape:

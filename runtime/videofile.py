@@ -174,8 +174,8 @@ class VideoFile:
                             return
                         wanted.popleft()
                         yield frame
-                if not wanted:
-                    return
+                        if not wanted:  # more frames with the last one's time may follow at once
+                            return
 
     def _decode_up_to(self, wanted: deque[int]) -> Generator[VideoFrame]:
         """Last attempt: decodes everything; for each tick of `wanted`, the last frame shown until then."""

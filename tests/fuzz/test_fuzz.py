@@ -11,7 +11,11 @@ from mutations import MUTATIONS, mutate
 from seeds import write_seeds
 
 SECONDS = 15.0
-FOUND = {"stream-begins-late.ts": "number 1018784: PyAV looked the late stream up among those it knew (IndexError)"}
+FOUND = {
+    "stream-begins-late.ts": "number 1018784: PyAV looked the late stream up among those it knew (IndexError)",
+    "last-frame-twice.avi": "number 61005316: two frames with the time of the last one wanted, in 2 of 5 readings",
+}
+TIMES = 30  # decoders with threads do not give the same frames each time
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +40,9 @@ def test_damaged_bundles_templates_and_records_are_used_or_one_line() -> None:
 @pytest.mark.parametrize("name", FOUND)
 def test_what_was_found(name: str) -> None:
     worker = Worker()
-    result = worker.examine(Path(__file__).parent / "found" / name)
+    results = [worker.examine(Path(__file__).parent / "found" / name) for _ in range(TIMES)]
     worker.close()
-    assert result["outcome"] in ("read", "refused"), result
+    assert {result["outcome"] for result in results} <= {"read", "refused"}, results
 
 
 def test_a_number_is_a_recipe(seeds: list[Path]) -> None:

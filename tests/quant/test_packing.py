@@ -232,6 +232,19 @@ def test_true_sizes_are_packed_in_under_a_second(benchmark_clock):
     assert seconds() < 1.0, f"from_gptq took {seconds():.2f} s"
 
 
+@pytest.mark.parametrize(("inputs", "outputs"), [(64, 12), (12, 64), (64, 63), (100, 64)])
+def test_layers_that_do_not_fill_words_are_refused(inputs, outputs):
+    """Found as a mutant that lived: 12 outputs had 8 zero points, and nobody said so."""
+    tensors = packing.GptqTensors(
+        np.zeros((inputs * 4 // 32, outputs), np.int32),
+        np.zeros((1, outputs * 4 // 32), np.int32),
+        np.ones((1, outputs), np.float16),
+        np.zeros(inputs, np.int32),
+    )
+    with pytest.raises(QuantError, match=f"{inputs} inputs and {outputs} outputs of 4 bits do not fill words"):
+        packing.from_gptq(tensors, 4, "v1")
+
+
 def test_what_does_not_fit_is_refused():
     odd = random_linear(4, 12, symmetric=True, columns=36, out=8)
     with pytest.raises(QuantError, match="8 codes of 4 bits together, which do not divide 36"):

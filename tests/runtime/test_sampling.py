@@ -83,8 +83,8 @@ def test_draws_follow_the_distribution_and_the_seed() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_top_k_keeps_the_k_best(seed: int) -> None:
-    scores = np.random.default_rng(seed).standard_normal(200).astype(np.float32)
-    for k in (*range(1, 40), 199, 200, 201):
+    scores = np.random.default_rng(seed).standard_normal(777).astype(np.float32)
+    for k in (*range(1, 120), 776, 777, 778):  # partitions that are off by one are right nearly always
         found = filtered_probabilities(scores, GenerationConfig(temperature=1.0, top_k=k))
         assert set(np.flatnonzero(found)) == set(np.argsort(scores)[-k:]), k
 
