@@ -47,7 +47,7 @@ mutation: $(VENV)/.installed
 	$(BIN)/pip install --quiet cosmic-ray==8.7.0
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mutation.py $(if $(MUTANTS),--count $(MUTANTS))
 
-# Those of the demo model, the reference models and the quantizer run hardly a line more of runtime/.
+# The tests with the runtime in them; those of the demo model, the torch modules and the quantizer are left out.
 COVERAGE_TESTS ?= tests/runtime tests/fuzz tests/export tests/test_layout.py tests/test_parity.py tests/test_readme.py
 
 coverage: $(VENV)/.installed

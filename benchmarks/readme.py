@@ -221,7 +221,8 @@ def reliability_table() -> str:
     lost = {key: sum(way[key] for way in ways) for key in ("lost", "duplicated", "torn", "changed")}
     resident = [window["resident_mb"] for window in soak["windows"]]
     modules = [module for module in load("mutation").values() if "all_mutants" in module]
-    mutants = {key: sum(module[key] for module in modules) for key in ("all_mutants", "run", "killed", "survived")}
+    counted = ("all_mutants", "run", "killed", "survived", "survivors_explained")
+    mutants = {key: sum(module[key] for module in modules) for key in counted}
     rows = [
         [
             "captioning run killed (SIGKILL) at a random moment and continued",
@@ -255,7 +256,8 @@ def reliability_table() -> str:
         [
             "mutants of pruning, splicing, sampling and packing (`make mutation`)",
             f"all {mutants['run']:,}" if mutants["run"] == mutants["all_mutants"] else f"{mutants['run']:,} of them",
-            f"{mutants['killed']:,} killed by the tests, {mutants['survived']} equivalent and explained",
+            f"{mutants['killed']:,} killed by the tests, {mutants['survived']} survived, "
+            f"{mutants['survivors_explained']} of them explained",
         ]
     )
     rows.append(

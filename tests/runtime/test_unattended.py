@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import pytest
 
 from vl3edge.runtime import VideoLlama3
 from vl3edge.runtime.errors import MediaError
+from vl3edge.runtime.lockedfile import LockedFile
 
 CLIP = Path(__file__).parents[1] / "fixtures" / "demo_clip.mp4"
 COMMAND = [sys.executable, "-m", "vl3edge.runtime.cli"]
@@ -145,3 +148,46 @@ def test_a_folder_on_the_way_that_is_closed_is_a_media_error(tmp_path: Path, mon
         for name in ("a.mp4", "a.png"):
             with pytest.raises(MediaError, match="no permission"):
                 model.encode(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
+def test_a_disk_that_fills_up_loses_the_clip_at_hand_alone(tmp_path: Path, name: str) -> None:
+    """The limit on a file's size cuts a write short in its middle, as a full disk does."""
+    for number in range(9):
+        shutil.copy(CLIP, tmp_path / f"{number}.mp4")
+    out = tmp_path / name
+    records = out if name == "out.jsonl" else tmp_path / "out.parquet.jsonl"
+    command = ("caption", tmp_path, *OPTIONS, "-o", out, "--resume")
+    status, _, err = run(*command, start=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)))
+    assert status == 1
+    assert err.splitlines()[-1] == f"vl3edge: error: {records}: File too large"
+    content = records.read_bytes()
+    kept = [json.loads(line) for line in content.splitlines()]
+    assert 1 <= len(kept) < 9
+    assert content.endswith(b"\n")
+    assert run(*command)[0] == 0
+    found = [json.loads(line) for line in records.read_text().splitlines()]
+    assert found[: len(kept)] == kept
+    assert sorted(Path(record["media"]).name for record in found) == [f"{number}.mp4" for number in range(9)]
+
+
+def test_a_file_system_without_locks_is_warned_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(fd: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("vl3edge.runtime.lockedfile.fcntl.flock", no_locks)
+    with pytest.warns(UserWarning, match="out cannot be locked .*: start no second run on it"):
+        file = LockedFile(tmp_path / "out")
+    file.append(b"line\n")
+    file.close()
+    assert (tmp_path / "out").read_bytes() == b"line\n"
+
+
+@pytest.mark.parametrize("style", ["srt", "vtt"])
+def test_subtitles_on_stdout_are_those_of_a_file(tmp_path: Path, style: str) -> None:
+    out = tmp_path / f"out.{style}"
+    command = ("caption", CLIP, *OPTIONS, "--segment", "3", "--format", style)
+    assert run(*command, "-o", out)[0] == 0
+    status, printed, _ = run(*command)
+    assert (status, printed) == (0, out.read_text())
+    assert printed.count(" --> ") == 3
