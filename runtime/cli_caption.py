@@ -67,6 +67,7 @@ def add_to(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     begin = time.perf_counter()
     request, style = _request(options), _style(options)
+    shared.manifest_of(options)  # a bundle that is none should not leave an empty output
     arguments = matches(options.media)
     media = [name for _, names in arguments for name in names]
     with closing(_output(options, style, media)) as output:

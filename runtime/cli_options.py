@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
+from pathlib import Path
 from typing import Literal
 
+from .bundle import DEMO_BUNDLE, read_manifest
 from .clip import Clip
 from .config import GenerationConfig, PruningConfig, SamplingPlan
 from .engine import BACKENDS
 from .errors import ConfigError
 from .generation import GenerationStats
 from .limits import DEFAULT_LIMITS, MediaLimits
+from .manifest import Manifest
 from .memory_limit import parse_bytes
 from .model import VideoLlama3
 from .records import one_line
@@ -80,6 +83,11 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
         "--repetition-penalty", type=float, default=1.0, metavar="X", help="above 1 avoids tokens that occurred"
     )
     group.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same draws (default: a new one)")
+
+
+def manifest_of(options: argparse.Namespace) -> Manifest:
+    """Of the bundle asked for, before anything is loaded or written; BundleError if it is none."""
+    return read_manifest(DEMO_BUNDLE if options.model is None else Path(options.model))
 
 
 def load_model(options: argparse.Namespace) -> VideoLlama3:

@@ -93,10 +93,11 @@ def run(options: argparse.Namespace) -> int:
     inquiry, generation, pruning = _inquiry(options), shared.generation_config(options), shared.pruning_config(options)
     source = SourceOptions(options.timeout, options.transport, options.camera_size, options.camera_rate)
     reconnection = Reconnection(options.backoff, max(options.backoff, Reconnection().longest_s), options.reconnects)
+    manifest = shared.manifest_of(options)
+    fps = manifest.processor.fps if options.fps is None else options.fps
+    reader = LiveReader(options.source, fps, source, reconnection, options.speed)
     with _opened(options.output) as stream, _stop_signals() as stopped:
         model = shared.load_model(options)
-        fps = model.bundle.manifest.processor.fps if options.fps is None else options.fps
-        reader = LiveReader(options.source, fps, source, reconnection, options.speed)
         session = model.open_session(pruning=pruning, max_tokens=options.context)
         writer = AnswerWriter(reader.name, stream, options.format, len(inquiry.questions) > 1, bool(options.output))
         shared.progress(f"{_when(inquiry)}; Ctrl-C ends the watch")

@@ -10,6 +10,7 @@ beyond it steps run kernel by kernel, slower and with the same result.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import numpy as np
 from .buffers import HOST, Buffer, DeviceMemory, Memory
 from .bundle import Bundle
 from .engine import DECODER_GRAPH, HALF_DECODER_GRAPH, Backend, guarded, import_onnxruntime
-from .errors import BackendError, BundleError
+from .errors import BackendError, BackendWarning, BundleError
 
 MAX_RECORDINGS = 64
 _GRAPH_ID = "gpu_graph_id"
@@ -113,7 +114,11 @@ class DecoderGraph:
 
 
 def load_decoder_graph(backend: Backend, bundle: Bundle) -> DecoderGraph:
-    """The decoder's graph for this backend; BundleError if the bundle has none or it cannot be loaded."""
+    """The decoder's graph for this backend; BundleError if the bundle has none or it cannot be loaded.
+
+    Warns (BackendWarning) where a GPU's ONNX Runtime does not take it for CUDA graphs, as when an operator is left to
+    the CPU; `DecoderGraph.records` is False then.
+    """
     if not backend.decodes_on_gpu:
         return DecoderGraph(backend.session(bundle.path(DECODER_GRAPH)))
     if backend.device is None:
@@ -123,5 +128,14 @@ def load_decoder_graph(backend: Backend, bundle: Bundle) -> DecoderGraph:
             f"{bundle.folder} has no decoder for NVIDIA GPUs: export it with --target cuda (rtx and jetson have it, "
             "too), or use backend 'cpu'."
         )
-    session = backend.session(bundle.path(HALF_DECODER_GRAPH), records=True)
-    return DecoderGraph(session, DeviceMemory(backend.device), records=True)
+    path, memory = bundle.path(HALF_DECODER_GRAPH), DeviceMemory(backend.device)
+    try:
+        return DecoderGraph(backend.session(path, records=True), memory, records=True)
+    except BundleError as e:
+        graph = DecoderGraph(backend.session(path), memory)  # raises what is wrong with the file itself
+        warnings.warn(
+            f"steps run kernel by kernel, slower and with the same result, as they cannot be recorded: {e}",
+            BackendWarning,
+            stacklevel=2,
+        )
+        return graph

@@ -50,3 +50,7 @@ class MediaWarning(UserWarning):
 
 class BatchWarning(UserWarning):
     """A batch was made smaller than asked for; the message says why."""
+
+
+class BackendWarning(UserWarning):
+    """A backend runs what it was asked to, but slower than it could; the message says why."""

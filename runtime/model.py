@@ -105,6 +105,7 @@ class VideoLlama3:
             "backend": self._backend.name,
             "vision_runtime": self._backend.vision_runtime,
             "decoder_graph": HALF_DECODER_GRAPH if self._backend.decodes_on_gpu else DECODER_GRAPH,
+            "cuda_graphs": self._decoder_graph.records,
             "providers": list(self._backend.providers),
             "onnxruntime": self._backend.version,
             "num_threads": self._backend.num_threads or "one per physical core",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Protocol, TextIO
 
-from .errors import OutputError
+from .errors import ConfigError, OutputError
 from .lockedfile import LockedFile, write_whole
 from .parquet import parquet_bytes
 from .recordfile import RecordFile, State
@@ -78,13 +78,13 @@ class StreamOutput:
 
 
 class TextFileOutput(StreamOutput):
-    """Plain text in a file. Raises OutputError if it exists and is not to be replaced."""
+    """Plain text in a file. Raises ConfigError if it exists and is not to be replaced."""
 
     def __init__(self, path: Path, several: bool, force: bool) -> None:
         self._file = LockedFile(path, discard=force)
         if self._file.size and not force:
             self._file.close()
-            raise OutputError(f"{path} exists; replace it with --force, or name another file")
+            raise ConfigError(f"{path} exists; replace it with --force, or name another file")
         super().__init__(self._file.append, "text", several)
 
     def close(self) -> None:
@@ -130,7 +130,7 @@ class DocumentOutput(RecordOutput):
     """A document made at the end, from records in a file of JSON lines beside it.
 
     The records of subtitles are deleted when all is well; those of a Parquet file are kept, so that a later run can add
-    clips to it.
+    clips to it. Raises ConfigError if it exists and is neither to be replaced nor continued.
     """
 
     def __init__(self, path: Path, style: str, keep: bool, force: bool) -> None:
@@ -138,7 +138,7 @@ class DocumentOutput(RecordOutput):
         self._style = style
         journal = records_of(path)
         if path.exists() and not force and not (keep and journal.exists()):
-            raise OutputError(f"{path} exists; replace it with --force, or name another file")
+            raise ConfigError(f"{path} exists; replace it with --force, or name another file")
         super().__init__(journal, keep, force)
 
     def finish(self) -> None:

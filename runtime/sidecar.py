@@ -31,8 +31,8 @@ class SidecarOutput:
     def __init__(self, media: Sequence[str], suffix: str, style: str, keep: bool, force: bool) -> None:
         """suffix: of the sidecar, with its dot. keep: clips that have a file are done. force: it is replaced.
 
-        Raises ConfigError if two clips would have one file, or it would take the name of a clip; OutputError if there
-        are files already and neither `keep` nor `force` says what to do about them.
+        Raises ConfigError if two clips would have one file, if it would take the name of a clip, and if there are
+        files already and neither `keep` nor `force` says what to do about them.
         """
         self._style = style
         self._paths = _paths(media, suffix)
@@ -41,7 +41,7 @@ class SidecarOutput:
         self._held: dict[str, list[CaptionRecord]] = {}
         existing = [path for path in self._paths.values() if os.path.exists(path)]
         if existing and not (keep or force):
-            raise OutputError(
+            raise ConfigError(
                 f"{existing[0]} exists, as do {len(existing)} of {len(media)} files to be written: "
                 "--resume skips their clips, --force replaces them"
             )

@@ -158,6 +158,12 @@ def test_a_file_that_exists_is_not_lost(clips: Path, name: str, tmp_path: Path) 
     assert {path.name for path in tmp_path.iterdir()} <= {"clips", name, "out.parquet.jsonl"}
 
 
+def test_a_bundle_that_is_none_leaves_no_output(clips: Path, tmp_path: Path) -> None:
+    for name in ("out.jsonl", "out.txt", "out.parquet"):
+        assert caption(clips, "-o", tmp_path / name, "-m", tmp_path / "nothing") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["clips"]
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_full_disk_is_one_line(clips: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert caption(clips, "-o", "/dev/full", "--format", "jsonl") == 1
@@ -166,7 +172,7 @@ def test_a_full_disk_is_one_line(clips: Path, capsys: pytest.CaptureFixture[str]
 
 def test_sidecars(clips: Path, right: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     (clips / "2.txt").write_text("somebody's own notes")
-    assert caption(clips, "--sidecar") == 1
+    assert caption(clips, "--sidecar") == 2
     assert "--resume skips" in capsys.readouterr().err
     assert caption(clips, "--sidecar", "--resume") == 0
     texts = {path.with_suffix(".mp4").name: path.read_text().rstrip("\n") for path in clips.glob("*.txt")}

@@ -20,7 +20,7 @@ from vl3edge.runtime.config import GenerationConfig
 from vl3edge.runtime.decoder import PREFILL_CHUNK, BatchDecoder, Decoder
 from vl3edge.runtime.decoder_graph import DecoderGraph, load_decoder_graph
 from vl3edge.runtime.engine import DECODER_GRAPH, HALF_DECODER_GRAPH, Backend
-from vl3edge.runtime.errors import BackendError, BundleError
+from vl3edge.runtime.errors import BackendError, BackendWarning, BundleError
 from vl3edge.runtime.generation import Generator
 from vl3edge.runtime.splice import EmbeddingTable, SplicedPrompt
 from vl3edge.runtime.tokenizer import Tokenizer
@@ -284,6 +284,22 @@ def test_the_gpu_runs_the_half_graph_in_the_one_stream(bundle: Bundle, monkeypat
         ("vision.onnx", [("CUDAExecutionProvider", stream), "CPUExecutionProvider"]),
     ]
     assert (graph.records, graph.memory.kind) == (True, "cuda")
+
+
+def test_a_gpu_that_refuses_recordings_is_told_and_runs(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Session:
+        def __init__(self, path: str, options: Any, providers: Any) -> None:
+            if "enable_cuda_graph" in providers[0][1]:
+                raise RuntimeError("not all nodes are on CUDA")
+
+        def get_providers(self) -> list[str]:
+            return ["CUDAExecutionProvider"]
+
+    monkeypatch.setattr("onnxruntime.InferenceSession", Session)
+    backend = Backend("cuda", ("CUDAExecutionProvider", "CPUExecutionProvider"), "1.2", device=FakeDevice())
+    with pytest.warns(BackendWarning, match="cannot be recorded: .* not all nodes are on CUDA"):
+        graph = load_decoder_graph(backend, bundle)
+    assert not graph.records
 
 
 @pytest.mark.parametrize("memory", [HOST, DeviceMemory(FakeDevice(), "cpu")], ids=["host", "device"])
