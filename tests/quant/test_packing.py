@@ -232,7 +232,7 @@ def test_true_sizes_are_packed_in_under_a_second(benchmark_clock):
     assert seconds() < 1.0, f"from_gptq took {seconds():.2f} s"
 
 
-@pytest.mark.parametrize(("inputs", "outputs"), [(64, 12), (12, 64), (64, 63), (100, 64)])
+@pytest.mark.parametrize(("inputs", "outputs"), [(64, 12), (64, 10), (12, 64), (64, 63), (100, 64)])
 def test_layers_that_do_not_fill_words_are_refused(inputs, outputs):
     """Found as a mutant that lived: 12 outputs had 8 zero points, and nobody said so."""
     tensors = packing.GptqTensors(
