@@ -5,7 +5,7 @@
 CKPT holds random weights in transformers' layout (`python -m vl3edge.models.random 2b CKPT`), the bundles are exports
 of it. Time runs from the file to the last of 64 tokens, with the model loaded; memory is the largest resident set of
 the process, mapped weights included. transformers gets the same frames at the same size. Each runs in a process of its
-own, taking turns; medians count. Writes benchmarks/results/caption.json.
+own, taking turns; medians count. Writes an entry for this CPU to benchmarks/results/caption.json.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from machine import describe
+from machine import describe, keep
 from peers import import_transformers
 from turns import medians, run_alone
 
@@ -111,7 +111,7 @@ def main() -> None:
     names = [*bundles, *(f"transformers, {dtype}" for dtype in options.dtypes)]
     rounds = [{name: run_alone(__file__, name) for name in names} for _ in range(options.rounds)]
     result = {"machine": describe(), "media": options.media.name, "rounds": options.rounds, "runs": medians(rounds)}
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    keep(RESULTS, result)
 
 
 if __name__ == "__main__":

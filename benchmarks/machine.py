@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -34,6 +35,17 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: found for name in PACKAGES if (found := _version(name))},
     }
+
+
+def keep(path: Path, entry: dict[str, Any], *keys: str) -> None:
+    """Adds an entry to a result file, under this machine's CPU and `keys`; those of other machines stay."""
+    result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    place = result
+    *outer, last = _cpu_model(), *keys
+    for key in outer:
+        place = place.setdefault(key, {})
+    place[last] = entry
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def _cpu_model() -> str:

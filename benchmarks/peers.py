@@ -6,8 +6,8 @@ BUNDLE is an int4 export of the 2B sizes (`benchmarks/real_size.py` makes one); 
 the same sizes with random weights, and the int4 model that ONNX Runtime GenAI's own builder makes of it, unless they
 are there. Needs `pip install onnxruntime-genai==0.18.0`, transformers and torch. GenAI runs at its best: as many
 threads as cores, and no more room in its cache than the run needs. Peers take turns, each in a process of its own, and
-the median of the rounds counts; a loop that only reads memory runs in every round. Writes one entry for each length of
-context to benchmarks/results/peers.json.
+the median of the rounds counts; a loop that only reads memory runs in every round. Writes one entry for each CPU and
+length of context to benchmarks/results/peers.json.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import describe
+from machine import describe, keep
 from turns import Figures, medians, run_alone
 
 RESULTS = Path(__file__).parent / "results" / "peers.json"
@@ -181,15 +181,14 @@ def main() -> None:
         return
     prepare(options.work)
     rounds = [{name: run_alone(__file__, name) for name in options.peers} for _ in range(options.rounds)]
-    result = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-    result[str(options.context)] = {
+    entry = {
         "machine": describe(),
         "new_tokens": options.new_tokens,
         "rounds": options.rounds,
         "peers": medians(rounds),
         "runs": rounds,
     }
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    keep(RESULTS, entry, str(options.context))
 
 
 if __name__ == "__main__":

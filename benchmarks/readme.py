@@ -11,7 +11,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -121,57 +121,60 @@ def pruning_table() -> str:
     return table(["noise σ", "threshold", "tokens kept", "of changed", "of idle", "exact", "NLL"], rows)
 
 
+Part = tuple[dict[str, Any], list[list[str]]]  # of the speed table: a machine, and the rows measured on it
+
+
 def speed_table() -> str:
     """Ratios against what a user would run instead, each pair from one run on one machine."""
-    parts = {
-        "decoding and prefill": ("peers", decoder_rows()),
-        "batches": ("batch", batch_rows()),
-        "captions": ("caption", caption_rows()),
-        "reading": ("reading", reading_rows()),
-        "reuse": ("reuse", reuse_rows()),
-    }
-    works: dict[str, list[str]] = {}  # by the machine they were measured on
-    for work, (name, _) in parts.items():
-        result = load(name)
-        for entry in [result] if "machine" in result else result.values():
-            measured = works.setdefault(machine_line({"machine": entry["machine"]}), [])
-            measured += [] if work in measured else [work]
-    machines = "\n".join(f"- {', '.join(names)}: {machine}" for machine, names in works.items())
-    rows = [row for _, part in parts.values() for row in part]
-    return f"{table(['work', 'vl3edge', 'against', 'the other', 'ratio'], rows)}\n\n{machines}"
-
-
-def decoder_rows() -> list[list[str]]:
+    letters: dict[str, str] = {}  # by the machine's line
     rows = []
-    for context, entry in sorted(load("peers").items(), key=lambda item: int(item[0])):
-        peers = dict(entry["peers"])
-        ours = peers.pop("vl3edge, int4")
-        memory = peers.pop("memory, read only", None)
-        for key in ("decode", "prefill"):
-            work = f"{key}, {int(context):,} tokens of context, int4"
-            mine = ours[f"{key}_tokens_per_s"]
-            for name, peer in peers.items():
-                theirs = peer[f"{key}_tokens_per_s"]
-                rows.append([work, f"{mine:.1f} tokens/s", name, f"{theirs:.1f} tokens/s", f"{mine / theirs:.2f}×"])
-            if memory is not None and key == "decode":
-                read, limit = mine * ours["bytes_per_token"], memory["bytes_per_s"]
-                against = ["memory bandwidth, measured", f"{limit / 1e9:.1f} GB/s", f"{read / limit:.0%}"]
-                rows.append([work, f"{read / 1e9:.1f} GB/s", *against])
+    for result, part in (*decoder_parts(), *batch_parts(), *caption_parts(), *reading_parts(), *reuse_parts()):
+        letter = letters.setdefault(machine_line(result), "ABCDEF"[len(letters)])
+        rows += [[*row, letter] for row in part]
+    machines = "\n".join(f"- {letter}: {line}" for line, letter in letters.items())
+    return f"{table(['work', 'vl3edge', 'against', 'the other', 'ratio', 'on'], rows)}\n\n{machines}"
+
+
+def decoder_parts() -> Iterator[Part]:
+    for contexts in load("peers").values():
+        for context, entry in sorted(contexts.items(), key=lambda item: int(item[0])):
+            yield {"machine": entry["machine"]}, decoder_rows(int(context), entry)
+
+
+def decoder_rows(context: int, entry: dict[str, Any]) -> list[list[str]]:
+    rows = []
+    peers = dict(entry["peers"])
+    ours = peers.pop("vl3edge, int4")
+    memory = peers.pop("memory, read only", None)
+    for key in ("decode", "prefill"):
+        work = f"{key}, {context:,} tokens of context, int4"
+        mine = ours[f"{key}_tokens_per_s"]
+        for name, peer in peers.items():
+            theirs = peer[f"{key}_tokens_per_s"]
+            rows.append([work, f"{mine:.1f} tokens/s", name, f"{theirs:.1f} tokens/s", f"{mine / theirs:.2f}×"])
+        if memory is not None and key == "decode":
+            read, limit = mine * ours["bytes_per_token"], memory["bytes_per_s"]
+            against = ["memory bandwidth, measured", f"{limit / 1e9:.1f} GB/s", f"{read / limit:.0%}"]
+            rows.append([work, f"{read / 1e9:.1f} GB/s", *against])
     return rows
 
 
-def batch_rows() -> list[list[str]]:
-    rows = []
-    for bundle in load("batch")["bundles"]:
+def batch_parts() -> Iterator[Part]:
+    result, rows = load("batch"), []
+    for bundle in result["bundles"]:
         one, *_, most = bundle["batches"]
         work = f"decode of {most['batch']} clips together, {bundle['bundle']}"
         times = [f"{batch['tokens_per_s']:,.0f} tokens/s" for batch in (most, one)]
         rows.append([work, times[0], "one by one", times[1], f"{most['times_batch_1']:.1f}×"])
-    return rows
+    yield result, rows
 
 
-def caption_rows() -> list[list[str]]:
-    runs = load("caption")["runs"]
+def caption_parts() -> Iterator[Part]:
+    for result in load("caption").values():
+        yield result, caption_rows(result["runs"])
+
+
+def caption_rows(runs: dict[str, Any]) -> list[list[str]]:
     rows = []
     for name, run in runs.items():
         for peer, theirs in runs.items():
@@ -183,31 +186,34 @@ def caption_rows() -> list[list[str]]:
     return rows
 
 
-def reading_rows() -> list[list[str]]:
+def reading_parts() -> Iterator[Part]:
     result = load("reading")
-    return [
+    yield (
+        result,
         [
-            f"{result['frames']} frames of {result['minutes']} minutes of 1080p, {name}",
-            f"{kind['vl3edge_s']:.1f} s",
-            "decoding all with PyAV",
-            f"{kind['decode_all_s']:.1f} s",
-            f"{kind['ratio']:.1f}×",
-        ]
-        for name, kind in result["kinds"].items()
-    ]
+            [
+                f"{result['frames']} frames of {result['minutes']} minutes of 1080p, {name}",
+                f"{kind['vl3edge_s']:.1f} s",
+                "decoding all with PyAV",
+                f"{kind['decode_all_s']:.1f} s",
+                f"{kind['ratio']:.1f}×",
+            ]
+            for name, kind in result["kinds"].items()
+        ],
+    )
 
 
-def reuse_rows() -> list[list[str]]:
+def reuse_parts() -> Iterator[Part]:
     works = {
         "second_question": ("first token of a second question", "of the first"),
         "static_clip": ("caption of a clip without motion", "reuse and DiffFP off"),
     }
-    rows = []
     for name, entry in load("reuse").items():
+        rows = []
         for key, (work, against) in works.items():
             times = [f"{entry[key][speed]:.2f} s" for speed in ("fast_s", "slow_s")]
             rows.append([f"{work}, {name}", times[0], against, times[1], f"{entry[key]['ratio']:.1f}×"])
-    return rows
+        yield entry, rows
 
 
 def reliability_table() -> str:

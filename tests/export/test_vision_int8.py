@@ -26,7 +26,8 @@ from vl3edge.models.demo.twin import write_outlier_twin
 from vl3edge.models.vision import VisionEncoder
 from vl3edge.runtime import PruningConfig, SamplingPlan, VideoLlama3
 from vl3edge.runtime.bundle import open_bundle
-from vl3edge.runtime.engine import Backend
+from vl3edge.runtime.cpu_features import adds_8_bit_products_exactly
+from vl3edge.runtime.engine import Backend, select_backend
 from vl3edge.runtime.errors import BackendError
 from vl3edge.runtime.manifest import Manifest, VisionQuantization
 from vl3edge.runtime.vision import VisionPath
@@ -97,6 +98,18 @@ def test_a_product_is_integer_arithmetic_with_a_scale_per_row_and_column(tmp_pat
     exact = active @ weight
     error = np.linalg.norm(y - exact, axis=1) / (np.linalg.norm(active, axis=1) * np.linalg.norm(weight) + 1e-9)
     assert error[2:].max() < 0.02, error  # the first rows are next to nothing after GELU, whose steps have a least size
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_sums_do_not_overflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool) -> None:
+    """The largest products there are, added as this CPU is said to do it exactly, and as others have to."""
+    if known and not adds_8_bit_products_exactly():
+        pytest.skip("a CPU that is not known to add 8-bit products in 32 bits")
+    monkeypatch.setattr("vl3edge.runtime.engine.adds_8_bit_products_exactly", lambda: known)
+    path = product_graph(tmp_path, np.ones((1152, 48), np.float32), gelu=False)
+    for rows in (1, 64):
+        (y,) = select_backend("cpu", 1).session(path).run(None, {"x": np.ones((rows, 1152), np.float32)})
+        np.testing.assert_allclose(y, 1152, rtol=1e-5)
 
 
 def test_a_weight_without_a_product_is_refused(tmp_path: Path) -> None:
