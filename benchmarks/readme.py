@@ -216,6 +216,34 @@ def reuse_parts() -> Iterator[Part]:
         yield entry, rows
 
 
+def encoder_table() -> str:
+    """What the 8-bit encoder gains at the released sizes, and what it costs the demo model."""
+    parts = load("vision_int8")
+    speed, demo = parts["speed"]["result"], parts["demo"]["result"]
+    rows = []
+    for name, bits, difference in (("float", 16, ""), ("8 bits", 8, f"{speed['relative_difference']:.3f}")):
+        found = {
+            entry["model"]: entry["groups"]["[all]"]
+            for entry in demo
+            if entry["vision_bits"] == bits and entry.get("graph") == "vision.onnx"
+        }
+        answers = found["demo"]
+        rows.append(
+            [
+                name,
+                f"{speed['vision_mb'][name]:.0f} MB",
+                f"{speed['seconds_per_frame'][name]:.2f} s",
+                difference,
+                *(f"{found[model]['kl']:.1e}" for model in ("demo", "demo, loud encoder channels")),
+                f"{answers['lost']} / {answers['gained']} of {answers['count']}",
+            ]
+        )
+    frames, height, width = speed["frames"]
+    header = ["encoder", "file", f"a frame of {width}×{height}", "features differ by", "KL, demo", "KL, loud twin"]
+    text = table([*header, "answers lost / gained"], rows)
+    return f"{text}\n\nTimes: {frames} frames at once, {machine_line(parts['speed'])}"
+
+
 def reliability_table() -> str:
     """Faults injected, and what was lost."""
     faults, fuzz, artefacts = load("faults"), load("fuzz")["totals"], load("fuzz_artefacts")["totals"]
@@ -291,6 +319,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "quantization": quantization_table,
     "pruning": pruning_table,
     "speed": speed_table,
+    "encoder": encoder_table,
     "reliability": reliability_table,
 }
 

@@ -184,7 +184,7 @@ def main() -> None:
     else:
         result = speed(options.checkpoint, options.work, options.rounds)
     parts = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-    parts |= {"machine": describe(), options.part: result}
+    parts[options.part] = {"machine": describe(), "result": result}
     RESULTS.write_text(json.dumps(parts, indent=1) + "\n", encoding="utf-8")
 
 
