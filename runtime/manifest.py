@@ -275,7 +275,8 @@ def _quantization_problems(facts: Mapping[str, Any]) -> list[str]:
     problems = [
         f"quantization.{name} is {_short(value)}, not from 1 to 16"
         for name, value in bits.items()
-        if value is not None and not (type(value) in (int, float) and 1 <= value <= 16)
+        if not (value is None or (type(value) in (int, float) and 1 <= value <= 16))
+        and (name, value) != ("bits", "auto")  # layers have their own then
     ]
     group = facts.get("group_size", -1)
     if type(group) is not int or not -1 <= group <= _MAX_SIZE:
