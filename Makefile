@@ -54,7 +54,7 @@ coverage: $(VENV)/.installed
 	$(BIN)/pip install --quiet --editable '.[coverage]'
 	rm -rf .cache/coverage
 	mkdir -p .cache/coverage
-	$(RUN) coverage run -m pytest -n $(WORKERS) -m "not long" $(COVERAGE_TESTS) $(PYTEST_OPTIONS)
+	$(RUN) coverage run -m pytest -n $(WORKERS) -m "not long and not unwatched" $(COVERAGE_TESTS) $(PYTEST_OPTIONS)
 	-$(RUN) coverage combine --quiet  # it complains of the torn files that killed processes leave behind
 	$(RUN) coverage json --quiet -o .cache/coverage/report.json
 	$(BIN)/python benchmarks/line_coverage.py .cache/coverage/report.json

@@ -68,14 +68,22 @@ class Terminal:
         os.write(self._end, text.encode())
 
     def interrupt_until(self, wanted: str) -> None:
-        """Presses Ctrl-C until `wanted` is shown. Python's readline notices a signal only while it waits for a key: one
-        that comes a moment before it begins to wait is handled at the next key, or the next signal."""
-        deadline = time.monotonic() + PATIENCE_S
+        """Presses Ctrl-C, and again after ten seconds in which nothing was shown, until `wanted` is.
+
+        Python's readline notices a signal only while it waits for a key: one that comes a moment before it begins to
+        wait is handled at the next key, or the next signal.
+        """
+        begin = pressed = time.monotonic()
+        self.type("\x03")
         while wanted not in self._text:
-            assert time.monotonic() < deadline, f"no {wanted!r} in {self._text!r}"
-            self.type("\x03")
-            if select.select([self._end], [], [], 2.0)[0]:
+            now = time.monotonic()
+            assert now - begin < PATIENCE_S, f"no {wanted!r} in {self._text!r}"
+            if select.select([self._end], [], [], 0.2)[0]:
                 self._text += os.read(self._end, 4096).decode(errors="replace")
+                pressed = now  # it was noticed: the rest is on its way
+            elif now - pressed > 10:
+                self.type("\x03")
+                pressed = now
         self._text = self._text.partition(wanted)[2]
 
     def status(self) -> int:
@@ -125,6 +133,7 @@ def test_nothing_asked_is_bad_usage() -> None:
     assert piped("What?", "missing.mp4")[0] == 1
 
 
+@pytest.mark.unwatched
 def test_a_conversation_on_a_terminal(terminal: Terminal) -> None:
     assert "Ctrl-D" in terminal.until("> ")
     terminal.type("What colour is it?\n")
@@ -141,6 +150,7 @@ def test_a_conversation_on_a_terminal(terminal: Terminal) -> None:
     assert terminal.status() == 0
 
 
+@pytest.mark.unwatched
 def test_ctrl_c_stops_an_answer_and_what_was_said_stays() -> None:
     terminal = Terminal(CLIP, "--temperature", "9", "--seed", "1", "--max-new-tokens", "3500")
     try:

@@ -150,6 +150,7 @@ def test_a_folder_on_the_way_that_is_closed_is_a_media_error(tmp_path: Path, mon
                 model.encode(tmp_path / name)
 
 
+@pytest.mark.unwatched
 @pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
 def test_a_disk_that_fills_up_loses_the_clip_at_hand_alone(tmp_path: Path, name: str) -> None:
     """The limit on a file's size cuts a write short in its middle, as a full disk does."""
