@@ -85,6 +85,11 @@ def open_bundle(folder: str | Path) -> Bundle:
     return Bundle(folder, manifest)
 
 
+def bundle_folder(given: str | Path | None) -> Path:
+    """The folder given, or that of the demo bundle, which ships with the package."""
+    return DEMO_BUNDLE if given is None else Path(given)
+
+
 def read_manifest(folder: Path) -> Manifest:
     """The manifest alone, checked in itself but not against the files; BundleError if that fails."""
     path = folder / MANIFEST_NAME

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import cli_options as shared
-from .bundle import DEMO_BUNDLE, open_bundle
+from .bundle import bundle_folder, open_bundle
 from .config import GenerationConfig
 from .errors import ConfigError
 from .inspection import inspect
@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     png, html = report_paths(options.output)
     if any(path.exists() and path.samefile(options.media) for path in (png, html) if Path(options.media).exists()):
         raise ConfigError(f"-o {options.output} would overwrite {options.media}: give the report another name")
-    bundle = open_bundle(DEMO_BUNDLE if options.model is None else options.model)
+    bundle = open_bundle(bundle_folder(options.model))
     seen = inspect(bundle, options.media, sampling, pruning, options.question, generation)
     from .inspection_charts import DARK, LIGHT
     from .inspection_picture import page_charts, picture  # the only ones that need matplotlib

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from pathlib import Path
 from typing import Literal
 
-from .bundle import DEMO_BUNDLE, read_manifest
+from .bundle import bundle_folder, read_manifest
 from .clip import Clip
 from .config import GenerationConfig, PruningConfig, SamplingPlan
 from .engine import BACKENDS
@@ -87,7 +86,7 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
 
 def manifest_of(options: argparse.Namespace) -> Manifest:
     """Of the bundle asked for, before anything is loaded or written; BundleError if it is none."""
-    return read_manifest(DEMO_BUNDLE if options.model is None else Path(options.model))
+    return read_manifest(bundle_folder(options.model))
 
 
 def load_model(options: argparse.Namespace) -> VideoLlama3:

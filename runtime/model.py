@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .batch import BatchGenerator
-from .bundle import DEMO_BUNDLE, Bundle, open_bundle
+from .bundle import Bundle, bundle_folder, open_bundle
 from .caption_jobs import CaptionJob, CaptionResult, one_by_one, together
 from .chat import Chat
 from .clip import Clip, MediaKind
@@ -87,7 +87,7 @@ class VideoLlama3:
         Raises BundleError, BackendError, ConfigError, MemoryLimitError.
         """
         chosen = select_backend(backend, num_threads)
-        return cls(open_bundle(DEMO_BUNDLE if bundle is None else bundle), chosen, memory_limit, limits)
+        return cls(open_bundle(bundle_folder(bundle)), chosen, memory_limit, limits)
 
     @property
     def info(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fuzzer import ROOT, Report, Worker, add_to_report
+from fuzzer import Report, Worker
 from mutations import MUTATIONS
 
 from vl3edge.runtime import GenerationConfig, VideoLlama3
@@ -195,15 +195,8 @@ def fuzz(numbers: range, seconds: float) -> Report:
         report.seconds = time.perf_counter() - begin
         if report.seconds > seconds:
             break
-        result = worker.examine(Path(str(number)))
         kind = (manifest, files, template, records)[number % 4].__name__
-        report.inputs += 1
-        report.outcomes[result["outcome"]] += 1
-        report.by_seed.setdefault(kind, Counter())[result["outcome"]] += 1
-        report.slowest_s = max(report.slowest_s, result["seconds"])
-        if result["outcome"] not in ("read", "refused"):
-            report.findings.append({"number": number, "kind": kind, **result})
-            print(report.findings[-1], file=sys.stderr, flush=True)
+        report.add(worker.examine(Path(str(number))), kind, number=number, kind=kind)
     worker.close()
     return report
 
@@ -229,22 +222,7 @@ def main() -> int:
     if options.worker:
         work()
         return 0
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    from machine import describe
-
-    report = fuzz(range(options.first, 1 << 40), options.seconds)
-    run = {
-        "machine": describe(),
-        "inputs": report.inputs,
-        "first": options.first,
-        "seconds": round(report.seconds, 1),
-        "outcomes": dict(report.outcomes),
-        "slowest_s": report.slowest_s,
-        "by_kind": {name: dict(counts) for name, counts in sorted(report.by_seed.items())},
-        "findings": report.findings,
-    }
-    add_to_report(run, options.json)
-    return 1 if report.findings else 0
+    return fuzz(range(options.first, 1 << 40), options.seconds).conclude(options.first, "by_kind", options.json)
 
 
 if __name__ == "__main__":

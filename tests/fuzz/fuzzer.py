@@ -82,6 +82,44 @@ class Report:
     by_seed: dict[str, Counter[str]] = field(default_factory=dict)
     findings: list[dict[str, Any]] = field(default_factory=list)
 
+    def add(self, result: dict[str, Any], group: str, **origin: Any) -> bool:
+        """Counts what a worker said of one input; True if that is a finding, which is kept with its origin and shown.
+
+        group: what the input was made of, which counts are kept by.
+        """
+        self.inputs += 1
+        self.outcomes[result["outcome"]] += 1
+        self.by_seed.setdefault(group, Counter())[result["outcome"]] += 1
+        self.slowest_s = max(self.slowest_s, result["seconds"])
+        self.largest_growth_bytes = max(self.largest_growth_bytes, result["grown_bytes"])
+        if result["outcome"] in ("read", "refused"):
+            return False
+        self.findings.append({**origin, **result})
+        print(self.findings[-1], file=sys.stderr, flush=True)
+        return True
+
+    def conclude(self, first: int, groups: str, path: Path | None, **more: Any) -> int:
+        """Adds this run, whose first input was number `first`, to a file of runs; the exit status.
+
+        groups: what the counts by group are called there. more: further facts of the run.
+        """
+        sys.path.insert(0, str(ROOT / "benchmarks"))
+        from machine import describe
+
+        run = {
+            "machine": describe(),
+            "inputs": self.inputs,
+            "first": first,
+            "seconds": round(self.seconds, 1),
+            "outcomes": dict(self.outcomes),
+            "slowest_s": self.slowest_s,
+            **more,
+            groups: {name: dict(counts) for name, counts in sorted(self.by_seed.items())},
+            "findings": self.findings,
+        }
+        add_to_report(run, path)
+        return 1 if self.findings else 0
+
 
 def fuzz(
     seeds: Sequence[Path],
@@ -101,18 +139,10 @@ def fuzz(
             data, names = mutate(seed.read_bytes(), number)
             path = Path(folder) / f"input{seed.suffix}"
             path.write_bytes(data)
-            result = worker.examine(path)
-            report.inputs += 1
-            report.outcomes[result["outcome"]] += 1
-            report.by_seed.setdefault(seed.name, Counter())[result["outcome"]] += 1
-            report.slowest_s = max(report.slowest_s, result["seconds"])
-            report.largest_growth_bytes = max(report.largest_growth_bytes, result["grown_bytes"])
-            if result["outcome"] not in ("read", "refused"):
-                report.findings.append({"number": number, "seed": seed.name, "mutations": names, **result})
-                print(report.findings[-1], file=sys.stderr, flush=True)
-                if keep is not None:
-                    keep.mkdir(parents=True, exist_ok=True)
-                    (keep / f"{number}-{seed.name}").write_bytes(data)
+            found = report.add(worker.examine(path), seed.name, number=number, seed=seed.name, mutations=names)
+            if found and keep is not None:
+                keep.mkdir(parents=True, exist_ok=True)
+                (keep / f"{number}-{seed.name}").write_bytes(data)
     worker.close()
     return report
 
@@ -138,8 +168,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="add the report to this file")
     parser.add_argument("--keep", type=Path, help="folder for the inputs found")
     options = parser.parse_args()
-    sys.path[:0] = [str(HERE.parent / "runtime"), str(ROOT / "benchmarks")]
-    from machine import describe
+    sys.path.insert(0, str(HERE.parent / "runtime"))
     from mutations import mutate
     from seeds import write_seeds
 
@@ -148,19 +177,8 @@ def main() -> int:
         for more in options.media:
             seeds += sorted(path for path in more.iterdir() if path.suffix in (".mp4", ".mov", ".jpg"))
         report = fuzz(seeds, range(options.first, 1 << 40), options.seconds, mutate, options.keep)
-    run = {
-        "machine": describe(),
-        "inputs": report.inputs,
-        "first": options.first,
-        "seconds": round(report.seconds, 1),
-        "outcomes": dict(report.outcomes),
-        "slowest_s": report.slowest_s,
-        "largest_growth_mb": round(report.largest_growth_bytes / 1e6, 1),
-        "by_file": {name: dict(counts) for name, counts in sorted(report.by_seed.items())},
-        "findings": report.findings,
-    }
-    add_to_report(run, options.json)
-    return 1 if report.findings else 0
+    growth_mb = round(report.largest_growth_bytes / 1e6, 1)
+    return report.conclude(options.first, "by_file", options.json, largest_growth_mb=growth_mb)
 
 
 if __name__ == "__main__":
