@@ -1,13 +1,13 @@
 """Prefill and decoding of the released 2B decoder against what a user would run instead, on the same machine.
 
-    python benchmarks/peers.py --bundle BUNDLE --work FOLDER [--context 1000] [--new-tokens 24] [--rounds 3]
+    python benchmarks/peers.py --bundle NAME=BUNDLE … --work FOLDER [--context 1000] [--new-tokens 24] [--rounds 3]
 
-BUNDLE is an int4 export of the 2B sizes (`benchmarks/real_size.py` makes one); FOLDER receives a Qwen2 checkpoint of
-the same sizes with random weights, and the int4 model that ONNX Runtime GenAI's own builder makes of it, unless they
-are there. Needs `pip install onnxruntime-genai==0.18.0`, transformers and torch. GenAI runs at its best: as many
-threads as cores, and no more room in its cache than the run needs. Peers take turns, each in a process of its own, and
-the median of the rounds counts; a loop that only reads memory runs in every round. Writes one entry for each CPU and
-length of context to benchmarks/results/peers.json.
+Each BUNDLE is an int4 export of the 2B sizes (`benchmarks/real_size.py` makes one; NAME says its options); FOLDER
+receives a Qwen2 checkpoint of the same sizes with random weights, and the int4 model that ONNX Runtime GenAI's own
+builder makes of it, unless they are there. Needs `pip install onnxruntime-genai==0.18.0`, transformers and torch. GenAI
+runs at its best: as many threads as cores, and no more room in its cache than the run needs. Peers take turns, each in
+a process of its own, and the median of the rounds counts; a loop that only reads memory runs in every round. Writes one
+entry for each CPU and length of context to benchmarks/results/peers.json.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,17 +42,18 @@ def rates(context: int, steps: int, prefill_s: float, decode_s: float) -> Figure
     return {"prefill_tokens_per_s": context / prefill_s, "decode_tokens_per_s": steps / decode_s}
 
 
-def run_vl3edge(options: argparse.Namespace) -> Figures:
+def run_vl3edge(options: argparse.Namespace, folder: str) -> Figures:
     from vl3edge.runtime.bundle import open_bundle
     from vl3edge.runtime.decoder import Decoder
+    from vl3edge.runtime.decoder_graph import load_decoder_graph
     from vl3edge.runtime.engine import select_backend
     from vl3edge.runtime.splice import EmbeddingTable
     from vl3edge.runtime.workload import step_bytes
 
-    bundle = open_bundle(options.bundle)
+    bundle = open_bundle(folder)
     text = bundle.manifest.text
     table = EmbeddingTable(bundle.path("embeddings.safetensors"), text.vocab_size, text.hidden_size)
-    decoder = Decoder(select_backend("cpu").session(bundle.path("decoder.onnx")), text)
+    decoder = Decoder(load_decoder_graph(select_backend("cpu"), bundle), text)
     prompt = table.rows(token_ids(options.context))
     decoder.reserve(options.context + options.new_tokens + 8)
     decoder.prefill(prompt[:64])  # to warm up
@@ -111,8 +113,7 @@ def run_memory(options: argparse.Namespace) -> Figures:
     return {"bytes_per_s": read_bandwidth(cores())}
 
 
-PEERS = {
-    "vl3edge, int4": run_vl3edge,
+PEERS: dict[str, Callable[[argparse.Namespace], Figures]] = {
     "ONNX Runtime GenAI, int4": run_genai,
     "transformers, bfloat16": lambda options: run_transformers(options, "bfloat16"),
     "transformers, float32": lambda options: run_transformers(options, "float32"),
@@ -168,19 +169,21 @@ def prepare(work: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--bundle", nargs="+", required=True, metavar="NAME=BUNDLE")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--context", type=int, default=1000)
     parser.add_argument("--new-tokens", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
-    parser.add_argument("--worker", choices=PEERS, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    ours = {f"vl3edge, {name}": folder for name, folder in (item.split("=", 1) for item in options.bundle)}
     if options.worker:
-        print(json.dumps(PEERS[options.worker](options)))
+        run = PEERS.get(options.worker)
+        print(json.dumps(run(options) if run else run_vl3edge(options, ours[options.worker])))
         return
     prepare(options.work)
-    rounds = [{name: run_alone(__file__, name) for name in options.peers} for _ in range(options.rounds)]
+    rounds = [{name: run_alone(__file__, name) for name in [*ours, *options.peers]} for _ in range(options.rounds)]
     entry = {
         "machine": describe(),
         "new_tokens": options.new_tokens,

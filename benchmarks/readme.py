@@ -144,18 +144,19 @@ def decoder_parts() -> Iterator[Part]:
 def decoder_rows(context: int, entry: dict[str, Any]) -> list[list[str]]:
     rows = []
     peers = dict(entry["peers"])
-    ours = peers.pop("vl3edge, int4")
+    ours = {name: peers.pop(name) for name in entry["peers"] if name.startswith("vl3edge")}
     memory = peers.pop("memory, read only", None)
     for key in ("decode", "prefill"):
-        work = f"{key}, {context:,} tokens of context, int4"
-        mine = ours[f"{key}_tokens_per_s"]
-        for name, peer in peers.items():
-            theirs = peer[f"{key}_tokens_per_s"]
-            rows.append([work, f"{mine:.1f} tokens/s", name, f"{theirs:.1f} tokens/s", f"{mine / theirs:.2f}×"])
-        if memory is not None and key == "decode":
-            read, limit = mine * ours["bytes_per_token"], memory["bytes_per_s"]
-            against = ["memory bandwidth, measured", f"{limit / 1e9:.1f} GB/s", f"{read / limit:.0%}"]
-            rows.append([work, f"{read / 1e9:.1f} GB/s", *against])
+        for own, run in ours.items():
+            work = f"{key}, {context:,} tokens of context, {own.removeprefix('vl3edge, ')}"
+            mine = run[f"{key}_tokens_per_s"]
+            for name, peer in peers.items():
+                theirs = peer[f"{key}_tokens_per_s"]
+                rows.append([work, f"{mine:.1f} tokens/s", name, f"{theirs:.1f} tokens/s", f"{mine / theirs:.2f}×"])
+            if memory is not None and key == "decode":
+                read, limit = mine * run["bytes_per_token"], memory["bytes_per_s"]
+                against = ["memory bandwidth, measured", f"{limit / 1e9:.1f} GB/s", f"{read / limit:.0%}"]
+                rows.append([work, f"{read / 1e9:.1f} GB/s", *against])
     return rows
 
 

@@ -20,8 +20,8 @@ from .graph import GraphWriter
 MS = "com.microsoft"
 
 
-class CachedAttention:
-    """Emits the attention of every layer; what the layers share is emitted when it is made.
+class PromptAttention:
+    """Emits the attention of every layer, for prefills alone.
 
     head_dim: of the cache, which may be wider than the model's. cos, sin: names of the rotary tables.
     """
@@ -32,21 +32,20 @@ class CachedAttention:
         self._head_dim = head_dim
         self._tables = [cos, sin]
         self._scale = config.head_dim**-0.5
-        self._emit_shared()
 
     def layer(self, qkv: str, layer: int) -> str:
         """The attended values [B, S, heads · head_dim] of qkv [B, S, (heads + 2 · kv_heads) · head_dim]."""
         name = f"layers.{layer}.attention"
         past = [f"past_key_values.{layer}.key", f"past_key_values.{layer}.value"]
         present = [f"present.{layer}.key", f"present.{layer}.value"]
-        step = self._graph.branch(f"{name}.step", lambda: self._step(qkv, past, f"{name}.step"))
-        prefill = self._graph.branch(f"{name}.prefill", lambda: self._prefill(qkv, past, f"{name}.prefill"))
-        outputs = [name, *present]
-        self._graph.node("If", ["attention.is_step"], name, outputs=outputs, then_branch=step, else_branch=prefill)
+        self._emit(qkv, past, name, [name, *present])
         return name
 
-    def _prefill(self, qkv: str, past: list[str], name: str) -> list[str]:
-        outputs = [name, f"{name}.key", f"{name}.value"]
+    def _emit(self, qkv: str, past: list[str], name: str, outputs: list[str]) -> None:
+        """outputs: names for the attended values, keys and values."""
+        self._prefill(qkv, past, name, outputs)
+
+    def _prefill(self, qkv: str, past: list[str], name: str, outputs: list[str]) -> list[str]:
         self._graph.node(
             "GroupQueryAttention",
             [qkv, "", "", *past, "seqlens_k", "total_sequence_length", *self._tables],
@@ -61,6 +60,28 @@ class CachedAttention:
         )
         return outputs
 
+
+class CachedAttention(PromptAttention):
+    """Emits the attention of every layer, for prefills and for steps; what the layers share is emitted when it is made.
+
+    head_dim, cos, sin: as of `PromptAttention`.
+    """
+
+    def __init__(self, graph: GraphWriter, config: TextConfig, head_dim: int, cos: str, sin: str) -> None:
+        super().__init__(graph, config, head_dim, cos, sin)
+        self._emit_shared()
+
+    def _emit(self, qkv: str, past: list[str], name: str, outputs: list[str]) -> None:
+        def prefill() -> list[str]:
+            stem = f"{name}.prefill"
+            return self._prefill(qkv, past, stem, [stem, f"{stem}.key", f"{stem}.value"])
+
+        branches = {
+            "then_branch": self._graph.branch(f"{name}.step", lambda: self._step(qkv, past, f"{name}.step")),
+            "else_branch": self._graph.branch(f"{name}.prefill", prefill),
+        }
+        self._graph.node("If", ["attention.is_step"], name, outputs=outputs, **branches)
+
     def _step(self, qkv: str, past: list[str], name: str) -> list[str]:
         node = self._graph.node
         heads, kv_heads = self._config.num_heads, self._config.num_kv_heads
@@ -70,7 +91,9 @@ class CachedAttention:
         keys = self._appended(past[0], key, f"{name}.keys")
         values = self._appended(past[1], value, f"{name}.values")
         grouped = node("Reshape", [query, "attention.grouped"], f"{name}.grouped")
-        scores = node("FusedMatMul", [grouped, keys], f"{name}.scores", domain=MS, transB=1, alpha=self._scale)
+        # Keys on the left, which are read as they lie; on the right the product would copy them first.
+        by_key = node("FusedMatMul", [keys, grouped], f"{name}.scores.by.key", domain=MS, transB=1, alpha=self._scale)
+        scores = node("Transpose", [by_key], f"{name}.scores", perm=[0, 1, 3, 2])
         masked = node("Add", [scores, "attention.bias"], f"{name}.masked")
         shares = node("Softmax", [masked], f"{name}.shares", axis=-1)
         mixed = node("MatMul", [shares, values], f"{name}.mixed")

@@ -89,11 +89,13 @@ def reference_logits(
     positions: Sequence[int],
     progress: Callable[[int, int], None] = lambda done, total: None,
     half_range: HalfRange | None = None,
+    caches: list[list[np.ndarray]] | None = None,
 ) -> list[np.ndarray]:
     """Logits float32 [positions[k], vocab] of the last positions of each sequence of inputs [S, hidden].
 
     One layer is in memory at a time, and the head a block of rows at a time. progress: called with (layers done, in
-    all). half_range: is shown every layer.
+    all). half_range: is shown every layer. caches: is filled with each sequence's keys and values, for every layer an
+    array float32 [2, kv_heads, S, head_dim].
     """
     config = checkpoint.config.text
     hidden = [inputs[None] for inputs in sequences]
@@ -102,7 +104,10 @@ def reference_logits(
         layer = DecoderLayer.from_checkpoint(cast(Checkpoint, checkpoint), index)
         if half_range is not None:
             half_range.watch(layer, f"layers.{index}.")
-        hidden = [layer(values, turn)[0] for values, turn in zip(hidden, turns, strict=True)]
+        for number, turn in enumerate(turns):
+            hidden[number], present = layer(hidden[number], turn)
+            if caches is not None:
+                caches[number].append(torch.cat(present).numpy())
         progress(index + 1, config.num_layers)
     norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
     norm.weight.copy_(checkpoint.tensor(f"{DECODER}norm.weight"))

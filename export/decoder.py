@@ -31,7 +31,7 @@ from onnx import TensorProto
 from vl3edge.models.config import TextConfig
 from vl3edge.runtime.manifest import TextSpec
 
-from .attention import MS, CachedAttention
+from .attention import MS, CachedAttention, PromptAttention
 from .graph import GraphWriter
 
 PREFIX = "model.language_model."
@@ -147,7 +147,7 @@ class DecoderBuilder:
         )
         return normed, summed
 
-    def attention(self, x: str, layer: int, cached: CachedAttention) -> str:
+    def attention(self, x: str, layer: int, cached: PromptAttention) -> str:
         stem = f"{PREFIX}layers.{layer}.self_attn."
         qkv = self.linear(x, f"layers.{layer}.qkv", [stem + "q_proj", stem + "k_proj", stem + "v_proj"])
         out = cached.layer(qkv, layer)
@@ -197,48 +197,61 @@ class DecoderBuilder:
             return str(self.graph.node("Cast", [name], "lm_head.weight", to=TensorProto.FLOAT))
         return name
 
-    def layers(self) -> Iterator[int]:
-        """Declares the inputs, then emits one layer at each step, then the head and the outputs."""
+    def inputs(self) -> str:
+        """Declares the graph's inputs; returns the hidden states that go into the first layer."""
         config, graph = self.config, self.graph
         hidden = graph.input("inputs_embeds", TensorProto.FLOAT, ["batch", "sequence", config.hidden_size])
         graph.input("seqlens_k", TensorProto.INT32, ["batch"])
         graph.input("total_sequence_length", TensorProto.INT32, [])
-        cache: list[int | str] = ["batch", config.num_kv_heads, "capacity", self.cache_head_dim]
-        for layer in range(config.num_layers):
-            for kind in ("key", "value"):
-                graph.input(f"past_key_values.{layer}.{kind}", TensorProto.FLOAT, cache)
-        cos_table, sin_table = rotary_tables(config.head_dim, config.rope_theta, config.max_position_embeddings)
-        cos, sin = graph.weight("rotary.cos", cos_table), graph.weight("rotary.sin", sin_table)
-        cached = CachedAttention(graph, config, self.cache_head_dim, cos, sin)
+        for name in self._cache_names("past_key_values"):
+            graph.input(name, TensorProto.FLOAT, self._cache_shape)
+        return hidden
 
-        update = ""
-        for layer in range(config.num_layers):
-            stem = f"{PREFIX}layers.{layer}."
-            if layer == 0:
-                weight = self.norm_weight(stem + "input_layernorm.weight")
-                normed = graph.node(
-                    "SimplifiedLayerNormalization",
-                    [hidden, weight],
-                    "layers.0.input_norm",
-                    axis=-1,
-                    epsilon=config.rms_norm_eps,
-                    stash_type=1,
-                )
-            else:
-                normed, hidden = self.add_and_norm(
-                    hidden, update, stem + "input_layernorm.weight", f"layers.{layer}.input_norm"
-                )
-            attended = self.attention(normed, layer, cached)
-            if layer == config.num_layers - 1:
+    def rotary_tables(self) -> tuple[str, str]:
+        """Writes cos and sin; returns their names."""
+        config = self.config
+        cos, sin = rotary_tables(config.head_dim, config.rope_theta, config.max_position_embeddings)
+        return self.graph.weight("rotary.cos", cos), self.graph.weight("rotary.sin", sin)
+
+    def layers(self) -> Iterator[int]:
+        """Declares the inputs, then emits one layer at each step, then the last norm."""
+        hidden, update = self.inputs(), ""
+        cached = CachedAttention(self.graph, self.config, self.cache_head_dim, *self.rotary_tables())
+        for layer in range(self.config.num_layers):
+            attended, hidden = self.attended(hidden, update, layer, cached)
+            if layer == self.config.num_layers - 1:
                 attended = self.last_position(attended, "last.attended")
                 hidden = self.last_position(hidden, "last.hidden")
-            output = self.linear(attended, f"layers.{layer}.output", [stem + "self_attn.o_proj"])
-            normed, hidden = self.add_and_norm(
-                hidden, output, stem + "post_attention_layernorm.weight", f"layers.{layer}.mlp_norm"
-            )
-            update = self.mlp(normed, layer)
+            update, hidden = self.transformed(hidden, attended, layer)
             yield layer
         self._last = self.add_and_norm(hidden, update, PREFIX + "norm.weight", "final_norm")[0]
+
+    def attended(self, hidden: str, update: str, layer: int, cached: PromptAttention) -> tuple[str, str]:
+        """A layer's norm and attention: what the heads make, and the residual stream with the layer before added.
+
+        update: what that layer adds; the first has none before it.
+        """
+        name, weight = f"layers.{layer}.input_norm", f"{PREFIX}layers.{layer}.input_layernorm.weight"
+        if layer == 0:
+            normed = self.graph.node(
+                "SimplifiedLayerNormalization",
+                [hidden, self.norm_weight(weight)],
+                name,
+                axis=-1,
+                epsilon=self.config.rms_norm_eps,
+                stash_type=1,
+            )
+        else:
+            normed, hidden = self.add_and_norm(hidden, update, weight, name)
+        return self.attention(normed, layer, cached), hidden
+
+    def transformed(self, hidden: str, attended: str, layer: int) -> tuple[str, str]:
+        """A layer's output projection and MLP: what it adds, and the residual stream that this belongs to."""
+        stem = f"{PREFIX}layers.{layer}."
+        output = self.linear(attended, f"layers.{layer}.output", [stem + "self_attn.o_proj"])
+        weight = stem + "post_attention_layernorm.weight"
+        normed, hidden = self.add_and_norm(hidden, output, weight, f"layers.{layer}.mlp_norm")
+        return self.mlp(normed, layer), hidden
 
     def finish(self, embeddings: StoredMatrix | None) -> None:
         """Emits the output head and declares the outputs; after the last layer."""
@@ -247,10 +260,19 @@ class DecoderBuilder:
         graph.node("ArgMax", [logits], "token", axis=-1, keepdims=0)
         graph.output("logits", TensorProto.FLOAT, ["batch", config.vocab_size])
         graph.output("token", TensorProto.INT64, ["batch"])
-        cache: list[int | str] = ["batch", config.num_kv_heads, "capacity", self.cache_head_dim]
-        for layer in range(config.num_layers):
-            for kind in ("key", "value"):
-                graph.output(f"present.{layer}.{kind}", TensorProto.FLOAT, cache)
+        self.outputs()
+
+    def outputs(self) -> None:
+        """Declares the keys and values that the layers have appended to."""
+        for name in self._cache_names("present"):
+            self.graph.output(name, TensorProto.FLOAT, self._cache_shape)
+
+    @property
+    def _cache_shape(self) -> list[int | str]:
+        return ["batch", self.config.num_kv_heads, "capacity", self.cache_head_dim]
+
+    def _cache_names(self, stem: str) -> list[str]:
+        return [f"{stem}.{layer}.{kind}" for layer in range(self.config.num_layers) for kind in ("key", "value")]
 
 
 def export_decoder(

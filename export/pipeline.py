@@ -10,6 +10,7 @@ import json
 import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -25,11 +26,12 @@ from vl3edge.quant.dequantized import DequantizedCheckpoint
 from vl3edge.quant.gptq_writer import write_gptq_checkpoint
 from vl3edge.quant.plan import QuantizationPlan
 from vl3edge.runtime.bundle import MANIFEST_NAME, Bundle, hash_file
-from vl3edge.runtime.engine import DECODER_GRAPH
+from vl3edge.runtime.engine import DECODER_GRAPH, PREFILL_GRAPH
 from vl3edge.runtime.manifest import (
     FileEntry,
     Manifest,
     MediaSpec,
+    PrefillQuantization,
     ProcessorSpec,
     TokenSpec,
     VisionQuantization,
@@ -37,12 +39,16 @@ from vl3edge.runtime.manifest import (
 )
 from vl3edge.runtime.medialist import expand
 
+from .calibration import calibration_set
 from .check import Difference, check_decoder
 from .decoder import DecoderBuilder, StoredMatrix, export_decoder, text_spec
 from .embeddings import export_embeddings
 from .errors import ExportError
 from .graph import GraphWriter
 from .half import write_half_decoder
+from .prefill import write_prefill
+from .prefill_calibration import CALIBRATION_TOKENS, calibrate_prefill
+from .prefill_calibration import relative_error as relative_error_of_prompts
 from .quantization import Quantized, discard_work, existing_quantization, quantize, work_folder
 from .quantized import HEAD, QuantizedDecoderBuilder, write_quantized_embeddings
 from .staging import staged_folder
@@ -72,6 +78,8 @@ class ExportOptions:
         32 leaves the activations as they are.
     vision_bits: 8 computes the vision encoder's products with weights and activations in 8 bits, about twice as fast on
         a CPU and half the size, also in TensorRT plans; 16 leaves them in float.
+    prefill_bits: 8 adds a graph for prompts on CPUs, with all of the decoder's weights once more, in 8 bits; 16 does
+        not.
     name: what the bundle calls its model; None takes the checkpoint's name.
     """
 
@@ -83,6 +91,7 @@ class ExportOptions:
     save_gptq: Path | None = None
     activation_bits: Literal[8, 32] = 8
     vision_bits: Literal[8, 16] = 16
+    prefill_bits: Literal[8, 16] = 16
     name: str | None = None
     force: bool = False
 
@@ -103,7 +112,7 @@ class ExportReport:
 class Float32Source:
     """A checkpoint's tensors as float32 arrays, one at a time."""
 
-    checkpoint: Checkpoint
+    checkpoint: Checkpoint | DequantizedCheckpoint
 
     def array(self, name: str) -> np.ndarray:
         return self.checkpoint.tensor(name, torch.float32).numpy()
@@ -122,12 +131,14 @@ def export_bundle(
     fit the decoder, weights that are no numbers), MediaError (calibration media).
     """
     options = options or ExportOptions()
-    if options.vision_bits not in (8, 16):
-        raise ExportError(f"vision_bits must be 8 or 16, not {options.vision_bits}")
+    for option, bits in (("vision_bits", options.vision_bits), ("prefill_bits", options.prefill_bits)):
+        if bits not in (8, 16):
+            raise ExportError(f"{option} must be 8 or 16, not {bits}")
     _check_quantization(checkpoint, options)
     precision = options.stored_precision
     compilers = require_tensorrt(options.targets)
     needed = _estimated_bytes(checkpoint, precision) + tensorrt_bytes(checkpoint, options.targets)
+    needed += _prefill_bytes(checkpoint, options)
     with staged_folder(target, options.force, needed) as folder:
         draft = make_manifest(checkpoint.config, options, checkpoint.commit)
         draft = replace(draft, versions=draft.versions | compilers)
@@ -136,13 +147,16 @@ def export_bundle(
         measured |= write_tensorrt(checkpoint, Float32Source(checkpoint), folder, draft, progress, calibration)
         table = export_embeddings(checkpoint, folder, precision)
         progress("embeddings", 1, 1)
-        quantized = _quantized(checkpoint, Bundle(folder, _listing(draft, folder)), options, target, progress)
+        engines = Bundle(folder, _listing(draft, folder))
+        quantized = _quantized(checkpoint, engines, options, target, progress)
+        prefill = _write_prefill(checkpoint, engines, options, quantized, progress)
         measured |= _write_decoder(checkpoint, folder, options, table, quantized, progress)
         manifest = replace(
             _listing(draft, folder, hash_file),
             measured={stage: asdict(difference) for stage, difference in measured.items()},
             quantization={"method": "none"} if quantized is None else quantized.report,
             vision_quantization=encoder,
+            prefill_quantization=prefill,
         )
         text = json.dumps(manifest.to_json(), indent=1, ensure_ascii=False)
         (folder / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
@@ -160,7 +174,7 @@ def _check_quantization(checkpoint: Checkpoint, options: ExportOptions) -> None:
         options.plan.check(checkpoint.config.text)
         if options.calibration_tokens < 1:
             raise ExportError(f"calibration_tokens must be at least 1, not {options.calibration_tokens}")
-    if quantizes or options.vision_bits == 8:
+    if quantizes or 8 in (options.vision_bits, options.prefill_bits):
         expand(options.calibration)  # raises MediaError for what does not exist
 
 
@@ -186,7 +200,7 @@ def _write_vision(
     progress("vision", 0, 1)
     measured = {"vision": export_vision(checkpoint, folder, precision, calibration=calibration)}
     if calibration is not None:
-        source = "the media given" if options.calibration else "synthetic scenes"
+        source = _calibration_source(options)
         error = relative_error(folder / "vision.onnx", calibration.held_out)
         quantization = VisionQuantization(8, source, calibration.num_frames, error)
     progress("vision", 1, 1)
@@ -210,6 +224,29 @@ def _quantized(
         write_gptq_checkpoint(checkpoint, quantized.linears, options.save_gptq)
         progress("GPTQ checkpoint", 1, 1)
     return quantized
+
+
+def _write_prefill(
+    checkpoint: Checkpoint, engines: Bundle, options: ExportOptions, quantized: Quantized | None, progress: Progress
+) -> PrefillQuantization:
+    """The graph for prompts, from the checkpoint's own weights: 8 bits lose less of them than of their 4-bit codes."""
+    if options.prefill_bits == 16:
+        return PrefillQuantization()
+    original: Checkpoint | DequantizedCheckpoint = checkpoint
+    if quantized is not None and checkpoint.config.quantization is not None:  # the codes are all there is
+        original = DequantizedCheckpoint(checkpoint, quantized.linears)
+    checkpoint.release()
+    data = calibration_set(engines, options.calibration, CALIBRATION_TOKENS)
+    calibration = calibrate_prefill(original, data, partial(progress, "calibrating prompts"))
+    source, text = Float32Source(original), checkpoint.config.text
+    write_prefill(text, source, calibration.smoothing, engines.folder, partial(progress, "decoder for prompts"))
+    checkpoint.release()
+    error = relative_error_of_prompts(engines.folder / PREFILL_GRAPH, calibration.held_out)
+    return PrefillQuantization(8, _calibration_source(options), calibration.num_tokens, error)
+
+
+def _calibration_source(options: ExportOptions) -> str:
+    return "the media given" if options.calibration else "synthetic scenes"
 
 
 def _write_decoder(
@@ -303,6 +340,15 @@ def _media_spec(processing: MediaProcessing, patch_size: int) -> MediaSpec:
 def _three(values: tuple[float, ...]) -> tuple[float, float, float]:
     red, green, blue = values
     return red, green, blue
+
+
+def _prefill_bytes(checkpoint: Checkpoint, options: ExportOptions) -> int:
+    """Of the graph for prompts: a byte for each weight of the decoder's layers."""
+    if options.prefill_bits == 16:
+        return 0
+    text = checkpoint.config.text
+    heads = text.head_dim * (2 * text.num_heads + 2 * text.num_kv_heads)
+    return text.num_layers * text.hidden_size * (heads + 3 * text.intermediate_size)
 
 
 def _estimated_bytes(checkpoint: Checkpoint, precision: str) -> int:

@@ -78,14 +78,17 @@ def find_smoothing(
             (f"{attention}.v_proj", [f"{attention}.out_proj"]),
         ):
             weights = [encoder.get_parameter(f"{name}.weight").abs().amax(dim=1).numpy() for name in readers]
-            factors = _factors(largest[readers[0]], np.max(weights, axis=0), share)
-            made |= {f"{maker}.{leaf}": factors for leaf in ("weight", "bias")}
-            read |= {f"{name}.weight": factors for name in readers}
+            found = factors(largest[readers[0]], np.max(weights, axis=0), share)
+            made |= {f"{maker}.{leaf}": found for leaf in ("weight", "bias")}
+            read |= {f"{name}.weight": found for name in readers}
     return Smoothing(made, read)
 
 
-def _factors(values: np.ndarray, weights: np.ndarray, share: float) -> np.ndarray:
-    """Powers of two float32 [C] around 1: values^share / weights^(1 − share); 1 for a channel without either."""
+def factors(values: np.ndarray, weights: np.ndarray, share: float = _ACTIVATION_SHARE) -> np.ndarray:
+    """What channels are divided by: powers of two float32 [C] around 1, values^share / weights^(1 − share).
+
+    values, weights: the largest absolute ones of each channel, float32 [C]; a channel without either has a factor of 1.
+    """
     alive = (values > 0) & (weights > 0)
     if not alive.any():
         return np.ones_like(values)

@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from .errors import ExportError
 
-_MIDDLE, _LIMIT = 128, 127
+MIDDLE, _LIMIT = 128, 127
 # GELU, either kind, never goes below -0.17, so its zero lies near the lower end of the 8 bits instead of in the middle.
 _GELU_LOWEST, _GELU_ZERO = 0.1701, 16
 _SMALLEST_SCALE = 1e-12
@@ -104,7 +104,7 @@ class _Rewriter:
         return self._node("Max", [self._node("Mul", [highest, share]), smallest])
 
     def _zero(self) -> ir.Value:
-        return self._constant("int8.zero", np.uint8(_MIDDLE))
+        return self._constant("int8.zero", np.uint8(MIDDLE))
 
     def _node(self, op: str, inputs: Sequence[ir.Value], domain: str = "") -> ir.Value:
         node = ir.node(op, inputs, domain=domain)

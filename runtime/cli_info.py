@@ -110,6 +110,13 @@ def contents_table(manifest: Manifest) -> str:
             f"vision encoder in 8 bits, calibrated on {encoder.calibration_frames} frames: features of held-out frames "
             f"are off by {encoder.relative_error:.2%} of their size",
         ]
+    prefill = manifest.prefill_quantization
+    if prefill.bits == 8:
+        lines += [
+            "",
+            f"prompts in 8 bits on a CPU, calibrated on {prefill.calibration_tokens} tokens: keys and values of "
+            f"held-out prompts are off by {prefill.relative_error:.2%} of their size",
+        ]
     lines += _quantization_lines(manifest.quantization)
     if whole := manifest.quantization.get("fp16_bytes"):
         parts = ("decoder.onnx", "decoder.onnx.data", "embeddings.safetensors")

@@ -14,6 +14,7 @@ import numpy as np
 
 from .buffers import Buffer
 from .decoder_graph import Binding, BoundTensor, DecoderGraph
+from .engine import PREFILL_GRAPH
 from .errors import BundleError
 from .kvcache import KvCache, capacity_for
 from .manifest import TextSpec
@@ -30,7 +31,7 @@ class BatchDecoder:
 
     def __init__(self, graph: DecoderGraph | Any, spec: TextSpec) -> None:
         self._graph = graph if isinstance(graph, DecoderGraph) else DecoderGraph(graph)
-        _check_fit(self._graph.session, spec)
+        _check_fit(self._graph, spec)
         self.spec = spec
         self.cache = KvCache(spec, self._graph.memory, self._graph.cache_dtype)
         self._total = np.zeros((), np.int32)
@@ -72,18 +73,30 @@ class BatchDecoder:
         if rows != self._tokens.shape[0]:
             self._make_rows(rows)
 
-    def prefill(self, row: int, embeddings: np.ndarray) -> None:
-        """Appends embeddings float32 [S, hidden_size], S >= 1, to one row."""
+    def prefill(self, row: int, embeddings: np.ndarray, logits: bool = True) -> None:
+        """Appends embeddings float32 [S, hidden_size], S >= 1, to one row.
+
+        logits: False where the answer does not begin yet; `logits` and `tokens` are then void.
+        """
         self._check_room(int(self.cache.lengths[row]) + len(embeddings))
+        if self._graph.prompts is None:
+            self._append(self._graph, row, embeddings)
+            return
+        last = len(embeddings) - logits
+        self._append(self._graph.prompts, row, embeddings[:last])
+        self._append(self._graph, row, embeddings[last:])
+
+    def _append(self, graph: DecoderGraph, row: int, embeddings: np.ndarray) -> None:
+        """Runs embeddings [S, hidden_size], S >= 0, through a graph, chunk by chunk."""
         if self._prompt is None:
             shape = (PREFILL_CHUNK, self.spec.hidden_size)
-            self._prompt = self._graph.memory.zeros(shape, np.float32, staged=True)
+            self._prompt = graph.memory.zeros(shape, np.float32, staged=True)
         for start in range(0, len(embeddings), PREFILL_CHUNK):
             chunk = embeddings[start : start + PREFILL_CHUNK]
             part = self._prompt.rows(0, len(chunk))
             part.write(chunk)
             tensor = BoundTensor(part, (1, len(chunk), self.spec.hidden_size))
-            self._run(self._bind(tensor, row, 1, self._total), row, 1, len(chunk))
+            self._run(graph, self._bind(graph, tensor, row, 1, self._total), row, 1, len(chunk))
 
     def step(self, embeddings: np.ndarray) -> None:
         """Appends one token to each of the first n rows; embeddings float32 [n, hidden_size]."""
@@ -96,35 +109,43 @@ class BatchDecoder:
             tensor = BoundTensor(inputs, (count, 1, self.spec.hidden_size))
             # A step only wants a bound of its lengths here, so that one recording serves all of them.
             total = self._capacity if self._graph.records else self._total
-            binding = self._steps[count] = self._bind(tensor, 0, count, total, recorded=True)
-        self._run(binding, 0, count, 1)
+            binding = self._steps[count] = self._bind(self._graph, tensor, 0, count, total, recorded=True)
+        self._run(self._graph, binding, 0, count, 1)
 
     def _check_room(self, tokens: int) -> None:
         if tokens > self.cache.capacity:  # the graph would write beyond the row
             raise ValueError(f"{tokens} tokens do not fit the cache's capacity of {self.cache.capacity}: resize it")
 
-    def _run(self, binding: Binding, row: int, rows: int, tokens: int) -> None:
+    def _run(self, graph: DecoderGraph, binding: Binding, row: int, rows: int, tokens: int) -> None:
         lengths = self.cache.lengths[row : row + rows]
         totals = lengths + tokens
         self._seqlens.rows(row, row + rows).write(totals - 1)
         self._total[...] = totals.max()
         self._results.clear()
-        self._graph.run(binding)
+        graph.run(binding)
         lengths[:] = totals
 
-    def _bind(self, embeddings: BoundTensor, row: int, rows: int, total: np.ndarray, recorded: bool = False) -> Binding:
+    def _bind(
+        self,
+        graph: DecoderGraph,
+        embeddings: BoundTensor,
+        row: int,
+        rows: int,
+        total: np.ndarray,
+        recorded: bool = False,
+    ) -> Binding:
         """A binding of every input and output to our own buffers, present on past, for `rows` rows from `row` on."""
 
         def part(buffer: Buffer) -> BoundTensor:
             return BoundTensor(buffer.rows(row, row + rows), (rows, *buffer.shape[1:]))
 
         inputs = {"inputs_embeds": embeddings, "seqlens_k": part(self._seqlens)}
-        outputs = {"logits": part(self._logits), "token": part(self._tokens)}
+        outputs = {"logits": part(self._logits), "token": part(self._tokens)} if graph is self._graph else {}
         for layer in range(self.spec.num_layers):
             for kind, name in enumerate(("key", "value")):
                 buffer = part(self.cache.buffers[2 * layer + kind])
                 inputs[f"past_key_values.{layer}.{name}"] = outputs[f"present.{layer}.{name}"] = buffer
-        return self._graph.bind(inputs, outputs, total, recorded)
+        return graph.bind(inputs, outputs, total, recorded)
 
     def _result(self, name: str, buffer: Buffer) -> np.ndarray:
         if name not in self._results:
@@ -189,13 +210,16 @@ class Decoder:
         rotary = Rotary.of(self.spec)
         self.rewind(start)
         if len(embeddings):
-            self._batch.prefill(0, embeddings)  # what is cached from `end` on is out of its reach
+            self._batch.prefill(0, embeddings, logits=False)  # what is cached from `end` on is out of its reach
         self._batch.cache.append_moved(0, end, length - end, rotary)
 
-    def prefill(self, embeddings: np.ndarray) -> None:
-        """Appends embeddings float32 [S, hidden_size], S >= 1; `logits` and `token` then follow the last of them."""
+    def prefill(self, embeddings: np.ndarray, logits: bool = True) -> None:
+        """Appends embeddings float32 [S, hidden_size], S >= 1; `logits` and `token` then follow the last of them.
+
+        logits: as of `BatchDecoder.prefill`.
+        """
         self.reserve(self.length + len(embeddings))
-        self._batch.prefill(0, embeddings)
+        self._batch.prefill(0, embeddings, logits)
 
     def step(self, embedding: np.ndarray) -> None:
         """Appends one token's embedding, float32 [hidden_size]."""
@@ -213,15 +237,22 @@ class Decoder:
         return int(self._batch.tokens[0])
 
 
-def _check_fit(session: Any, spec: TextSpec) -> None:
-    """BundleError unless the graph has the layers and sizes that the manifest gives."""
+def _check_fit(graph: DecoderGraph, spec: TextSpec) -> None:
+    """BundleError unless the graph, and that of prompts, have the layers and sizes that the manifest gives."""
+    vocab_size = graph.session.get_outputs()[0].shape[-1]
+    if not _cache_fits(graph.session, spec) or vocab_size != spec.vocab_size:
+        raise BundleError("decoder.onnx has other sizes than bundle.json says. Copy or export the bundle again.")
+    if graph.prompts is not None and not _cache_fits(graph.prompts.session, spec):
+        raise BundleError(f"{PREFILL_GRAPH} has other sizes than bundle.json says. Copy or export the bundle again.")
+
+
+def _cache_fits(session: Any, spec: TextSpec) -> bool:
+    """Whether a graph has as many layers, and as wide ones, as the manifest says."""
     caches = [i for i in session.get_inputs() if i.name.startswith("past_key_values.")]
     sizes = {tuple(i.shape[1::2]) for i in caches}
     embeddings = next((i.shape[-1] for i in session.get_inputs() if i.name == "inputs_embeds"), None)
-    if (
-        len(caches) != 2 * spec.num_layers
-        or sizes != {(spec.num_kv_heads, spec.head_dim)}
-        or embeddings != spec.hidden_size
-        or session.get_outputs()[0].shape[-1] != spec.vocab_size
-    ):
-        raise BundleError("decoder.onnx has other sizes than bundle.json says. Copy or export the bundle again.")
+    return (
+        len(caches) == 2 * spec.num_layers
+        and sizes == {(spec.num_kv_heads, spec.head_dim)}
+        and embeddings == spec.hidden_size
+    )

@@ -20,7 +20,7 @@ import numpy as np
 
 from .buffers import HOST, Buffer, DeviceMemory, Memory
 from .bundle import Bundle
-from .engine import DECODER_GRAPH, HALF_DECODER_GRAPH, Backend, guarded, import_onnxruntime
+from .engine import DECODER_GRAPH, HALF_DECODER_GRAPH, PREFILL_GRAPH, Backend, guarded, import_onnxruntime
 from .errors import BackendError, BackendWarning, BundleError
 
 MAX_RECORDINGS = 64
@@ -46,16 +46,20 @@ class Binding:
 
 
 class DecoderGraph:
-    """A session of `decoder.onnx` or `decoder-half.onnx`, and how it is run.
+    """A session of one of the decoder's graphs, and how it is run.
 
     session: an onnxruntime.InferenceSession. memory: of every tensor but total_sequence_length.
     records: steps are recorded; the session must have been made for that (`enable_cuda_graph`).
+    prompts: the graph that takes a prompt's tokens, all but the last, which makes the logits; None is this one.
     """
 
-    def __init__(self, session: Any, memory: Memory = HOST, records: bool = False) -> None:
+    def __init__(
+        self, session: Any, memory: Memory = HOST, records: bool = False, prompts: DecoderGraph | None = None
+    ) -> None:
         self.session = session
         self.memory = memory
         self.records = records
+        self.prompts = prompts
         self._ids: dict[tuple[Any, ...], int] = {}
         self._options: dict[int, Any] = {}
 
@@ -120,7 +124,10 @@ def load_decoder_graph(backend: Backend, bundle: Bundle) -> DecoderGraph:
     the CPU; `DecoderGraph.records` is False then.
     """
     if not backend.decodes_on_gpu:
-        return DecoderGraph(backend.session(bundle.path(DECODER_GRAPH)))
+        prompts = None
+        if PREFILL_GRAPH in bundle.manifest.files:
+            prompts = DecoderGraph(backend.session(bundle.path(PREFILL_GRAPH)))
+        return DecoderGraph(backend.session(bundle.path(DECODER_GRAPH)), prompts=prompts)
     if backend.device is None:
         raise BackendError("this backend has no device; make it with select_backend")
     if HALF_DECODER_GRAPH not in bundle.manifest.files:

@@ -108,7 +108,7 @@ class Generator:
         Raises ContextLengthError if it does not fit the model's context.
         """
         self._run += 1
-        self._hold(prompt, self._cached(prompt), np.zeros(0, np.int64))
+        self._hold(prompt, self._cached(prompt), np.zeros(0, np.int64), logits=False)
 
     def replace(self, start: int, count: int, part: SplicedPrompt) -> None:
         """Puts `part`, at most `count` tokens, for the `count` cached ones from `start` on; ends an answer in progress.
@@ -123,11 +123,11 @@ class Generator:
         else:
             self._decoder.discard(start, count)
 
-    def _hold(self, prompt: SplicedPrompt, reused: int, room: np.ndarray) -> None:
+    def _hold(self, prompt: SplicedPrompt, reused: int, room: np.ndarray, logits: bool = True) -> None:
         self._decoder.rewind(reused)
         self._keys = np.concatenate([prompt.keys, room])
         if reused < len(prompt):
-            self._decoder.prefill(prompt.embeddings(self._table, reused))
+            self._decoder.prefill(prompt.embeddings(self._table, reused), logits)
 
     def _cached(self, prompt: SplicedPrompt) -> int:
         return common_prefix(self._keys[: self._decoder.length], prompt.keys)

@@ -112,6 +112,21 @@ class VisionQuantization:
 
 
 @dataclass(frozen=True)
+class PrefillQuantization:
+    """How a CPU computes the decoder's products while it reads a prompt: in 8 bits, by a graph of its own, or not.
+
+    bits: 8, or 16 where there is no such graph and prompts are computed as steps are. source: what it was calibrated
+    on, in words. relative_error: root mean square difference of the keys and values of held-out prompts from the
+    float32 decoder's, over their root mean square.
+    """
+
+    bits: Literal[8, 16] = 16
+    source: str = ""
+    calibration_tokens: int = 0
+    relative_error: float = 0.0
+
+
+@dataclass(frozen=True)
 class FileEntry:
     bytes: int
     sha256: str
@@ -140,6 +155,7 @@ class Manifest:
     versions: dict[str, str]
     files: dict[str, FileEntry] = field(default_factory=dict)
     vision_quantization: VisionQuantization = VisionQuantization()
+    prefill_quantization: PrefillQuantization = PrefillQuantization()
 
     def to_json(self) -> Json:
         """The manifest as JSON values, with the format's name and version first and its own sha256 last."""

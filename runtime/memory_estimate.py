@@ -19,7 +19,7 @@ from typing import Any
 
 from .bundle import Bundle
 from .decoder import PREFILL_CHUNK
-from .engine import PATCHES_PER_CALL
+from .engine import PATCHES_PER_CALL, PREFILL_GRAPH
 from .kvcache import bytes_per_row, capacity_for
 from .manifest import Manifest
 
@@ -119,6 +119,9 @@ def weights_bytes(manifest: Manifest) -> int:
     text = manifest.text
     rotary = text.max_position_embeddings * text.head_dim * FLOAT
     layers = sum(_linear_bytes(_layer_weights(manifest), *_quantized(manifest, i)) for i in range(text.num_layers))
+    if PREFILL_GRAPH in manifest.files:  # a byte each; of the last layer, only what makes keys and values
+        layers += (text.num_layers - 1) * _layer_weights(manifest) + _qkv_weights(manifest)
+        rotary *= 2
     return _encoder_bytes(manifest) + rotary + layers + _head_bytes(manifest)
 
 
@@ -172,8 +175,14 @@ def frames_bytes(at_once: int, size: tuple[int, int], source: tuple[int, int]) -
 def _layer_weights(manifest: Manifest) -> int:
     """Weights of the linear layers of one decoder layer."""
     text = manifest.text
-    attention = text.hidden_size * text.head_dim * (2 * text.num_heads + 2 * text.num_kv_heads)
-    return attention + 3 * text.hidden_size * text.intermediate_size
+    output = text.num_heads * text.head_dim * text.hidden_size
+    return _qkv_weights(manifest) + output + 3 * text.hidden_size * text.intermediate_size
+
+
+def _qkv_weights(manifest: Manifest) -> int:
+    """Weights that make queries, keys and values in one decoder layer."""
+    text = manifest.text
+    return text.hidden_size * text.head_dim * (text.num_heads + 2 * text.num_kv_heads)
 
 
 def _head_bytes(manifest: Manifest) -> int:

@@ -100,6 +100,7 @@ class VideoLlama3:
             "precision": manifest.precision,
             "quantization": manifest.quantization.get("method", "none"),
             "vision_bits": manifest.vision_quantization.bits,
+            "prefill_bits": manifest.prefill_quantization.bits,
             "bundle_bytes": self.bundle.num_bytes,
             "context_tokens": manifest.text.max_position_embeddings,
             "backend": self._backend.name,

@@ -95,9 +95,9 @@ def test_prefill_starts_before_the_last_frame(model: VideoLlama3, monkeypatch: p
     seen: list[tuple[int, int]] = []
     original = decoder.prefill
 
-    def prefill(embeddings: np.ndarray) -> None:
+    def prefill(embeddings: np.ndarray, logits: bool) -> None:
         seen.append((len(embeddings), len(pending._tokens)))
-        original(embeddings)
+        original(embeddings, logits)
 
     monkeypatch.setattr(decoder, "prefill", prefill)
     forget(model)

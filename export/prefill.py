@@ -1,0 +1,137 @@
+"""The decoder graph for prompts on CPUs: products of 8 bits by 8 bits, and nothing that only an answer needs.
+
+A prompt is bound by arithmetic, a step by memory: so the one wants weights that integer instructions multiply as they
+are, the other the fewest bytes. `MatMulNBits` unpacks its 4 bits for every few rows and sums in groups; products of
+whole rows in int8 are more than twice as fast, at the price of the weights a second time, a byte each
+(`benchmarks/peers.py`).
+
+All tokens of a prompt but its last go through this graph; the last one is a step of `decoder.onnx`, which makes the
+logits. So there is no head here, and of the last layer only keys and values are computed. The cache is the same.
+
+Weights are int8 with one scale per output channel. Activations become uint8 as they come, with one scale per token: a
+token's keys and values depend on none but those before it, however a prompt is cut into calls. What the norms make, and
+what goes into the down projection, is evened out beforehand (`prefill_calibration.py`).
+
+Inputs and outputs are those of `decoder.onnx` (`decoder.py`), but that there are no logits and no token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vl3edge.models.config import TextConfig
+from vl3edge.runtime.engine import PREFILL_GRAPH
+
+from .attention import MS, PromptAttention
+from .decoder import DecoderBuilder, TensorSource, pad_heads
+from .graph import GraphWriter
+from .smoothing import Smoothing
+from .vision_int8 import MIDDLE, quantize_weight
+
+_SMALLEST_SCALE = 1e-12
+
+
+@dataclass(frozen=True)
+class SmoothedSource:
+    """A source's tensors with their channels evened out."""
+
+    source: TensorSource
+    smoothing: Smoothing
+
+    def array(self, name: str) -> np.ndarray:
+        return self.smoothing.stored(name, self.source.array(name))
+
+
+class PrefillBuilder(DecoderBuilder):
+    """Emits the graph of one TextConfig. source: the decoder's weights, not yet evened out by `smoothing`."""
+
+    def __init__(self, graph: GraphWriter, config: TextConfig, source: TensorSource, smoothing: Smoothing) -> None:
+        super().__init__(graph, config, SmoothedSource(source, smoothing), "fp32")
+        self._smoothing = smoothing
+        self._rows: tuple[str, str, str] = "", "", ""
+
+    def layers(self) -> Iterator[int]:
+        hidden, update = self.inputs(), ""
+        attention = PromptAttention(self.graph, self.config, self.cache_head_dim, *self.rotary_tables())
+        self._emit_constants()
+        last = self.config.num_layers - 1
+        for layer in range(last + 1):
+            attended, hidden = self.attended(hidden, update, layer, attention)
+            if layer < last:
+                update, hidden = self.transformed(hidden, attended, layer)
+            yield layer
+        self.outputs()
+
+    def float_product(self, x: str, name: str, parts: list[str]) -> str:
+        if parts[0].endswith("o_proj"):
+            factors = self._smoothing.read[f"{parts[0]}.weight"]
+            x = self.graph.node("Mul", [x, self.graph.weight(f"{name}.evening", 1 / factors)], f"{name}.even")
+        rows, scale = self._quantized(x)
+        return self._scaled(self._product(rows, name, parts), scale, name)
+
+    def mlp(self, x: str, layer: int) -> str:
+        stem, name = f"model.language_model.layers.{layer}.mlp.", f"layers.{layer}"
+        rows, scale = self._quantized(x)
+        gate = self._scaled(self._product(rows, f"{name}.gate", [stem + "gate_proj"]), scale, f"{name}.gate")
+        up = self._product(rows, f"{name}.up", [stem + "up_proj"])
+        active = self.graph.node("QuickGelu", [gate], f"{name}.silu", domain=MS, alpha=1.0)
+        # A token's scale changes nothing about how it is rounded, so that of `up` can wait until the end.
+        gated = self.graph.node("Mul", [active, up], f"{name}.gated")
+        rows, gated_scale = self._quantized(gated)
+        both = self.graph.node("Mul", [scale, gated_scale], f"{name}.down.scale.both")
+        return self._scaled(self._product(rows, f"{name}.down", [stem + "down_proj"]), both, f"{name}.down")
+
+    def _product(self, rows: str, name: str, parts: list[str]) -> str:
+        """uint8 rows · int8 Wᵀ, of the linears `parts` side by side, but for the scales of the rows."""
+        weight = np.concatenate([self.source.array(f"{part}.weight") for part in parts])
+        if parts[0].endswith("q_proj"):
+            weight = pad_heads(weight, self.config.head_dim)
+        codes, scales = quantize_weight(weight.T)
+        inputs = [rows, self.graph.weight(f"{name}.codes", codes), "one"]
+        inputs += [self.graph.weight(f"{name}.scales", scales), "middle"]
+        return str(self.graph.node("MatMulIntegerToFloat", inputs, f"{name}.integers", domain=MS))
+
+    def _scaled(self, product: str, scale: str, name: str) -> str:
+        return str(self.graph.node("Mul", [product, scale], f"{name}.product"))
+
+    def _quantized(self, x: str) -> tuple[str, str]:
+        """x [B, S, in] as uint8 around 128, and the scale [B, S, 1] of each token."""
+        if self._rows[0] != x:
+            node = self.graph.node
+            lowest = node("Neg", [node("ReduceMin", [x, "last_axis"], f"{x}.min")], f"{x}.lowest")
+            largest = node("Max", [node("ReduceMax", [x, "last_axis"], f"{x}.max"), lowest], f"{x}.largest")
+            scale = node("Max", [node("Mul", [largest, "share"], f"{x}.share"), "smallest"], f"{x}.scale")
+            scaled = node("Div", [x, scale], f"{x}.scaled")
+            self._rows = x, node("QuantizeLinear", [scaled, "one", "middle"], f"{x}.rows"), scale
+        return self._rows[1:]
+
+    def _emit_constants(self) -> None:
+        for name, value in (
+            ("one", np.float32(1)),
+            ("share", np.float32(1 / (MIDDLE - 1))),
+            ("smallest", np.float32(_SMALLEST_SCALE)),
+            ("middle", np.uint8(MIDDLE)),
+            ("last_axis", np.array([-1], np.int64)),
+        ):
+            self.graph.weight(name, np.asarray(value))
+
+
+def write_prefill(
+    config: TextConfig,
+    source: TensorSource,
+    smoothing: Smoothing,
+    folder: Path,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Path]:
+    """Writes the prompts' graph and its data into folder; returns the files written.
+
+    source: the decoder's float32 weights. progress: called with (layers done, in all).
+    """
+    with GraphWriter(folder / PREFILL_GRAPH) as graph:
+        for layer in PrefillBuilder(graph, config, source, smoothing).layers():
+            progress(layer + 1, config.num_layers)
+        return graph.save()

@@ -1,0 +1,417 @@
+"""The graph for prompts in 8 bits: against integer arithmetic in torch, and in use wherever a prompt is read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from vl3edge.export import cli, cli_verify
+from vl3edge.export.check import load_session
+from vl3edge.export.decoder import text_spec
+from vl3edge.export.errors import ExportError
+from vl3edge.export.pipeline import ExportOptions, Float32Source, export_bundle
+from vl3edge.export.prefill import SmoothedSource, write_prefill
+from vl3edge.export.prefill_calibration import calibrate_prefill, prefilled, relative_error
+from vl3edge.export.smoothing import Smoothing
+from vl3edge.models.checkpoint import Checkpoint
+from vl3edge.models.decoder import DecoderLayer, rotary
+from vl3edge.models.demo.evaluate import CHECKPOINT as DEMO_CHECKPOINT
+from vl3edge.models.demo.twin import write_outlier_twin
+from vl3edge.models.random import preset, write_random_checkpoint
+from vl3edge.models.tensors import DECODER
+from vl3edge.quant.calibration import CalibrationSet
+from vl3edge.quant.plan import QuantizationPlan
+from vl3edge.quant.sequences import CalibrationSequence
+from vl3edge.runtime import GenerationConfig, PruningConfig, VideoLlama3
+from vl3edge.runtime import cli as runtime_cli
+from vl3edge.runtime.bundle import DEMO_BUNDLE, hash_file, open_bundle
+from vl3edge.runtime.caption_jobs import CaptionJob
+from vl3edge.runtime.config import SamplingPlan
+from vl3edge.runtime.decoder import PREFILL_CHUNK, BatchDecoder, Decoder
+from vl3edge.runtime.decoder_graph import DecoderGraph, load_decoder_graph
+from vl3edge.runtime.engine import DECODER_GRAPH, PREFILL_GRAPH, select_backend
+from vl3edge.runtime.errors import BundleError
+from vl3edge.runtime.manifest import PrefillQuantization, TextSpec, sealed
+from vl3edge.runtime.memory_estimate import weights_bytes
+
+CLIP = Path(__file__).parents[1] / "fixtures" / "demo_clip.mp4"
+PLAN = QuantizationPlan(method="rtn", group_size=32)
+
+Kind = tuple[str, int | None, QuantizationPlan | None]
+KINDS: dict[str, Kind] = {  # preset, head size instead of the preset's, quantization of the steps
+    "heads of 24": ("tiny", 24, PLAN),
+    "not quantized": ("tiny-untied", None, None),
+    "tiny-128": ("tiny-128", None, PLAN),
+}
+
+
+def random_inputs(hidden_size: int, count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((count, hidden_size)).astype(np.float32)
+
+
+def calibration(checkpoint: Checkpoint) -> CalibrationSet:
+    width = checkpoint.config.text.hidden_size
+    sequences = [CalibrationSequence(random_inputs(width, 40, seed)) for seed in range(3)]
+    return CalibrationSet(tuple(sequences[:2]), tuple(sequences[2:]))
+
+
+def none(checkpoint: Checkpoint) -> Smoothing:
+    """Factors of one."""
+    names = (name for name in checkpoint.names if name.startswith(DECODER))
+    return Smoothing({}, {name: np.ones(checkpoint.shape(name)[-1], np.float32) for name in names})
+
+
+class Rounded(nn.Module):
+    """A linear layer in 8 bits: weights by output channel, inputs by token. evening: what inputs are divided by."""
+
+    def __init__(self, linear: nn.Linear, evening: torch.Tensor) -> None:
+        super().__init__()
+        weight = (linear.weight * evening).double()
+        self.evening, self.bias = evening, linear.bias
+        self.scale = weight.abs().amax(dim=1) / 127
+        self.codes = (weight / self.scale[:, None]).round()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.double() / self.evening
+        scale = x.abs().amax(dim=-1, keepdim=True) / 127
+        y = ((x / scale).round() @ self.codes.T) * scale * self.scale
+        return (y if self.bias is None else y + self.bias).float()
+
+
+@torch.inference_mode()
+def rounded_cache(checkpoint: Checkpoint, inputs: np.ndarray, smoothing: Smoothing) -> np.ndarray:
+    """Keys and values [layers, 2, kv_heads, S, head_dim] of the torch layers with their linears in 8 bits."""
+    hidden, cache = torch.from_numpy(inputs)[None], []
+    for index in range(checkpoint.config.text.num_layers):
+        layer = DecoderLayer.from_checkpoint(checkpoint, index)
+        for owner, parts in ((layer.self_attn, "qkvo"), (layer.mlp, ("gate", "up", "down"))):
+            for part in parts:
+                kind = "self_attn" if owner is layer.self_attn else "mlp"
+                name = f"{DECODER}layers.{index}.{kind}.{part}_proj.weight"
+                evening = torch.from_numpy(smoothing.read[name])
+                setattr(owner, f"{part}_proj", Rounded(getattr(owner, f"{part}_proj"), evening))
+        hidden, present = layer(hidden, rotary(checkpoint.config.text, 0, len(inputs)))
+        cache.append(torch.cat(present).numpy())
+    return np.stack(cache)
+
+
+def share(ours: np.ndarray, reference: np.ndarray) -> float:
+    """Root mean square difference, as a share of the reference's."""
+    return float(np.sqrt(np.square(ours - reference).mean() / np.square(reference).mean()))
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, Path]:
+    """Checkpoints and bundles with a graph for prompts. Heads of 24 are widened in the cache."""
+    folder = tmp_path_factory.mktemp("prefill")
+    name, head_dim, plan = KINDS[request.param]
+    config = preset(name, "transformers")
+    text = replace(config.text, head_dim=head_dim or config.text.head_dim)
+    write_random_checkpoint(folder / "checkpoint", replace(config, text=text))
+    checkpoint = Checkpoint.open(folder / "checkpoint")
+    options = ExportOptions(plan=plan, prefill_bits=8, calibration_tokens=500)
+    export_bundle(checkpoint, folder / "bundle", options)
+    return checkpoint, folder / "bundle"
+
+
+def decoders(folder: Path, spec: TextSpec) -> tuple[Decoder, Decoder]:
+    """One that reads prompts in 8 bits, one that does not."""
+    whole = DecoderGraph(load_session(folder / DECODER_GRAPH, prepack=True))
+    prompts = DecoderGraph(load_session(folder / PREFILL_GRAPH, prepack=True))
+    return Decoder(DecoderGraph(whole.session, prompts=prompts), spec), Decoder(whole, spec)
+
+
+@pytest.mark.parametrize("even", [False, True])
+def test_keys_and_values_are_integer_arithmetic(exported: tuple[Checkpoint, Path], tmp_path: Path, even: bool) -> None:
+    checkpoint, _ = exported
+    config = checkpoint.config.text
+    smoothing = calibrate_prefill(checkpoint, calibration(checkpoint)).smoothing if even else none(checkpoint)
+    write_prefill(config, Float32Source(checkpoint), smoothing, tmp_path)
+    inputs = random_inputs(config.hidden_size, 50, 7)
+    ours = prefilled(load_session(tmp_path / PREFILL_GRAPH, prepack=True), inputs, config.head_dim)
+    expected, uneven = (rounded_cache(checkpoint, inputs, each) for each in (smoothing, none(checkpoint)))
+    first = np.abs(ours[0] - expected[0]) / np.abs(expected[0]).max()
+    assert np.quantile(first, 0.9) < 1e-5, f"{np.quantile(first, 0.9):.1e}, at most {first.max():.1e}"
+    assert first.max() < 0.03  # a value between two steps may fall either way
+    whole = prefilled(load_session(exported[1] / DECODER_GRAPH), inputs, config.head_dim) if even else uneven
+    assert share(ours, expected) < share(whole, expected) / 2 if even else 0.01
+
+
+def test_evening_out_changes_nothing_in_float32(exported: tuple[Checkpoint, Path]) -> None:
+    checkpoint, _ = exported
+    smoothing = calibrate_prefill(checkpoint, calibration(checkpoint)).smoothing
+    even, source = SmoothedSource(Float32Source(checkpoint), smoothing), Float32Source(checkpoint)
+    stem = f"{DECODER}layers.0."
+    changed = {
+        name for name in checkpoint.names if name.startswith(stem) and name in {*smoothing.made, *smoothing.read}
+    }
+    assert {name.removeprefix(stem).split(".")[0] for name in changed} == {
+        "input_layernorm",
+        "post_attention_layernorm",
+        "self_attn",
+        "mlp",
+    }
+    for maker, reader in (
+        ("input_layernorm", "self_attn.k_proj"),
+        ("post_attention_layernorm", "mlp.gate_proj"),
+        ("post_attention_layernorm", "mlp.up_proj"),
+        ("mlp.up_proj", "mlp.down_proj"),
+    ):
+        made, read = f"{stem}{maker}.weight", f"{stem}{reader}.weight"
+        own = smoothing.read.get(made, np.float32(1))  # what `up` reads is scaled, too
+        gain = even.array(made) / source.array(made) / own
+        column = even.array(read) / source.array(read)
+        if reader == "mlp.up_proj":
+            column = column * smoothing.made[read][:, None]
+        gain = gain if gain.ndim == 1 else gain[:, 0]
+        np.testing.assert_array_equal(gain * column, 1)
+        assert (np.frexp(gain)[0] == 0.5).all()  # powers of two
+
+
+def test_loud_channels_are_evened_out(checkpoints: Callable[..., Path], tmp_path: Path) -> None:
+    twin = Checkpoint.open(
+        write_outlier_twin(Checkpoint.open(checkpoints("tiny-128")), tmp_path / "twin", part="decoder")
+    )
+    found = calibrate_prefill(twin, calibration(twin))
+    errors = []
+    for name, smoothing in (("even", found.smoothing), ("as they are", none(twin))):
+        (tmp_path / name).mkdir()
+        write_prefill(twin.config.text, Float32Source(twin), smoothing, tmp_path / name)
+        errors.append(relative_error(tmp_path / name / PREFILL_GRAPH, found.held_out))
+    assert found.num_tokens == 80
+    assert errors[0] < 0.05, errors
+    assert errors[0] < errors[1] / 5, errors
+
+
+def test_the_graph_holds_a_byte_a_weight_and_no_head(exported: tuple[Checkpoint, Path]) -> None:
+    checkpoint, folder = exported
+    model = onnx.load(folder / PREFILL_GRAPH, load_external_data=False)
+    assert all(output.name.startswith("present.") for output in model.graph.output)
+    assert len(model.graph.output) == 2 * checkpoint.config.text.num_layers
+    kinds = {node.op_type for node in model.graph.node}
+    assert not kinds & {"If", "MatMul", "Gemm", "MatMulNBits"}
+    last = f"layers.{checkpoint.config.text.num_layers - 1}."
+    codes = {t.name: t for t in model.graph.initializer if t.name.endswith(".codes")}
+    assert {name.removeprefix(last) for name in codes if name.startswith(last)} == {"qkv.codes"}
+    assert {t.data_type for t in codes.values()} == {onnx.TensorProto.INT8}
+    assert sum(node.op_type == "MatMulIntegerToFloat" for node in model.graph.node) == len(codes)
+
+
+def test_prompts_however_cut_and_steps_after_them(exported: tuple[Checkpoint, Path]) -> None:
+    checkpoint, folder = exported
+    spec = text_spec(checkpoint.config.text)
+    inputs = random_inputs(spec.hidden_size, 2 * PREFILL_CHUNK + 41)
+    fast, slow = decoders(folder, spec)
+    for decoder in (fast, slow):
+        decoder.prefill(inputs)
+    if open_bundle(folder).manifest.quantization["method"] == "none":
+        assert 1e-4 < share(fast.logits, slow.logits) < 0.1  # 4 bits of random weights are far from 8
+    whole, keys = fast.logits.copy(), fast._batch.cache.buffers[-1].array[0, :, : len(inputs)].copy()
+
+    fast.rewind(0)
+    fast.prefill(inputs[:PREFILL_CHUNK], logits=False)
+    assert fast.length == PREFILL_CHUNK
+    fast.prefill(inputs[PREFILL_CHUNK:])
+    np.testing.assert_array_equal(fast.logits, whole)  # as the generator grows a prompt
+
+    fast.rewind(0)
+    for start in range(0, len(inputs), 97):
+        fast.prefill(inputs[start : start + 97], logits=False)
+    fast.rewind(len(inputs) - 1)
+    fast.step(inputs[-1])
+    again = fast._batch.cache.buffers[-1].array[0, :, : len(inputs)]
+    assert share(again, keys) < 0.03  # attention sums in another order, which may move a value by one step of 8 bits
+    assert share(fast.logits, whole) < 0.03
+
+
+def test_a_prompt_of_one_token_is_a_step(exported: tuple[Checkpoint, Path]) -> None:
+    checkpoint, folder = exported
+    spec = text_spec(checkpoint.config.text)
+    inputs = random_inputs(spec.hidden_size, 1)
+    fast, slow = decoders(folder, spec)
+    fast.prefill(inputs)
+    slow.prefill(inputs)
+    np.testing.assert_array_equal(fast.logits, slow.logits)
+
+
+def test_rows_of_a_batch_are_prefilled_as_alone(exported: tuple[Checkpoint, Path]) -> None:
+    checkpoint, folder = exported
+    spec = text_spec(checkpoint.config.text)
+    alone, _ = decoders(folder, spec)
+    batch = BatchDecoder(alone._batch._graph, spec)
+    batch.resize(3, 128)
+    for row, count in ((1, 30), (0, 55), (2, 1)):
+        inputs = random_inputs(spec.hidden_size, count, row)
+        batch.prefill(row, inputs)
+        alone.rewind(0)
+        alone.prefill(inputs)
+        np.testing.assert_array_equal(batch.logits[row], alone.logits)
+    np.testing.assert_array_equal(batch.cache.lengths, [55, 30, 1])
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model, quantized, with a graph for prompts."""
+    folder = tmp_path_factory.mktemp("prefill") / "demo"
+    command = [str(DEMO_CHECKPOINT), "-o", str(folder), "--calibration-tokens", "3000", "--prefill-bits", "8"]
+    assert cli.main(command) == 0
+    return folder
+
+
+QUESTIONS = ("Describe this video.", "What color is the shape?", "When does it stop?")
+CONFIG = GenerationConfig(max_new_tokens=24)
+DENSE, WHOLE = SamplingPlan(fps=30.0), PruningConfig(enabled=False)  # a prompt of more than two chunks
+
+
+def logits(model: VideoLlama3) -> np.ndarray:
+    return model._generator._decoder.logits.copy()
+
+
+def test_the_demo_answers_as_the_shipped_bundle(demo: Path) -> None:
+    ours, shipped = VideoLlama3.load(demo), VideoLlama3.load(DEMO_BUNDLE)
+    assert (ours.info["prefill_bits"], shipped.info["prefill_bits"]) == (8, 16)
+    answers = [[model.ask(model.encode(CLIP), question).text for question in QUESTIONS] for model in (ours, shipped)]
+    assert answers[0] == answers[1]
+
+
+def test_a_clip_in_the_making_has_the_logits_of_a_whole_one(demo: Path) -> None:
+    whole, growing = VideoLlama3.load(demo), VideoLlama3.load(demo)
+    answer = whole.ask(whole.encode(CLIP, DENSE, WHOLE), QUESTIONS[0], CONFIG)
+    assert answer.stats.prompt_tokens > 2 * PREFILL_CHUNK
+    assert growing.ask(growing.begin(CLIP, DENSE, WHOLE), QUESTIONS[0], CONFIG).text == answer.text
+    np.testing.assert_array_equal(logits(growing), logits(whole))
+
+
+def test_a_second_question_costs_its_own_tokens(demo: Path) -> None:
+    model = VideoLlama3.load(demo)
+    clip = model.encode(CLIP)
+    alone = [VideoLlama3.load(demo).ask(clip, question, CONFIG).text for question in QUESTIONS]
+    answers = [model.ask(clip, question, CONFIG) for question in QUESTIONS]
+    assert [answer.text for answer in answers] == alone
+    assert all(answer.stats.reused_tokens >= clip.num_tokens for answer in answers[1:])
+
+
+def test_batches_answer_as_one_by_one(demo: Path) -> None:
+    model = VideoLlama3.load(demo)
+    jobs = [CaptionJob(CLIP, question, key=question) for question in QUESTIONS]
+    results = [
+        sorted(model.caption_all(jobs, CONFIG, batch=batch), key=lambda result: result.index) for batch in (1, 3)
+    ]
+    texts = [[result.answer.text for result in batch if result.answer is not None] for batch in results]
+    assert texts[0] == texts[1]
+    assert len(texts[0]) == 3
+
+
+def test_sessions_drop_their_oldest_frames(demo: Path) -> None:
+    """Frames pushed are the clip's; when the context is full, what stays is used on."""
+    model = VideoLlama3.load(demo)
+    frames = np.random.default_rng(0).integers(0, 256, (40, 112, 112, 3), dtype=np.uint8)
+    session = model.open_session(max_tokens=420)
+    for number, frame in enumerate(frames):
+        session.push(frame, float(number))
+    assert session.num_frames < 40
+    assert "".join(chunk.text for chunk in session.ask(QUESTIONS[0], CONFIG))
+
+
+def reseal(bundle: Path, change: Callable[[dict[str, Any]], Any] = lambda data: None) -> None:
+    """Makes the bundle whole again after a change, so that no hash gives it away."""
+    data = json.loads((bundle / "bundle.json").read_text())
+    data["files"] = {name: vars(hash_file(bundle / name)) for name in data["files"]}
+    change(data)
+    (bundle / "bundle.json").write_text(json.dumps(sealed(data)))
+
+
+def test_verify_passes_and_names_the_stage_that_is_wrong(
+    exported: tuple[Checkpoint, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint, folder = exported
+    bundle = Path(shutil.copytree(folder, tmp_path / "bundle"))
+    command = [str(bundle), "--checkpoint", str(checkpoint.folder), "--tokens", "4", "--threads", "1"]
+    assert cli_verify.main(command) == 0
+    out = capsys.readouterr().out
+    assert "ok    prompts" in out
+    assert "ok    logits " in out
+    data = bundle / f"{PREFILL_GRAPH}.data"
+    content = np.memmap(data, np.int8, "r+")
+    place = next(
+        {entry.key: entry.value for entry in tensor.external_data}
+        for tensor in onnx.load(bundle / PREFILL_GRAPH, load_external_data=False).graph.initializer
+        if tensor.name == "layers.0.qkv.codes"
+    )
+    start, count = int(place["offset"]), int(place["length"])
+    content[start : start + count] = np.roll(content[start : start + count], 1)
+    content.flush()
+    reseal(bundle)
+    assert cli_verify.main(command) == 1
+    assert "The first stage that differs is prompts" in capsys.readouterr().out
+
+
+def test_a_graph_of_another_model_is_refused(exported: tuple[Checkpoint, Path], demo: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(exported[1], tmp_path / "bundle"))
+    for name in (PREFILL_GRAPH, f"{PREFILL_GRAPH}.data"):
+        shutil.copy(demo / name, bundle / name)
+    reseal(bundle)
+    with pytest.raises(BundleError, match=r"decoder-prefill\.onnx has other sizes than bundle\.json says"):
+        VideoLlama3.load(bundle)
+
+
+def test_info_and_manifest_say_what_it_lost(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = open_bundle(demo).manifest
+    stated = manifest.prefill_quantization
+    assert (stated.bits, stated.source) == (8, "synthetic scenes")
+    assert 1000 < stated.calibration_tokens < 6000
+    assert 1e-3 < stated.relative_error < 0.03
+    assert runtime_cli.main(["info", str(demo)]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("prompts in 8 bits"))
+    assert f"{stated.calibration_tokens} tokens" in line
+    assert f"{stated.relative_error:.2%}" in line
+    assert open_bundle(DEMO_BUNDLE).manifest.prefill_quantization == PrefillQuantization()
+
+
+def test_its_memory_is_reckoned(demo: Path) -> None:
+    manifest = open_bundle(demo).manifest
+    files = {name: entry for name, entry in manifest.files.items() if not name.startswith(PREFILL_GRAPH)}
+    more = weights_bytes(manifest) - weights_bytes(replace(manifest, files=files))
+    assert more == pytest.approx(manifest.files[f"{PREFILL_GRAPH}.data"].bytes, rel=0.08)  # pages of small norms
+
+
+def test_a_gptq_checkpoint_gives_its_codes(demo: Path, tmp_path: Path) -> None:
+    """What is left of the weights is all that can be rounded."""
+    command = [str(DEMO_CHECKPOINT), "-o", str(tmp_path / "first"), "--calibration-tokens", "1000"]
+    assert cli.main([*command, "--save-gptq", str(tmp_path / "gptq")]) == 0
+    assert cli.main([str(tmp_path / "gptq"), "-o", str(tmp_path / "second"), "--prefill-bits", "8"]) == 0
+    manifest = open_bundle(tmp_path / "second").manifest
+    assert 1e-3 < manifest.prefill_quantization.relative_error < 0.03  # against the codes, not what they were made of
+    model = VideoLlama3.load(tmp_path / "second")
+    shipped = VideoLlama3.load(DEMO_BUNDLE)
+    assert model.ask(model.encode(CLIP), QUESTIONS[0]).text == shipped.ask(shipped.encode(CLIP), QUESTIONS[0]).text
+    assert cli_verify.main([str(tmp_path / "second"), "--checkpoint", str(tmp_path / "gptq")]) == 0
+
+
+def test_gpus_do_not_load_it(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There the float16 graph reads prompts as well."""
+    backend = select_backend("cpu", 1)
+    bundle = open_bundle(demo)
+    graph = load_decoder_graph(backend, bundle)
+    assert graph.prompts is not None
+    assert graph.prompts.prompts is None
+
+
+def test_other_bits_are_refused(demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ExportError, match="prefill_bits must be 8 or 16, not 4"):
+        export_bundle(Checkpoint.open(DEMO_CHECKPOINT), tmp_path / "b", ExportOptions(prefill_bits=4))  # type: ignore[arg-type]
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([str(DEMO_CHECKPOINT), "-o", str(tmp_path / "b"), "--prefill-bits", "4"])
+    assert stopped.value.code == 2
+    assert "--prefill-bits" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
