@@ -147,11 +147,14 @@ def decoder_rows(context: int, entry: dict[str, Any]) -> list[list[str]]:
     ours = {name: peers.pop(name) for name in entry["peers"] if name.startswith("vl3edge")}
     memory = peers.pop("memory, read only", None)
     for key in ("decode", "prefill"):
+        types = [name for name in peers if name.startswith("transformers")]
+        fastest = max(types, key=lambda name: peers[name][f"{key}_tokens_per_s"])
+        names = [name for name in peers if name not in types or name == fastest]
         for own, run in ours.items():
             work = f"{key}, {context:,} tokens of context, {own.removeprefix('vl3edge, ')}"
             mine = run[f"{key}_tokens_per_s"]
-            for name, peer in peers.items():
-                theirs = peer[f"{key}_tokens_per_s"]
+            for name in names:
+                theirs = peers[name][f"{key}_tokens_per_s"]
                 rows.append([work, f"{mine:.1f} tokens/s", name, f"{theirs:.1f} tokens/s", f"{mine / theirs:.2f}×"])
             if memory is not None and key == "decode":
                 read, limit = mine * run["bytes_per_token"], memory["bytes_per_s"]
@@ -245,6 +248,22 @@ def encoder_table() -> str:
     return f"{text}\n\nTimes: {frames} frames at once, {machine_line(parts['speed'])}"
 
 
+def prefill_table() -> str:
+    """What reading prompts in 8 bits, and a head in 4, cost the demo model and its outlier twin."""
+    found: dict[str, dict[str, Any]] = {}
+    for entry in load("prefill")["entries"]:
+        found.setdefault(entry["variant"], {})[entry["model"]] = entry["groups"]["[all]"]
+    rows = []
+    for variant, models in found.items():
+        row = [variant]
+        for name in ("demo", "twin"):
+            answers = models[name]
+            row += [f"{answers['kl']:.1e}", f"{answers['exact']:.2%}", f"{answers['lost']} / {answers['gained']}"]
+        rows.append(row)
+    header = ["export", *(f"{what}, {name}" for name in ("demo", "twin") for what in ("KL", "exact", "lost / gained"))]
+    return table(header, rows)
+
+
 def reliability_table() -> str:
     """Faults injected, and what was lost."""
     faults, fuzz, artefacts = load("faults"), load("fuzz")["totals"], load("fuzz_artefacts")["totals"]
@@ -321,6 +340,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "pruning": pruning_table,
     "speed": speed_table,
     "encoder": encoder_table,
+    "prefill": prefill_table,
     "reliability": reliability_table,
 }
 

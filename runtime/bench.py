@@ -54,8 +54,8 @@ class BenchPlan:
 class Stage:
     """One stage: `count` of `unit` in `seconds`.
 
-    arithmetic_s, bytes_s: the least it could take on this machine by its arithmetic and by the bytes it reads; None
-        where that is not known. peak_bytes: largest resident set during the stage; None where the system does not say.
+    arithmetic_s, bytes_s: the least it could take on this machine by its arithmetic, in float32 (8 bits may take less),
+        and by the bytes it reads; None where that is not known. peak_bytes: largest resident set during the stage; None where the system does not say.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Stage:
 
     @property
     def share_of_limit(self) -> float | None:
-        """The larger floor over the time taken: 1 is the limit of the machine."""
+        """The larger floor over the time taken: 1 is the limit of the machine, for what is computed in float32."""
         floors = [floor for floor in (self.arithmetic_s, self.bytes_s) if floor is not None]
         return max(floors) / self.seconds if floors else None
 

@@ -77,7 +77,10 @@ def _table(bench: Bench) -> list[str]:
         speed = f"{bench.bandwidth / 1e9:.1f} GB/s read, {bench.flops / 1e9:.0f} GFLOP/s in float32"
         lines += [f"this machine: {cores()} cores, {speed}", ""]
     lines.append(f"{'stage':<22}{'work':>14}{'time':>11}{'rate':>21}{'least possible':>17}{'of limit':>10}{'peak':>10}")
-    return lines + [_line(stage) for stage in bench.stages]
+    lines += [_line(stage) for stage in bench.stages]
+    if any((stage.share_of_limit or 0) > 1 for stage in bench.stages):
+        lines += ["", "over 100%: computed in 8 bits, which this machine multiplies faster than float32"]
+    return lines
 
 
 def _line(stage: Stage) -> str:

@@ -16,7 +16,7 @@ from .conversation import conversation_pieces
 from .decoder import PREFILL_CHUNK, BatchDecoder, Decoder
 from .decoder_graph import load_decoder_graph
 from .encoder import ClipEncoder, OpenedMedia, PendingClip
-from .engine import DECODER_GRAPH, HALF_DECODER_GRAPH, PATCHES_PER_CALL, Backend, select_backend
+from .engine import DECODER_GRAPH, HALF_DECODER_GRAPH, PATCHES_PER_CALL, PREFILL_GRAPH, Backend, select_backend
 from .errors import ConfigError
 from .generation import Answer, Chunk, Generator, join
 from .limits import DEFAULT_LIMITS, MediaLimits
@@ -93,6 +93,7 @@ class VideoLlama3:
     def info(self) -> dict[str, Any]:
         """What this model is and what it runs on, as plain values."""
         manifest = self.bundle.manifest
+        decoder_graph = HALF_DECODER_GRAPH if self._backend.decodes_on_gpu else DECODER_GRAPH
         return {
             "bundle": str(self.bundle.folder),
             "name": manifest.name,
@@ -100,12 +101,12 @@ class VideoLlama3:
             "precision": manifest.precision,
             "quantization": manifest.quantization.get("method", "none"),
             "vision_bits": manifest.vision_quantization.bits,
-            "prefill_bits": manifest.prefill_quantization.bits,
             "bundle_bytes": self.bundle.num_bytes,
             "context_tokens": manifest.text.max_position_embeddings,
             "backend": self._backend.name,
             "vision_runtime": self._backend.vision_runtime,
-            "decoder_graph": HALF_DECODER_GRAPH if self._backend.decodes_on_gpu else DECODER_GRAPH,
+            "decoder_graph": decoder_graph,
+            "prompt_graph": decoder_graph if self._decoder_graph.prompts is None else PREFILL_GRAPH,
             "cuda_graphs": self._decoder_graph.records,
             "providers": list(self._backend.providers),
             "onnxruntime": self._backend.version,

@@ -38,8 +38,8 @@ from vl3edge.runtime.bundle import DEMO_BUNDLE, hash_file, open_bundle
 from vl3edge.runtime.caption_jobs import CaptionJob
 from vl3edge.runtime.config import SamplingPlan
 from vl3edge.runtime.decoder import PREFILL_CHUNK, BatchDecoder, Decoder
-from vl3edge.runtime.decoder_graph import DecoderGraph, load_decoder_graph
-from vl3edge.runtime.engine import DECODER_GRAPH, PREFILL_GRAPH, select_backend
+from vl3edge.runtime.decoder_graph import DecoderGraph
+from vl3edge.runtime.engine import DECODER_GRAPH, PREFILL_GRAPH
 from vl3edge.runtime.errors import BundleError
 from vl3edge.runtime.manifest import PrefillQuantization, TextSpec, sealed
 from vl3edge.runtime.memory_estimate import weights_bytes
@@ -279,7 +279,7 @@ def logits(model: VideoLlama3) -> np.ndarray:
 
 def test_the_demo_answers_as_the_shipped_bundle(demo: Path) -> None:
     ours, shipped = VideoLlama3.load(demo), VideoLlama3.load(DEMO_BUNDLE)
-    assert (ours.info["prefill_bits"], shipped.info["prefill_bits"]) == (8, 16)
+    assert (ours.info["prompt_graph"], shipped.info["prompt_graph"]) == (PREFILL_GRAPH, DECODER_GRAPH)
     answers = [[model.ask(model.encode(CLIP), question).text for question in QUESTIONS] for model in (ours, shipped)]
     assert answers[0] == answers[1]
 
@@ -396,15 +396,6 @@ def test_a_gptq_checkpoint_gives_its_codes(demo: Path, tmp_path: Path) -> None:
     shipped = VideoLlama3.load(DEMO_BUNDLE)
     assert model.ask(model.encode(CLIP), QUESTIONS[0]).text == shipped.ask(shipped.encode(CLIP), QUESTIONS[0]).text
     assert cli_verify.main([str(tmp_path / "second"), "--checkpoint", str(tmp_path / "gptq")]) == 0
-
-
-def test_gpus_do_not_load_it(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """There the float16 graph reads prompts as well."""
-    backend = select_backend("cpu", 1)
-    bundle = open_bundle(demo)
-    graph = load_decoder_graph(backend, bundle)
-    assert graph.prompts is not None
-    assert graph.prompts.prompts is None
 
 
 def test_other_bits_are_refused(demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -44,6 +44,16 @@ def test_all_stages_with_their_floors(tmp_path: Path, capsys: pytest.CaptureFixt
     assert stages["read"]["share_of_limit"] is None
 
 
+@pytest.mark.parametrize(("flops", "told"), [(1e12, False), (1e6, True)])
+def test_shares_above_one_are_explained(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], flops: float, told: bool
+) -> None:
+    """Products in 8 bits can be faster than the floor, which is float32's."""
+    monkeypatch.setattr("vl3edge.runtime.bench.multiply_rate", lambda: flops)
+    assert main(["bench", *QUICK]) == 0
+    assert ("over 100%: computed in 8 bits" in capsys.readouterr().out) == told
+
+
 def test_json_on_stdout_is_all_of_stdout(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--json", "-", *QUICK]) == 0
     assert json.loads(capsys.readouterr().out)["backend"] == "cpu"

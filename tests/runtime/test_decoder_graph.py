@@ -19,9 +19,10 @@ from vl3edge.runtime.bundle import DEMO_BUNDLE, Bundle, open_bundle
 from vl3edge.runtime.config import GenerationConfig
 from vl3edge.runtime.decoder import PREFILL_CHUNK, BatchDecoder, Decoder
 from vl3edge.runtime.decoder_graph import DecoderGraph, load_decoder_graph
-from vl3edge.runtime.engine import DECODER_GRAPH, HALF_DECODER_GRAPH, Backend
+from vl3edge.runtime.engine import DECODER_GRAPH, HALF_DECODER_GRAPH, PREFILL_GRAPH, Backend
 from vl3edge.runtime.errors import BackendError, BackendWarning, BundleError
 from vl3edge.runtime.generation import Generator
+from vl3edge.runtime.manifest import FileEntry
 from vl3edge.runtime.splice import EmbeddingTable, SplicedPrompt
 from vl3edge.runtime.tokenizer import Tokenizer
 
@@ -264,7 +265,14 @@ def test_a_bundle_without_the_graph_says_how_to_get_it(bundle: Bundle) -> None:
         load_decoder_graph(backend, without)
 
 
-def test_the_gpu_runs_the_half_graph_in_the_one_stream(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("prompts", [False, True])
+def test_the_gpu_runs_the_half_graph_in_the_one_stream(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, prompts: bool
+) -> None:
+    """Whether or not the bundle has a graph for prompts, which is for CPUs."""
+    if prompts:
+        files = bundle.manifest.files | {PREFILL_GRAPH: FileEntry(1, "")}
+        bundle = replace(bundle, manifest=replace(bundle.manifest, files=files))
     asked: list[Any] = []
 
     class Session:
@@ -283,7 +291,7 @@ def test_the_gpu_runs_the_half_graph_in_the_one_stream(bundle: Bundle, monkeypat
         (HALF_DECODER_GRAPH, [("CUDAExecutionProvider", stream | {"enable_cuda_graph": "1"}), "CPUExecutionProvider"]),
         ("vision.onnx", [("CUDAExecutionProvider", stream), "CPUExecutionProvider"]),
     ]
-    assert (graph.records, graph.memory.kind) == (True, "cuda")
+    assert (graph.records, graph.memory.kind, graph.prompts) == (True, "cuda", None)
 
 
 def test_a_gpu_that_refuses_recordings_is_told_and_runs(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
