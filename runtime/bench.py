@@ -55,7 +55,8 @@ class Stage:
     """One stage: `count` of `unit` in `seconds`.
 
     arithmetic_s, bytes_s: the least it could take on this machine by its arithmetic, in float32 (8 bits may take less),
-        and by the bytes it reads; None where that is not known. peak_bytes: largest resident set during the stage; None where the system does not say.
+        and by the bytes it reads; None where that is not known. peak_bytes: largest resident set during the stage; None
+        where the system does not say.
     """
 
     name: str
