@@ -33,7 +33,8 @@ from vl3edge.runtime import VideoLlama3
 from vl3edge.runtime.bundle import DEMO_BUNDLE, Bundle, open_bundle
 from vl3edge.runtime.decoder import Decoder
 from vl3edge.runtime.decoder_graph import load_decoder_graph
-from vl3edge.runtime.engine import DECODER_GRAPH, HALF_DECODER_GRAPH, Backend, Engine
+from vl3edge.runtime.engine import Backend, Engine
+from vl3edge.runtime.manifest import DECODER_GRAPH, HALF_DECODER_GRAPH
 
 RESULTS = Path(__file__).parent / "results"
 FILES = {"vision": "fp16_accuracy.json", "decoder": "fp16_decoder.json"}

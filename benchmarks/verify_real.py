@@ -30,7 +30,12 @@ from vl3edge.runtime.bundle import hash_file
 from vl3edge.runtime.manifest import sealed
 
 RESULTS = Path(__file__).parent / "results" / "verify_real.json"
-STAGES = {"vision.onnx": "encoder", "projector-video.onnx": "projector, video", "decoder.onnx": "weights"}
+STAGES = {
+    "vision.onnx": "encoder",
+    "projector-video.onnx": "projector, video",
+    "decoder.onnx": "weights",
+    "decoder-prefill.onnx": "prompt weights",
+}
 """In which stage a wrong weight of a quantized bundle's graph must be noticed first."""
 
 

@@ -21,7 +21,7 @@ MS = "com.microsoft"
 
 
 class PromptAttention:
-    """Emits the attention of every layer, for prefills alone.
+    """Emits the attention of every layer, for prefills alone, without a branch.
 
     head_dim: of the cache, which may be wider than the model's. cos, sin: names of the rotary tables.
     """
@@ -43,9 +43,6 @@ class PromptAttention:
 
     def _emit(self, qkv: str, past: list[str], name: str, outputs: list[str]) -> None:
         """outputs: names for the attended values, keys and values."""
-        self._prefill(qkv, past, name, outputs)
-
-    def _prefill(self, qkv: str, past: list[str], name: str, outputs: list[str]) -> list[str]:
         self._graph.node(
             "GroupQueryAttention",
             [qkv, "", "", *past, "seqlens_k", "total_sequence_length", *self._tables],
@@ -58,7 +55,6 @@ class PromptAttention:
             do_rotary=1,
             rotary_interleaved=0,
         )
-        return outputs
 
 
 class CachedAttention(PromptAttention):
@@ -74,7 +70,9 @@ class CachedAttention(PromptAttention):
     def _emit(self, qkv: str, past: list[str], name: str, outputs: list[str]) -> None:
         def prefill() -> list[str]:
             stem = f"{name}.prefill"
-            return self._prefill(qkv, past, stem, [stem, f"{stem}.key", f"{stem}.value"])
+            results = [stem, f"{stem}.key", f"{stem}.value"]
+            super(CachedAttention, self)._emit(qkv, past, stem, results)
+            return results
 
         branches = {
             "then_branch": self._graph.branch(f"{name}.step", lambda: self._step(qkv, past, f"{name}.step")),

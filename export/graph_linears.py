@@ -43,6 +43,25 @@ class _Place:
     heads: bool
 
 
+class GraphTensors:
+    """The weights of a graph by their names, mapped where they lie in files of their own."""
+
+    def __init__(self, path: Path, graph: onnx.GraphProto) -> None:
+        self._path = path
+        self._tensors = {tensor.name: tensor for tensor in graph.initializer}
+
+    def array(self, name: str) -> np.ndarray:
+        """One of them; ExportError if the graph has none of that name."""
+        if name not in self._tensors:
+            raise ExportError(f"{self._path.name} has no {name}, or is of another version; export again.")
+        tensor = self._tensors[name]
+        if tensor.data_location != TensorProto.EXTERNAL:
+            return numpy_helper.to_array(tensor)
+        place = {entry.key: entry.value for entry in tensor.external_data}
+        dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        return np.memmap(self._path.parent / place["location"], dtype, "r", int(place["offset"]), tuple(tensor.dims))
+
+
 class GraphLinears:
     """The MatMulNBits products of `decoder.onnx`, as `vl3edge.quant.dequantized.Linears`.
 
@@ -53,9 +72,8 @@ class GraphLinears:
 
     def __init__(self, path: Path, config: TextConfig) -> None:
         graph = onnx.load(path, load_external_data=False).graph
-        self._folder = path.parent
         self._config = config
-        self._tensors = {tensor.name: tensor for tensor in graph.initializer}
+        self._array = GraphTensors(path, graph).array
         self._casts = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Cast"}
         self._orders = {node.output[0]: node.input[1] for node in graph.node if node.name.endswith(".ordered")}
         products = [node for node in graph.node if node.op_type == "MatMulNBits"]
@@ -115,15 +133,6 @@ class GraphLinears:
             "gate_proj": config.intermediate_size,
             "up_proj": config.intermediate_size,
         }.get(name.rpartition(".")[2], config.hidden_size)
-
-    def _array(self, name: str) -> np.ndarray:
-        """An initializer, mapped where it lies in a file of its own."""
-        tensor = self._tensors[name]
-        if tensor.data_location != TensorProto.EXTERNAL:
-            return numpy_helper.to_array(tensor)
-        place = {entry.key: entry.value for entry in tensor.external_data}
-        dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
-        return np.memmap(self._folder / place["location"], dtype, "r", int(place["offset"]), tuple(tensor.dims))
 
 
 def _attributes(node: onnx.NodeProto) -> dict[str, int]:

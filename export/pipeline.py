@@ -22,12 +22,14 @@ import torch
 
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.config import MediaProcessing, ModelConfig
+from vl3edge.quant.calibration import CalibrationSet
 from vl3edge.quant.dequantized import DequantizedCheckpoint
 from vl3edge.quant.gptq_writer import write_gptq_checkpoint
 from vl3edge.quant.plan import QuantizationPlan
 from vl3edge.runtime.bundle import MANIFEST_NAME, Bundle, hash_file
-from vl3edge.runtime.engine import DECODER_GRAPH, PREFILL_GRAPH
 from vl3edge.runtime.manifest import (
+    DECODER_GRAPH,
+    PREFILL_GRAPH,
     FileEntry,
     Manifest,
     MediaSpec,
@@ -47,7 +49,8 @@ from .errors import ExportError
 from .graph import GraphWriter
 from .half import write_half_decoder
 from .prefill import write_prefill
-from .prefill_calibration import CALIBRATION_TOKENS, calibrate_prefill
+from .prefill_calibration import CALIBRATION_TOKENS as PROMPT_TOKENS
+from .prefill_calibration import calibrate_prefill
 from .prefill_calibration import relative_error as relative_error_of_prompts
 from .quantization import Quantized, discard_work, existing_quantization, quantize, work_folder
 from .quantized import HEAD, QuantizedDecoderBuilder, write_quantized_embeddings
@@ -78,8 +81,8 @@ class ExportOptions:
         32 leaves the activations as they are.
     vision_bits: 8 computes the vision encoder's products with weights and activations in 8 bits, about twice as fast on
         a CPU and half the size, also in TensorRT plans; 16 leaves them in float.
-    prefill_bits: 8 adds a graph for prompts on CPUs, with all of the decoder's weights once more, in 8 bits; 16 does
-        not.
+    prefill_bits: 8 adds a graph for prompts on CPUs, with the weights of the decoder's layers once more, in 8 bits; 16
+        does not.
     name: what the bundle calls its model; None takes the checkpoint's name.
     """
 
@@ -148,8 +151,9 @@ def export_bundle(
         table = export_embeddings(checkpoint, folder, precision)
         progress("embeddings", 1, 1)
         engines = Bundle(folder, _listing(draft, folder))
-        quantized = _quantized(checkpoint, engines, options, target, progress)
-        prefill = _write_prefill(checkpoint, engines, options, quantized, progress)
+        data = _calibration_data(checkpoint, engines, options, progress)
+        quantized = _quantized(checkpoint, data, options, target, progress)
+        prefill = _write_prefill(checkpoint, data, folder, options, quantized, progress)
         measured |= _write_decoder(checkpoint, folder, options, table, quantized, progress)
         manifest = replace(
             _listing(draft, folder, hash_file),
@@ -170,10 +174,12 @@ def _check_quantization(checkpoint: Checkpoint, options: ExportOptions) -> None:
     if options.save_gptq is not None and not quantizes:
         why = "is quantized already" if checkpoint.config.quantization is not None else "is not to be quantized"
         raise ExportError(f"there is no GPTQ checkpoint to save: the decoder {why}")
+    if options.prefill_bits == 8 and options.activation_bits == 32:
+        raise ExportError("prefill_bits 8 rounds activations to 8 bits, and activation_bits 32 does not: leave one out")
     if options.plan is not None and quantizes:
         options.plan.check(checkpoint.config.text)
-        if options.calibration_tokens < 1:
-            raise ExportError(f"calibration_tokens must be at least 1, not {options.calibration_tokens}")
+    if options.calibration_tokens < 1:
+        raise ExportError(f"calibration_tokens must be at least 1, not {options.calibration_tokens}")
     if quantizes or 8 in (options.vision_bits, options.prefill_bits):
         expand(options.calibration)  # raises MediaError for what does not exist
 
@@ -209,17 +215,27 @@ def _write_vision(
     return measured, quantization
 
 
+def _calibration_data(
+    checkpoint: Checkpoint, engines: Bundle, options: ExportOptions, progress: Progress
+) -> CalibrationSet | None:
+    """What the decoder reads of the calibration media, through the engines just written, if anything wants it."""
+    quantizes = options.plan is not None and checkpoint.config.quantization is None
+    if not quantizes and options.prefill_bits == 16:
+        return None
+    limit = options.calibration_tokens
+    data = calibration_set(engines, options.calibration, limit if quantizes else min(limit, PROMPT_TOKENS))
+    progress("calibration data", 1, 1)
+    return data
+
+
 def _quantized(
-    checkpoint: Checkpoint, engines: Bundle, options: ExportOptions, target: Path, progress: Progress
+    checkpoint: Checkpoint, data: CalibrationSet | None, options: ExportOptions, target: Path, progress: Progress
 ) -> Quantized | None:
     if checkpoint.config.quantization is not None:
         return existing_quantization(checkpoint)
-    if options.plan is None:
+    if options.plan is None or data is None:
         return None
-    work = work_folder(target)
-    quantized = quantize(
-        checkpoint, engines, options.plan, options.calibration, options.calibration_tokens, work, progress
-    )
+    quantized = quantize(checkpoint, data, options.plan, options.calibration, work_folder(target), progress)
     if options.save_gptq is not None:
         write_gptq_checkpoint(checkpoint, quantized.linears, options.save_gptq)
         progress("GPTQ checkpoint", 1, 1)
@@ -227,21 +243,25 @@ def _quantized(
 
 
 def _write_prefill(
-    checkpoint: Checkpoint, engines: Bundle, options: ExportOptions, quantized: Quantized | None, progress: Progress
+    checkpoint: Checkpoint,
+    data: CalibrationSet | None,
+    folder: Path,
+    options: ExportOptions,
+    quantized: Quantized | None,
+    progress: Progress,
 ) -> PrefillQuantization:
     """The graph for prompts, from the checkpoint's own weights: 8 bits lose less of them than of their 4-bit codes."""
-    if options.prefill_bits == 16:
+    if options.prefill_bits == 16 or data is None:
         return PrefillQuantization()
     original: Checkpoint | DequantizedCheckpoint = checkpoint
     if quantized is not None and checkpoint.config.quantization is not None:  # the codes are all there is
         original = DequantizedCheckpoint(checkpoint, quantized.linears)
     checkpoint.release()
-    data = calibration_set(engines, options.calibration, CALIBRATION_TOKENS)
     calibration = calibrate_prefill(original, data, partial(progress, "calibrating prompts"))
     source, text = Float32Source(original), checkpoint.config.text
-    write_prefill(text, source, calibration.smoothing, engines.folder, partial(progress, "decoder for prompts"))
+    write_prefill(text, source, calibration.smoothing, folder, partial(progress, "decoder for prompts"))
     checkpoint.release()
-    error = relative_error_of_prompts(engines.folder / PREFILL_GRAPH, calibration.held_out)
+    error = relative_error_of_prompts(folder / PREFILL_GRAPH, calibration.held_out)
     return PrefillQuantization(8, _calibration_source(options), calibration.num_tokens, error)
 
 

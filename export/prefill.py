@@ -2,11 +2,11 @@
 
 A prompt is bound by arithmetic, a step by memory: so the one wants weights that integer instructions multiply as they
 are, the other the fewest bytes. `MatMulNBits` unpacks its 4 bits for every few rows and sums in groups; products of
-whole rows in int8 are more than twice as fast, at the price of the weights a second time, a byte each
-(`benchmarks/peers.py`).
+whole rows in int8 are more than twice as fast on CPUs with VNNI, and with them a whole prompt about 1.6 times
+(`benchmarks/peers.py`), at the price of the layers' weights a second time, a byte each.
 
 All tokens of a prompt but its last go through this graph; the last one is a step of `decoder.onnx`, which makes the
-logits. So there is no head here, and of the last layer only keys and values are computed. The cache is the same.
+logits. So there is no head here, and nothing after the last layer's attention. The cache is the same.
 
 Weights are int8 with one scale per output channel. Activations become uint8 as they come, with one scale per token: a
 token's keys and values depend on none but those before it, however a prompt is cut into calls. What the norms make, and
@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from vl3edge.models.config import TextConfig
-from vl3edge.runtime.engine import PREFILL_GRAPH
+from vl3edge.runtime.manifest import PREFILL_GRAPH
 
 from .attention import MS, PromptAttention
 from .decoder import DecoderBuilder, TensorSource, pad_heads
@@ -52,7 +52,6 @@ class PrefillBuilder(DecoderBuilder):
     def __init__(self, graph: GraphWriter, config: TextConfig, source: TensorSource, smoothing: Smoothing) -> None:
         super().__init__(graph, config, SmoothedSource(source, smoothing), "fp32")
         self._smoothing = smoothing
-        self._rows: tuple[str, str, str] = "", "", ""
 
     def layers(self) -> Iterator[int]:
         hidden, update = self.inputs(), ""
@@ -100,14 +99,12 @@ class PrefillBuilder(DecoderBuilder):
 
     def _quantized(self, x: str) -> tuple[str, str]:
         """x [B, S, in] as uint8 around 128, and the scale [B, S, 1] of each token."""
-        if self._rows[0] != x:
-            node = self.graph.node
-            lowest = node("Neg", [node("ReduceMin", [x, "last_axis"], f"{x}.min")], f"{x}.lowest")
-            largest = node("Max", [node("ReduceMax", [x, "last_axis"], f"{x}.max"), lowest], f"{x}.largest")
-            scale = node("Max", [node("Mul", [largest, "share"], f"{x}.share"), "smallest"], f"{x}.scale")
-            scaled = node("Div", [x, scale], f"{x}.scaled")
-            self._rows = x, node("QuantizeLinear", [scaled, "one", "middle"], f"{x}.rows"), scale
-        return self._rows[1:]
+        node = self.graph.node
+        lowest = node("Neg", [node("ReduceMin", [x, "last_axis"], f"{x}.min")], f"{x}.lowest")
+        largest = node("Max", [node("ReduceMax", [x, "last_axis"], f"{x}.max"), lowest], f"{x}.largest")
+        scale = node("Max", [node("Mul", [largest, "share"], f"{x}.share"), "smallest"], f"{x}.scale")
+        scaled = node("Div", [x, scale], f"{x}.scaled")
+        return node("QuantizeLinear", [scaled, "one", "middle"], f"{x}.rows"), scale
 
     def _emit_constants(self) -> None:
         for name, value in (

@@ -24,14 +24,14 @@ from vl3edge.models.tensors import DECODER
 from vl3edge.quant.calibration import CalibrationSet
 from vl3edge.quant.dequantized import DequantizedCheckpoint
 from vl3edge.quant.sequences import CalibrationSequence
+from vl3edge.runtime.engine import select_backend
 
-from .check import load_session
 from .decoder import pad_heads, padded_head_dim
+from .errors import ExportError
 from .smoothing import Smoothing, factors
 
 CALIBRATION_TOKENS = 4096
 """Enough to find loud channels in: they are the same whatever is read."""
-_HELD_OUT_TOKENS = 2048
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,10 +59,10 @@ def calibrate_prefill(
 ) -> PrefillCalibration:
     """Runs the float32 layers, one at a time, on about 4,096 tokens and 2,048 held out.
 
-    progress: called with (layers done, in all).
+    progress: called with (layers done, in all). Raises ExportError for a layer that makes numbers out of bounds.
     """
     text = checkpoint.config.text
-    watched, held_out = _some(data.calibration, CALIBRATION_TOKENS), _some(data.held_out, _HELD_OUT_TOKENS)
+    watched, held_out = _some(data.calibration, CALIBRATION_TOKENS), _some(data.held_out, CALIBRATION_TOKENS // 2)
     hidden = [torch.from_numpy(sequence) for sequence in (*watched, *held_out)]
     turn = rotary(text, 0, max(map(len, hidden)))
     made: dict[str, np.ndarray] = {}
@@ -80,6 +80,8 @@ def calibrate_prefill(
             hidden[number] = output[0]
             if number >= len(watched):
                 caches[number - len(watched)].append(torch.stack((key[0], value[0])).numpy())
+        if not all(bool(torch.isfinite(states).all()) for states in hidden):
+            raise ExportError(f"layer {index} of the decoder makes NaN or infinity; the checkpoint is damaged")
         _even_out(layer, f"{DECODER}layers.{index}.", largest, made, read)
         checkpoint.release()
         progress(index + 1, text.num_layers)
@@ -88,29 +90,39 @@ def calibrate_prefill(
 
 
 def relative_error(path: Path, held_out: Sequence[HeldOutPrompt]) -> float:
-    """Root mean square difference of the graph's keys and values from those held out, over their root mean square."""
-    session = load_session(path, prepack=True)
-    squared = total = 0.0
-    for prompt in held_out:
-        difference = prefilled(session, prompt.embeddings, prompt.cache.shape[-1]) - prompt.cache
-        squared += float(np.square(difference, dtype=np.float64).sum())
-        total += float(np.square(prompt.cache, dtype=np.float64).sum())
-    return float(np.sqrt(squared / total)) if total else 0.0
+    """`cache_errors` of the graph at `path`: that of the layer's keys, or values, which are off the most."""
+    session = select_backend("cpu").session(path)
+    ours = [prefilled(session, prompt.embeddings, prompt.cache.shape[-1]) for prompt in held_out]
+    return float(cache_errors(ours, [prompt.cache for prompt in held_out]).max())
+
+
+def cache_errors(ours: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> np.ndarray:
+    """How far keys and values are off, float64 [layers, 2]: root mean squares, over those of the spread over tokens.
+
+    Each float32 [layers, 2, kv_heads, S, head_dim]. A channel's mean does not count as its size: keys have biases that
+    are much larger than what tells one token from another.
+    """
+    squared = spread = np.zeros(reference[0].shape[:2])
+    for x, y in zip(ours, reference, strict=True):
+        squared = squared + np.square(x - y, dtype=np.float64).sum(axis=(2, 3, 4))
+        spread = spread + np.square(y - y.mean(axis=3, keepdims=True), dtype=np.float64).sum(axis=(2, 3, 4))
+    return np.asarray(np.sqrt(squared / np.maximum(spread, np.finfo(np.float32).tiny)))
 
 
 def prefilled(session: onnxruntime.InferenceSession, embeddings: np.ndarray, head_dim: int) -> np.ndarray:
     """Keys and values float32 [layers, 2, kv_heads, S, head_dim] that a graph makes of embeddings [S, hidden].
 
-    head_dim: the model's; the cache's may be wider.
+    They come in two calls, so that the second has a past. head_dim: the model's; the cache's may be wider.
     """
     tokens = len(embeddings)
-    feeds = {"inputs_embeds": embeddings[None], "seqlens_k": np.array([tokens - 1], np.int32)}
-    feeds["total_sequence_length"] = np.array(tokens, np.int32)
-    for value in session.get_inputs():
-        if value.name.startswith("past_key_values."):
-            feeds[value.name] = np.zeros((1, value.shape[1], tokens, value.shape[3]), np.float32)
-    names = [value.name for value in session.get_outputs() if value.name.startswith("present.")]
-    cache = np.concatenate(session.run(names, feeds)).reshape(len(names) // 2, 2, -1, tokens, padded_head_dim(head_dim))
+    inputs = {value.name: value.shape for value in session.get_inputs() if value.name.startswith("past_key_values.")}
+    past = {name: np.zeros((1, shape[1], tokens, shape[3]), np.float32) for name, shape in inputs.items()}
+    names = [name.replace("past_key_values", "present") for name in past]
+    for part in np.array_split(np.arange(tokens), min(2, tokens)):
+        feeds = {"inputs_embeds": embeddings[None, part], "seqlens_k": part[-1:].astype(np.int32)}
+        feeds["total_sequence_length"] = np.array(part[-1] + 1, np.int32)
+        past = dict(zip(past, session.run(names, feeds | past), strict=True))
+    cache = np.concatenate(list(past.values())).reshape(len(past) // 2, 2, -1, tokens, padded_head_dim(head_dim))
     real: np.ndarray = cache[..., pad_heads(np.ones(head_dim, np.bool_), head_dim)]
     return real
 

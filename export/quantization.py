@@ -14,14 +14,12 @@ import torch
 
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.tensors import DECODER, LM_HEAD
+from vl3edge.quant.calibration import CalibrationSet
 from vl3edge.quant.comparison import compare
 from vl3edge.quant.decoder import LayerProgress, quantize_decoder
 from vl3edge.quant.dequantized import Linears
 from vl3edge.quant.gptq_reader import GptqLinears
 from vl3edge.quant.plan import QuantizationPlan
-from vl3edge.runtime.bundle import Bundle
-
-from .calibration import calibration_set
 
 Progress = Callable[[str, int, int], None]
 
@@ -50,21 +48,17 @@ def existing_quantization(checkpoint: Checkpoint) -> Quantized:
 
 def quantize(
     checkpoint: Checkpoint,
-    engines: Bundle,
+    data: CalibrationSet,
     plan: QuantizationPlan,
     media: Sequence[str],
-    max_tokens: int,
     work: Path,
     progress: Progress,
 ) -> Quantized:
     """Quantizes the decoder by `plan`, layer by layer; an interrupted run goes on with what `work` holds.
 
-    engines: the bundle being written, with its vision engines. media: files, folders and patterns to calibrate on;
-    none takes synthetic scenes. max_tokens: to calibrate with.
-    Raises QuantError, MediaError.
+    data: to calibrate on. media: that it was made of, for the report; none are synthetic scenes.
+    Raises QuantError.
     """
-    data = calibration_set(engines, media, max_tokens)
-    progress("calibration data", 1, 1)
 
     def show(step: LayerProgress) -> None:
         progress(f"quantizing {step.name}, {step.seconds_left:.0f} s left,", step.done, step.total)

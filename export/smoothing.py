@@ -1,4 +1,5 @@
-"""Evens out the channels that go into the vision encoder's products, without changing what the encoder computes.
+"""Evens out the channels that go into products in 8 bits, without changing what is computed: here the encoder's, in
+`prefill_calibration.py` the decoder's.
 
 A channel that is much louder than the others takes the whole range of 8 bits for itself. Its values are divided by a
 factor where they are made, and the weights that read it are multiplied by the same (SmoothQuant, arXiv 2211.10438).
@@ -27,7 +28,7 @@ _LARGEST_EXPONENT = 12  # keeps float16 weights of norms far from its limits
 
 @dataclass(frozen=True, eq=False)
 class Smoothing:
-    """Factors float32 [C] by the name of a tensor of `VisionEncoder`.
+    """Factors float32 [C] by the name of a tensor: `VisionEncoder`'s own, or a canonical one of the decoder.
 
     made: what the channels that a tensor makes are divided by. read: what the inputs of a weight are multiplied by.
     """

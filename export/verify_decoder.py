@@ -26,16 +26,16 @@ from vl3edge.runtime.bundle import Bundle
 from vl3edge.runtime.config import SamplingPlan
 from vl3edge.runtime.decoder import Decoder
 from vl3edge.runtime.decoder_graph import load_decoder_graph
-from vl3edge.runtime.engine import DECODER_GRAPH, PREFILL_GRAPH, Backend
+from vl3edge.runtime.engine import Backend
 from vl3edge.runtime.errors import Vl3EdgeError
-from vl3edge.runtime.manifest import TextSpec
+from vl3edge.runtime.manifest import DECODER_GRAPH, PREFILL_GRAPH, TextSpec
 from vl3edge.runtime.tokenizer import Tokenizer
 
 from .check import load_session, reference_logits
 from .graph_linears import GraphLinears
-from .prefill_calibration import prefilled
 from .verify_media import VerifyClip
-from .verify_report import FLOAT16, LARGEST_STEPS, Bound, Stage, compare
+from .verify_prefill import verify_prompt_graph
+from .verify_report import LARGEST_STEPS, Bound, Stage, compare
 
 LARGEST_KL = 0.5  # nats a token, of the rounding of activations
 Progress = Callable[[str, int, int], None]
@@ -65,7 +65,6 @@ def verify_decoder(
     if checkpoint.config.quantization is not None:
         original = DequantizedCheckpoint(checkpoint, GptqLinears(checkpoint))
     spec, eos = bundle.manifest.text, bundle.manifest.tokens.eos_ids
-    has_prompts = PREFILL_GRAPH in bundle.manifest.files and not backend.decodes_on_gpu
     inputs = [_inputs(checkpoint, clip, visual) for clip, visual in zip(clips, tokens, strict=True)]
     embeddings = checkpoint.tensor(EMBEDDINGS)
     decoder = Decoder(load_decoder_graph(backend, bundle), spec)
@@ -74,35 +73,45 @@ def verify_decoder(
     read = [_with_answer(prompt, answer, embeddings) for prompt, answer in zip(inputs, answers, strict=True)]
     lengths = [len(answer.ids) for answer in answers]
 
-    caches: list[list[np.ndarray]] = [[] for _ in read]
     ours = [answer.logits for answer in answers]
-    reference = reference_logits(
-        original, read, lengths, partial(progress, "reference decoder"), caches=caches if has_prompts else None
-    )
-    graph = GraphLinears(bundle.path("decoder.onnx"), checkpoint.config.text)
-    if graph.names or has_prompts:
-        stages, meant = [], reference
-        if graph.names:
-            stages.append(_weights(graph, original))
-            checkpoint.release()
-            what = "reference decoder with the bundle's weights"
-            meant = reference_logits(DequantizedCheckpoint(checkpoint, graph), read, lengths, partial(progress, what))
-        run = ours
-        if has_prompts:
-            stages.append(_prompts(bundle, spec, read, caches))
-            steps = Decoder(backend.session(bundle.path(DECODER_GRAPH)), spec)  # by itself, as it is meant to compute
-            run = [_teacher_forced(steps, x.numpy(), count) for x, count in zip(read, lengths, strict=True)]
-            del steps
+    prompts = PREFILL_GRAPH in bundle.manifest.files and not backend.decodes_on_gpu
+    caches: list[list[np.ndarray]] = [[] for _ in read]
+    what = partial(progress, "reference decoder")
+    reference = reference_logits(original, read, lengths, what, caches=caches if prompts else None)
+    graph = GraphLinears(bundle.path(DECODER_GRAPH), checkpoint.config.text)
+    if not graph.names and not prompts:
+        checkpoint.release()
+        stages = [_logits(ours, reference, bound)]
+        return answers, [*stages, _tokens(answers, reference, bound)]
+
+    stages, run = [], ours
+    if prompts:
+        stages += verify_prompt_graph(bundle, backend, checkpoint.config.text, original, read, caches)
+        run = _alone(bundle, backend, read, lengths)
+    if graph.names:
+        stages.append(_weights(graph, original))
+        checkpoint.release()
+        what = partial(progress, "reference decoder with the bundle's weights")
+        meant = reference_logits(DequantizedCheckpoint(checkpoint, graph), read, lengths, what)
         stages += _quantized_logits(bundle, spec, read, lengths, run, meant, bound)
-        loss = _kl(reference, ours)
-        words = f"predictions of {len(loss)} tokens as the checkpoint makes them, KL in nats"
-        stages.append(Stage("quantization", words, float(loss.max()), float(loss.mean()), "", None))
-        return answers, [*stages, _tokens(answers, reference, None)]
-    checkpoint.release()
-    compared = f"logits of {sum(lengths)} tokens"
-    hint = "decoder.onnx is another decoder, or does not run as it should on this backend"
-    stages = [compare("logits", compared, ours, reference, bound, hint)]
-    return answers, [*stages, _tokens(answers, reference, bound)]
+    else:
+        stages.append(_logits(run, reference, bound))
+    loss = _kl(reference, ours)
+    words = f"predictions of {len(loss)} tokens as the checkpoint makes them, KL in nats"
+    stages.append(Stage("quantization", words, float(loss.max()), float(loss.mean()), "", None))
+    return answers, [*stages, _tokens(answers, reference, None)]
+
+
+def _alone(bundle: Bundle, backend: Backend, read: Sequence[torch.Tensor], lengths: Sequence[int]) -> list[np.ndarray]:
+    """Logits of decoder.onnx without the graph for prompts, which is judged by itself."""
+    decoder = Decoder(backend.session(bundle.path(DECODER_GRAPH)), bundle.manifest.text)
+    return [_teacher_forced(decoder, inputs.numpy(), count) for inputs, count in zip(read, lengths, strict=True)]
+
+
+def _logits(ours: Sequence[np.ndarray], reference: Sequence[np.ndarray], bound: Bound) -> Stage:
+    compared = f"logits of {sum(map(len, ours))} tokens"
+    hint = f"{DECODER_GRAPH} is another decoder, or does not run as it should on this backend"
+    return compare("logits", compared, ours, reference, bound, hint)
 
 
 def _inputs(checkpoint: Checkpoint, clip: VerifyClip, visual: np.ndarray) -> torch.Tensor:
@@ -150,19 +159,6 @@ def _weights(graph: GraphLinears, original: Source) -> Stage:
     detail = "" if passed else f"{worst_name} is {worst:.3g} steps away: it is not the checkpoint's"
     compared = f"{len(graph.names)} quantized layers, root mean square in steps of the grid"
     return Stage("weights", compared, worst, total / len(graph.names), f"{LARGEST_STEPS} steps", passed, detail)
-
-
-def _prompts(
-    bundle: Bundle, spec: TextSpec, read: Sequence[torch.Tensor], reference: Sequence[Sequence[np.ndarray]]
-) -> Stage:
-    """Keys and values of the graph for prompts; it may be off by three times what its export measured on others."""
-    session = load_session(bundle.path(PREFILL_GRAPH), prepack=True)
-    ours = [prefilled(session, inputs.numpy(), spec.rotary_dim or spec.head_dim) for inputs in read]
-    stated = bundle.manifest.prefill_quantization.relative_error
-    compared = f"keys and values of {sum(map(len, read))} tokens"
-    hint = f"{PREFILL_GRAPH} has other weights, or does not run as it should here"
-    bound = Bound(largest=0.5, mean=min(0.3, max(FLOAT16.mean, 3 * stated)))
-    return compare("prompts", compared, ours, [np.stack(cache) for cache in reference], bound, hint)
 
 
 def _quantized_logits(

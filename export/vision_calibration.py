@@ -21,6 +21,7 @@ from vl3edge.models.weights import Dense
 from vl3edge.quant.calibration import calibration_items
 from vl3edge.runtime.config import SamplingPlan
 from vl3edge.runtime.encoder import media_kind
+from vl3edge.runtime.engine import select_backend
 from vl3edge.runtime.errors import MediaError
 from vl3edge.runtime.image import load_image
 from vl3edge.runtime.manifest import Manifest, MediaSpec
@@ -28,7 +29,6 @@ from vl3edge.runtime.medialist import expand
 from vl3edge.runtime.resize import PixelBudget, resize_rgb, target_size
 from vl3edge.runtime.video import open_video
 
-from .check import load_session
 from .smoothing import Smoothing, find_smoothing
 
 _log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def calibrate_vision(
 
 def relative_error(path: Path, held_out: Sequence[HeldOut]) -> float:
     """Root mean square difference of the encoder at `path` from the held-out features, over their root mean square."""
-    session = load_session(path, prepack=True)
+    session = select_backend("cpu").session(path)
     squared = total = 0.0
     for part in held_out:
         (features,) = session.run(None, {"frames": part.frames})

@@ -79,7 +79,7 @@ def _table(bench: Bench) -> list[str]:
     lines.append(f"{'stage':<22}{'work':>14}{'time':>11}{'rate':>21}{'least possible':>17}{'of limit':>10}{'peak':>10}")
     lines += [_line(stage) for stage in bench.stages]
     if any((stage.share_of_limit or 0) > 1 for stage in bench.stages):
-        lines += ["", "over 100%: computed in 8 bits, which this machine multiplies faster than float32"]
+        lines += ["", "over 100%: the least possible is reckoned with numpy's float32 products; 8 bits may take less"]
     return lines
 
 

@@ -14,7 +14,7 @@ from .bundle import Bundle, open_bundle
 from .cuda import open_device
 from .engine import import_onnxruntime
 from .errors import BackendError, BundleError
-from .manifest import Manifest
+from .manifest import DECODER_GRAPH, PREFILL_GRAPH, Manifest
 from .records import one_line
 from .tensorrt_library import import_tensorrt
 from .tensorrt_plan import read_engine_sets
@@ -114,12 +114,13 @@ def contents_table(manifest: Manifest) -> str:
     if prefill.bits == 8:
         lines += [
             "",
-            f"prompts in 8 bits on a CPU, calibrated on {prefill.calibration_tokens} tokens: keys and values of "
-            f"held-out prompts are off by {prefill.relative_error:.2%} of their size",
+            f"prompts in 8 bits on a CPU, calibrated on {prefill.calibration_tokens} tokens: in no layer are keys or "
+            f"values of held-out prompts off by more than {prefill.relative_error:.2%} of their spread",
         ]
     lines += _quantization_lines(manifest.quantization)
     if whole := manifest.quantization.get("fp16_bytes"):
-        parts = ("decoder.onnx", "decoder.onnx.data", "embeddings.safetensors")
+        graphs = [f"{name}{end}" for name in (DECODER_GRAPH, PREFILL_GRAPH) for end in ("", ".data")]
+        parts = (*graphs, "embeddings.safetensors")
         size = sum(files[name].bytes for name in parts if name in files)
         lines.append(
             f"decoder with embeddings and rotary tables: {size / 1e6:.2f} MB, its weights in fp16 {whole / 1e6:.2f} MB"

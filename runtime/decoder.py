@@ -14,10 +14,9 @@ import numpy as np
 
 from .buffers import Buffer
 from .decoder_graph import Binding, BoundTensor, DecoderGraph
-from .engine import PREFILL_GRAPH
 from .errors import BundleError
 from .kvcache import KvCache, capacity_for
-from .manifest import TextSpec
+from .manifest import PREFILL_GRAPH, TextSpec
 from .rotary import Rotary
 
 PREFILL_CHUNK = 512  # tokens a call: bounds the attention scores' memory, and is long enough to be compute-bound
@@ -39,6 +38,7 @@ class BatchDecoder:
         self._prompt: Buffer | None = None
         self._steps: dict[int, Binding] = {}  # by the number of rows
         self._results: dict[str, np.ndarray] = {}  # of the last run, as far as they were read
+        self._answered = True  # whether the last run was one for logits
         self._make_rows(0)
 
     def _make_rows(self, rows: int) -> None:
@@ -76,9 +76,10 @@ class BatchDecoder:
     def prefill(self, row: int, embeddings: np.ndarray, logits: bool = True) -> None:
         """Appends embeddings float32 [S, hidden_size], S >= 1, to one row.
 
-        logits: False where the answer does not begin yet; `logits` and `tokens` are then void.
+        logits: False where the answer does not begin yet; to read `logits` or `tokens` is then a RuntimeError.
         """
         self._check_room(int(self.cache.lengths[row]) + len(embeddings))
+        self._answered = logits
         if self._graph.prompts is None:
             self._append(self._graph, row, embeddings)
             return
@@ -101,6 +102,7 @@ class BatchDecoder:
     def step(self, embeddings: np.ndarray) -> None:
         """Appends one token to each of the first n rows; embeddings float32 [n, hidden_size]."""
         count = len(embeddings)
+        self._answered = True
         self._check_room(int(self.cache.lengths[:count].max()) + 1)
         inputs = self._inputs.rows(0, count)
         inputs.write(embeddings)
@@ -148,6 +150,8 @@ class BatchDecoder:
         return graph.bind(inputs, outputs, total, recorded)
 
     def _result(self, name: str, buffer: Buffer) -> np.ndarray:
+        if not self._answered:
+            raise RuntimeError("there are no logits after a prefill without them")
         if name not in self._results:
             self._results[name] = buffer.read()
         return self._results[name]
@@ -238,21 +242,30 @@ class Decoder:
 
 
 def _check_fit(graph: DecoderGraph, spec: TextSpec) -> None:
-    """BundleError unless the graph, and that of prompts, have the layers and sizes that the manifest gives."""
-    vocab_size = graph.session.get_outputs()[0].shape[-1]
-    if not _cache_fits(graph.session, spec) or vocab_size != spec.vocab_size:
-        raise BundleError("decoder.onnx has other sizes than bundle.json says. Copy or export the bundle again.")
-    if graph.prompts is not None and not _cache_fits(graph.prompts.session, spec):
-        raise BundleError(f"{PREFILL_GRAPH} has other sizes than bundle.json says. Copy or export the bundle again.")
+    """BundleError unless the graph, and that of prompts, have the tensors and sizes that the manifest gives."""
+    files: list[tuple[Any, set[str], str]] = [(graph.session, {"logits", "token"}, "decoder.onnx")]
+    if graph.prompts is not None:
+        files.append((graph.prompts.session, set(), PREFILL_GRAPH))
+    for session, results, name in files:
+        if not _fits(session, spec, results):
+            raise BundleError(
+                f"{name} has other inputs, outputs or sizes than bundle.json says. Copy or export the bundle again."
+            )
 
 
-def _cache_fits(session: Any, spec: TextSpec) -> bool:
-    """Whether a graph has as many layers, and as wide ones, as the manifest says."""
-    caches = [i for i in session.get_inputs() if i.name.startswith("past_key_values.")]
-    sizes = {tuple(i.shape[1::2]) for i in caches}
-    embeddings = next((i.shape[-1] for i in session.get_inputs() if i.name == "inputs_embeds"), None)
+def _fits(session: Any, spec: TextSpec, results: set[str]) -> bool:
+    """Whether a graph has the tensors that are bound, as many layers as the manifest says, and as wide ones.
+
+    results: outputs beside keys and values.
+    """
+    layers = [f"{layer}.{kind}" for layer in range(spec.num_layers) for kind in ("key", "value")]
+    inputs = {value.name: tuple(value.shape) for value in session.get_inputs()}
+    outputs = {value.name: tuple(value.shape) for value in session.get_outputs()}
+    caches = {f"past_key_values.{layer}" for layer in layers}
     return (
-        len(caches) == 2 * spec.num_layers
-        and sizes == {(spec.num_kv_heads, spec.head_dim)}
-        and embeddings == spec.hidden_size
+        set(inputs) == {"inputs_embeds", "seqlens_k", "total_sequence_length"} | caches
+        and set(outputs) == {f"present.{layer}" for layer in layers} | results
+        and {inputs[name][1::2] for name in caches} == {(spec.num_kv_heads, spec.head_dim)}
+        and inputs["inputs_embeds"][-1] == spec.hidden_size
+        and all(outputs[name][-1] == spec.vocab_size for name in results & {"logits"})
     )

@@ -20,8 +20,6 @@ from .cpu_features import adds_8_bit_products_exactly
 from .cuda import Device, open_device
 from .errors import BackendError, BundleError, ConfigError
 
-DECODER_GRAPH, HALF_DECODER_GRAPH, PREFILL_GRAPH = "decoder.onnx", "decoder-half.onnx", "decoder-prefill.onnx"
-"""The decoder's graphs in a bundle: for CPUs; for NVIDIA GPUs, whose attention takes float16; for prompts on CPUs."""
 BACKENDS = ("auto", "cpu", "cuda", "rtx", "jetson", "tensorrt")
 PATCHES_PER_CALL = 2048
 """Bounds the encoder's activations on a CPU: 150 MB at the released models' width. More at once is not faster there."""

@@ -23,12 +23,15 @@ from typing import Any, Literal
 FORMAT = "vl3edge-bundle"
 FORMAT_VERSION = 1
 SEAL = "sha256"
+DECODER_GRAPH, HALF_DECODER_GRAPH, PREFILL_GRAPH = "decoder.onnx", "decoder-half.onnx", "decoder-prefill.onnx"
+"""The decoder's graphs in a bundle: for CPUs; for NVIDIA GPUs, whose attention takes float16; for prompts on CPUs."""
 
 Json = dict[str, Any]
 _MAX_SIZE = 1 << 24  # no dimension of a model of this family comes near
 _MAX_BLOCK_PX = 1 << 10  # side of a visual token, and so the least side of a frame
 _MAX_FRAME_PX = 1 << 26  # frames smaller than the minimum are enlarged to it
 _MAX_CLIP_PX = 1 << 32
+_LARGEST_ERROR = 10.0  # as a share: what is off by more is no approximation
 _EXACT = 1 << 53  # whole numbers that a float holds
 
 
@@ -116,8 +119,8 @@ class PrefillQuantization:
     """How a CPU computes the decoder's products while it reads a prompt: in 8 bits, by a graph of its own, or not.
 
     bits: 8, or 16 where there is no such graph and prompts are computed as steps are. source: what it was calibrated
-    on, in words. relative_error: root mean square difference of the keys and values of held-out prompts from the
-    float32 decoder's, over their root mean square.
+    on, in words. relative_error: root mean square difference of the keys, or the values, of held-out prompts from the
+    float32 decoder's, over their spread from token to token, in the layer where it is largest.
     """
 
     bits: Literal[8, 16] = 16
@@ -278,6 +281,14 @@ def _inconsistencies(manifest: Manifest) -> list[str]:
         problems.append(f"processor.std is {list(manifest.processor.std)}, not above 0")
     if not manifest.processor.fps > 0:
         problems.append(f"processor.fps is {manifest.processor.fps}, not above 0")
+    stated, listed = manifest.prefill_quantization, PREFILL_GRAPH in manifest.files
+    if (stated.bits == 8) != listed:
+        there = "is listed" if listed else "is not"
+        problems.append(f"prefill_quantization.bits is {stated.bits}, but {PREFILL_GRAPH} {there}")
+    if stated.calibration_tokens < 0:
+        problems.append(f"prefill_quantization.calibration_tokens is {stated.calibration_tokens}, below 0")
+    if not 0 <= stated.relative_error <= _LARGEST_ERROR:
+        problems.append(f"prefill_quantization.relative_error is {_short(stated.relative_error)}, out of bounds")
     return problems + _quantization_problems(manifest.quantization)
 
 

@@ -19,9 +19,9 @@ from typing import Any
 
 from .bundle import Bundle
 from .decoder import PREFILL_CHUNK
-from .engine import PATCHES_PER_CALL, PREFILL_GRAPH
+from .engine import PATCHES_PER_CALL
 from .kvcache import bytes_per_row, capacity_for
-from .manifest import Manifest
+from .manifest import PREFILL_GRAPH, Manifest
 
 FLOAT = 4
 BASE_BYTES = 105_000_000

@@ -16,10 +16,11 @@ from .conversation import conversation_pieces
 from .decoder import PREFILL_CHUNK, BatchDecoder, Decoder
 from .decoder_graph import load_decoder_graph
 from .encoder import ClipEncoder, OpenedMedia, PendingClip
-from .engine import DECODER_GRAPH, HALF_DECODER_GRAPH, PATCHES_PER_CALL, PREFILL_GRAPH, Backend, select_backend
+from .engine import PATCHES_PER_CALL, Backend, select_backend
 from .errors import ConfigError
 from .generation import Answer, Chunk, Generator, join
 from .limits import DEFAULT_LIMITS, MediaLimits
+from .manifest import DECODER_GRAPH, HALF_DECODER_GRAPH, PREFILL_GRAPH
 from .memory_estimate import prefill_bytes, vision_bytes
 from .memory_limit import MemoryBudget
 from .prompt import DESCRIBE as DESCRIBE

@@ -26,8 +26,7 @@ from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.quant.linear import LayerError, QuantizedLinear
 from vl3edge.runtime.bundle import open_bundle
 from vl3edge.runtime.decoder import PREFILL_CHUNK, BatchDecoder, Decoder
-from vl3edge.runtime.engine import DECODER_GRAPH, HALF_DECODER_GRAPH
-from vl3edge.runtime.manifest import TextSpec
+from vl3edge.runtime.manifest import DECODER_GRAPH, HALF_DECODER_GRAPH, TextSpec
 from vl3edge.runtime.onnx_files import external_files
 
 CUDA_KERNELS = {

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from vl3edge.export import cli, cli_verify
@@ -39,10 +40,10 @@ from vl3edge.runtime.caption_jobs import CaptionJob
 from vl3edge.runtime.config import SamplingPlan
 from vl3edge.runtime.decoder import PREFILL_CHUNK, BatchDecoder, Decoder
 from vl3edge.runtime.decoder_graph import DecoderGraph
-from vl3edge.runtime.engine import DECODER_GRAPH, PREFILL_GRAPH
 from vl3edge.runtime.errors import BundleError
-from vl3edge.runtime.manifest import PrefillQuantization, TextSpec, sealed
+from vl3edge.runtime.manifest import DECODER_GRAPH, PREFILL_GRAPH, PrefillQuantization, TextSpec, sealed
 from vl3edge.runtime.memory_estimate import weights_bytes
+from vl3edge.runtime.video import open_video
 
 CLIP = Path(__file__).parents[1] / "fixtures" / "demo_clip.mp4"
 PLAN = QuantizationPlan(method="rtn", group_size=32)
@@ -139,12 +140,10 @@ def test_keys_and_values_are_integer_arithmetic(exported: tuple[Checkpoint, Path
     write_prefill(config, Float32Source(checkpoint), smoothing, tmp_path)
     inputs = random_inputs(config.hidden_size, 50, 7)
     ours = prefilled(load_session(tmp_path / PREFILL_GRAPH, prepack=True), inputs, config.head_dim)
-    expected, uneven = (rounded_cache(checkpoint, inputs, each) for each in (smoothing, none(checkpoint)))
+    expected = rounded_cache(checkpoint, inputs, smoothing)
     first = np.abs(ours[0] - expected[0]) / np.abs(expected[0]).max()
     assert np.quantile(first, 0.9) < 1e-5, f"{np.quantile(first, 0.9):.1e}, at most {first.max():.1e}"
-    assert first.max() < 0.03  # a value between two steps may fall either way
-    whole = prefilled(load_session(exported[1] / DECODER_GRAPH), inputs, config.head_dim) if even else uneven
-    assert share(ours, expected) < share(whole, expected) / 2 if even else 0.01
+    assert share(ours, expected) < 0.005  # a value between two steps may fall either way
 
 
 def test_evening_out_changes_nothing_in_float32(exported: tuple[Checkpoint, Path]) -> None:
@@ -189,7 +188,7 @@ def test_loud_channels_are_evened_out(checkpoints: Callable[..., Path], tmp_path
         write_prefill(twin.config.text, Float32Source(twin), smoothing, tmp_path / name)
         errors.append(relative_error(tmp_path / name / PREFILL_GRAPH, found.held_out))
     assert found.num_tokens == 80
-    assert errors[0] < 0.05, errors
+    assert errors[0] < 0.1, errors  # of the worst layer
     assert errors[0] < errors[1] / 5, errors
 
 
@@ -312,14 +311,24 @@ def test_batches_answer_as_one_by_one(demo: Path) -> None:
     assert len(texts[0]) == 3
 
 
+def test_a_session_reads_frames_as_a_clip_is_read(demo: Path) -> None:
+    model = VideoLlama3.load(demo)
+    video = open_video(CLIP, SamplingPlan(fps=1.0)).read()
+    session = model.open_session(frames_expected=len(video.frames))
+    for frame, time_s in zip(video.frames, video.timestamps_s, strict=True):
+        session.push(frame, float(time_s))
+    answers = ["".join(chunk.text for chunk in session.ask(question, CONFIG, keep=False)) for question in QUESTIONS]
+    assert answers == [model.ask(model.encode(CLIP), question, CONFIG).text for question in QUESTIONS]
+
+
 def test_sessions_drop_their_oldest_frames(demo: Path) -> None:
-    """Frames pushed are the clip's; when the context is full, what stays is used on."""
+    """When the context is full, what stays is used on, and frames still come in."""
     model = VideoLlama3.load(demo)
     frames = np.random.default_rng(0).integers(0, 256, (40, 112, 112, 3), dtype=np.uint8)
     session = model.open_session(max_tokens=420)
-    for number, frame in enumerate(frames):
-        session.push(frame, float(number))
+    reports = [session.push(frame, float(number)) for number, frame in enumerate(frames)]
     assert session.num_frames < 40
+    assert sum(len(report.dropped_s) for report in reports) == 40 - session.num_frames
     assert "".join(chunk.text for chunk in session.ask(QUESTIONS[0], CONFIG))
 
 
@@ -331,29 +340,83 @@ def reseal(bundle: Path, change: Callable[[dict[str, Any]], Any] = lambda data: 
     (bundle / "bundle.json").write_text(json.dumps(sealed(data)))
 
 
-def test_verify_passes_and_names_the_stage_that_is_wrong(
-    exported: tuple[Checkpoint, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def verify_command(bundle: Path, checkpoint: Checkpoint) -> list[str]:
+    return [str(bundle), "--checkpoint", str(checkpoint.folder), "--tokens", "4", "--threads", "1"]
+
+
+def test_verify_passes(exported: tuple[Checkpoint, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint, folder = exported
+    assert cli_verify.main(verify_command(folder, checkpoint)) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    for stage in ("prompt weights", "prompts", "logits"):
+        assert any(line.startswith(f"ok {stage} ") for line in lines), stage
+
+
+PRODUCTS = ("layers.0.qkv", "layers.0.output", "layers.0.gate", "layers.0.up", "layers.0.down", "the last qkv")
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_verify_names_a_wrong_weight(
+    exported: tuple[Checkpoint, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], product: str
+) -> None:
+    """Also in the last layer, whose keys and values no other layer reads."""
+    checkpoint, folder = exported
+    if product == PRODUCTS[-1]:
+        product = f"layers.{checkpoint.config.text.num_layers - 1}.qkv"
+    bundle = Path(shutil.copytree(folder, tmp_path / "bundle"))
+    tensor = next(
+        tensor
+        for tensor in onnx.load(bundle / PREFILL_GRAPH, load_external_data=False).graph.initializer
+        if tensor.name == f"{product}.codes"
+    )
+    place = {entry.key: entry.value for entry in tensor.external_data}
+    codes = np.memmap(bundle / place["location"], np.int8, "r+", int(place["offset"]), tuple(tensor.dims))
+    codes[:, :2] = codes[:, :2][:, ::-1].copy()  # two outputs change places
+    codes.flush()
+    reseal(bundle)
+    assert cli_verify.main(verify_command(bundle, checkpoint)) == 1
+    assert f"The first stage that differs is prompt weights: {product} is" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("op", "attribute", "value"),
+    [("QuickGelu", "alpha", -1.0), ("GroupQueryAttention", "scale", 0.01), ("GroupQueryAttention", "do_rotary", 0)],
+)
+def test_verify_names_a_graph_that_computes_something_else(
+    exported: tuple[Checkpoint, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    op: str,
+    attribute: str,
+    value: float,
 ) -> None:
     checkpoint, folder = exported
     bundle = Path(shutil.copytree(folder, tmp_path / "bundle"))
-    command = [str(bundle), "--checkpoint", str(checkpoint.folder), "--tokens", "4", "--threads", "1"]
-    assert cli_verify.main(command) == 0
-    out = capsys.readouterr().out
-    assert "ok    prompts" in out
-    assert "ok    logits " in out
-    data = bundle / f"{PREFILL_GRAPH}.data"
-    content = np.memmap(data, np.int8, "r+")
-    place = next(
-        {entry.key: entry.value for entry in tensor.external_data}
-        for tensor in onnx.load(bundle / PREFILL_GRAPH, load_external_data=False).graph.initializer
-        if tensor.name == "layers.0.qkv.codes"
-    )
-    start, count = int(place["offset"]), int(place["length"])
-    content[start : start + count] = np.roll(content[start : start + count], 1)
-    content.flush()
+    model = onnx.load(bundle / PREFILL_GRAPH, load_external_data=False)
+    for node in model.graph.node:
+        for entry in node.attribute:
+            if (node.op_type, entry.name) == (op, attribute):
+                entry.CopyFrom(onnx.helper.make_attribute(attribute, value))
+    (bundle / PREFILL_GRAPH).write_bytes(model.SerializeToString())
     reseal(bundle)
-    assert cli_verify.main(command) == 1
-    assert "The first stage that differs is prompts" in capsys.readouterr().out
+    assert cli_verify.main(verify_command(bundle, checkpoint)) == 1
+    assert "The first stage that differs is prompts: worst are the " in capsys.readouterr().out
+
+
+def test_verify_passes_large_biases(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Keys of this family have biases that are much larger than what tells tokens apart."""
+    write_random_checkpoint(tmp_path / "checkpoint", preset("tiny-128", "transformers"))
+    path = tmp_path / "checkpoint" / "model.safetensors"
+    tensors = load_file(path)
+    for name, tensor in tensors.items():
+        if name.endswith("k_proj.bias"):
+            tensor[:2] = 300.0
+    save_file(tensors, path, {"format": "pt"})
+    checkpoint = Checkpoint.open(tmp_path / "checkpoint")
+    export_bundle(checkpoint, tmp_path / "bundle", ExportOptions(prefill_bits=8))
+    assert open_bundle(tmp_path / "bundle").manifest.prefill_quantization.relative_error > 0.005
+    assert cli_verify.main(verify_command(tmp_path / "bundle", checkpoint)) == 0
+    assert "FAIL" not in capsys.readouterr().out
 
 
 def test_a_graph_of_another_model_is_refused(exported: tuple[Checkpoint, Path], demo: Path, tmp_path: Path) -> None:
@@ -361,7 +424,7 @@ def test_a_graph_of_another_model_is_refused(exported: tuple[Checkpoint, Path], 
     for name in (PREFILL_GRAPH, f"{PREFILL_GRAPH}.data"):
         shutil.copy(demo / name, bundle / name)
     reseal(bundle)
-    with pytest.raises(BundleError, match=r"decoder-prefill\.onnx has other sizes than bundle\.json says"):
+    with pytest.raises(BundleError, match=r"decoder-prefill\.onnx has other inputs, outputs or sizes"):
         VideoLlama3.load(bundle)
 
 
@@ -398,7 +461,7 @@ def test_a_gptq_checkpoint_gives_its_codes(demo: Path, tmp_path: Path) -> None:
     assert cli_verify.main([str(tmp_path / "second"), "--checkpoint", str(tmp_path / "gptq")]) == 0
 
 
-def test_other_bits_are_refused(demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_bits_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ExportError, match="prefill_bits must be 8 or 16, not 4"):
         export_bundle(Checkpoint.open(DEMO_CHECKPOINT), tmp_path / "b", ExportOptions(prefill_bits=4))  # type: ignore[arg-type]
     with pytest.raises(SystemExit) as stopped:
@@ -406,3 +469,67 @@ def test_other_bits_are_refused(demo: Path, tmp_path: Path, capsys: pytest.Captu
     assert stopped.value.code == 2
     assert "--prefill-bits" in capsys.readouterr().err
     assert not (tmp_path / "b").exists()
+    both = [str(DEMO_CHECKPOINT), "-o", str(tmp_path / "b"), "--prefill-bits", "8", "--activation-bits", "32"]
+    assert cli.main(both) == 1
+    assert "activation_bits 32 does not: leave one out" in capsys.readouterr().err
+
+
+def test_fewer_tokens_to_calibrate_with(checkpoints: Callable[..., Path], tmp_path: Path) -> None:
+    options = ExportOptions(prefill_bits=8, calibration_tokens=300)
+    manifest = export_bundle(Checkpoint.open(checkpoints("tiny")), tmp_path / "bundle", options).manifest
+    assert 300 <= manifest.prefill_quantization.calibration_tokens < 1500
+
+
+def test_weights_that_are_no_numbers_are_refused(checkpoints: Callable[..., Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(checkpoints("tiny"), tmp_path / "checkpoint"))
+    tensors = load_file(folder / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("layers.1.mlp.up_proj.weight") and "vision" not in name)
+    tensors[name][3, 3] = float("nan")
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ExportError, match="layer 1 of the decoder makes NaN or infinity"):
+        export_bundle(Checkpoint.open(folder), tmp_path / "bundle", ExportOptions(prefill_bits=8))
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bits": 16}, "prefill_quantization.bits is 16, but decoder-prefill.onnx is listed"),
+        ({"bits": 4}, "prefill_quantization.bits is 4, not one of 8, 16"),
+        ({"calibration_tokens": -5}, "prefill_quantization.calibration_tokens is -5, below 0"),
+        ({"relative_error": -3.0}, "prefill_quantization.relative_error is -3.0, out of bounds"),
+        ({"relative_error": 1e300}, "prefill_quantization.relative_error is 1e+300, out of bounds"),
+    ],
+)
+def test_a_manifest_that_contradicts_itself_is_refused(
+    demo: Path, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    bundle = Path(shutil.copytree(demo, tmp_path / "bundle"))
+    reseal(bundle, lambda data: data["prefill_quantization"].update(change))
+    with pytest.raises(BundleError) as caught:
+        open_bundle(bundle)
+    assert message in str(caught.value)
+
+
+def test_a_graph_with_other_names_is_refused(demo: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(demo, tmp_path / "bundle"))
+    model = onnx.load(bundle / PREFILL_GRAPH, load_external_data=False)
+    del model.graph.output[-1]
+    (bundle / PREFILL_GRAPH).write_bytes(model.SerializeToString())
+    reseal(bundle)
+    with pytest.raises(BundleError, match=r"prefill\.onnx has other inputs, outputs or sizes than bundle\.json says"):
+        VideoLlama3.load(bundle)
+
+
+def test_logits_are_void_until_the_answer_begins(exported: tuple[Checkpoint, Path]) -> None:
+    checkpoint, folder = exported
+    spec = text_spec(checkpoint.config.text)
+    inputs = random_inputs(spec.hidden_size, 9)
+    for decoder in decoders(folder, spec):
+        decoder.prefill(inputs, logits=False)
+        for result in ("logits", "token"):
+            with pytest.raises(RuntimeError, match="no logits"):
+                getattr(decoder, result)
+        decoder.rewind(8)
+        decoder.prefill(inputs[8:])
+        assert decoder.token == int(decoder.logits.argmax())

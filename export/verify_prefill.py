@@ -1,0 +1,120 @@
+"""The part of `verify` for the graph that reads prompts in 8 bits: its weights, and the keys and values it makes.
+
+Weights are held to the checkpoint's in steps of their own grid, layer by layer. The factors that even channels out
+(`prefill_calibration.py`) need not be known for that: what a product computes is its weight times the gain of the norm
+before it, and the factors of the up projection's rows, powers of two, follow from the rows' size. Keys and values show
+that the graph computes with these weights what it should.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+import onnx
+import torch
+
+from vl3edge.models.config import TextConfig
+from vl3edge.runtime.bundle import Bundle
+from vl3edge.runtime.engine import Backend
+from vl3edge.runtime.manifest import PREFILL_GRAPH
+
+from .decoder import PREFIX, pad_heads
+from .graph_linears import GraphTensors
+from .prefill_calibration import cache_errors, prefilled
+from .verify_report import Stage
+
+LARGEST_STEPS = 0.6  # root mean square, in steps of the grid; rounding makes 0.29
+LARGEST_ERROR = 0.5  # of the keys or values of any layer, as a share of their spread, whatever the export states
+_SMALLEST_ERROR = 0.02  # what is stated counts for as much at least: it is of other prompts
+_FROM = f"{PREFILL_GRAPH} is of another checkpoint, or of the one that this one was quantized from"
+
+
+class Source(Protocol):
+    """A checkpoint's tensors by canonical name."""
+
+    def tensor(self, name: str) -> torch.Tensor: ...
+
+
+def verify_prompt_graph(
+    bundle: Bundle,
+    backend: Backend,
+    config: TextConfig,
+    original: Source,
+    read: Sequence[torch.Tensor],
+    caches: Sequence[Sequence[np.ndarray]],
+) -> list[Stage]:
+    """The stages of its weights, and of its keys and values.
+
+    read: inputs float32 [S, hidden]. caches: of each, what the reference has after every layer, float32
+    [2, kv_heads, S, head_dim].
+    """
+    path = bundle.path(PREFILL_GRAPH)
+    tensors = GraphTensors(path, onnx.load(path, load_external_data=False).graph)
+    steps = dict(_steps(tensors, original, config))
+    name, largest = max(steps.items(), key=lambda item: np.nan_to_num(item[1], nan=np.inf))
+    passed = largest <= LARGEST_STEPS
+    detail = "" if passed else f"{name} is {largest:.3g} steps away: {_FROM}"
+    compared = f"{len(steps)} products of {PREFILL_GRAPH}, root mean square in steps of the grid"
+    mean = float(np.mean(list(steps.values())))
+    stages = [Stage("prompt weights", compared, largest, mean, f"{LARGEST_STEPS} steps", passed, detail)]
+
+    session = backend.session(path)
+    ours = [prefilled(session, inputs.numpy(), config.head_dim) for inputs in read]
+    errors = cache_errors(ours, [np.stack(cache) for cache in caches])
+    layer, kind = np.unravel_index(int(np.nan_to_num(errors, nan=np.inf).argmax()), errors.shape)
+    largest = float(errors[layer, kind])
+    allowed = min(LARGEST_ERROR, 3 * max(bundle.manifest.prefill_quantization.relative_error, _SMALLEST_ERROR))
+    passed = largest <= allowed
+    which = f"{('keys', 'values')[kind]} of layer {layer}"
+    detail = "" if passed else f"worst are the {which}: {PREFILL_GRAPH} is wrong, or does not run as it should here"
+    compared = f"keys and values of {sum(map(len, read))} tokens, as shares of their spread; the worst layer"
+    return [*stages, Stage("prompts", compared, largest, float(errors.mean()), f"{allowed:.2g}", passed, detail)]
+
+
+def _steps(tensors: GraphTensors, original: Source, config: TextConfig) -> Iterator[tuple[str, float]]:
+    """Each product by its name in the graph, and how far it is from the checkpoint's, in steps of its grid."""
+
+    def wanted(*names: str) -> np.ndarray:
+        return np.concatenate([original.tensor(f"{name}.weight").float().numpy() for name in names])
+
+    def off(product: str, weight: np.ndarray, gains: tuple[np.ndarray, np.ndarray], rows: np.ndarray | None) -> float:
+        """gains: [in], of the graph and of the checkpoint, by which inputs come multiplied. rows: [out], likewise."""
+        codes, scales = _rows(tensors, product, config)
+        step = scales[:, None] * np.abs(gains[0]) * (1 if rows is None else rows[:, None])
+        difference = codes * np.sign(gains[0]) * step - weight * gains[1]
+        step = np.maximum(step, np.finfo(np.float32).tiny)  # where a gain is zero, nothing may differ
+        return float(np.sqrt(np.square(difference / step).mean(dtype=np.float64)))
+
+    for index in range(config.num_layers):
+        stem, name = f"{PREFIX}layers.{index}.", f"layers.{index}"
+        norm = f"{stem}input_layernorm"
+        gains = tensors.array(f"{norm}.weight"), wanted(norm)
+        yield f"{name}.qkv", off(f"{name}.qkv", wanted(*(f"{stem}self_attn.{k}_proj" for k in "qkv")), gains, None)
+        if index == config.num_layers - 1:
+            return
+        weight = wanted(f"{stem}self_attn.o_proj")
+        gains = tensors.array(f"{name}.output.evening"), np.ones(weight.shape[1], np.float32)
+        yield f"{name}.output", off(f"{name}.output", weight, gains, None)
+        norm = f"{stem}post_attention_layernorm"
+        gains = tensors.array(f"{norm}.weight"), wanted(norm)
+        yield f"{name}.gate", off(f"{name}.gate", wanted(f"{stem}mlp.gate_proj"), gains, None)
+        weight = wanted(f"{stem}mlp.up_proj")
+        codes, scales = _rows(tensors, f"{name}.up", config)
+        sizes = (np.linalg.norm(each, axis=1) for each in (weight * gains[1], codes * scales[:, None] * gains[0]))
+        ours, theirs = reversed([np.maximum(size, np.finfo(np.float32).tiny) for size in sizes])
+        factors = np.exp2(np.rint(np.log2(theirs / ours))).astype(np.float32)
+        yield f"{name}.up", off(f"{name}.up", weight, gains, factors)
+        weight = wanted(f"{stem}mlp.down_proj")
+        yield f"{name}.down", off(f"{name}.down", weight, (1 / factors, np.ones_like(factors)), None)
+
+
+def _rows(tensors: GraphTensors, product: str, config: TextConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Codes float32 [out, in] and scales float32 [out] of a product, heads as wide as the checkpoint has them."""
+    codes, scales = tensors.array(f"{product}.codes").T.astype(np.float32), tensors.array(f"{product}.scales")
+    if not product.endswith(".qkv"):
+        return codes, scales
+    width = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+    real = pad_heads(np.ones(width, np.bool_), config.head_dim)
+    return codes[real], scales[real]
