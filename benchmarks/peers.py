@@ -1,6 +1,6 @@
 """Prefill and decoding of the released 2B decoder against what a user would run instead, on the same machine.
 
-    python benchmarks/peers.py --bundle NAME=BUNDLE … --work FOLDER [--context 1000] [--new-tokens 24] [--rounds 3]
+    python benchmarks/peers.py --bundle NAME=BUNDLE … --work FOLDER [--context 1000] [--new-tokens 128] [--rounds 3]
 
 Each BUNDLE is an int4 export of the 2B sizes (`benchmarks/real_size.py` makes one; NAME says its options); FOLDER
 receives a Qwen2 checkpoint of the same sizes with random weights, and the int4 model that ONNX Runtime GenAI's own
@@ -172,7 +172,7 @@ def main() -> None:
     parser.add_argument("--bundle", nargs="+", required=True, metavar="NAME=BUNDLE")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--context", type=int, default=1000)
-    parser.add_argument("--new-tokens", type=int, default=24)
+    parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
     parser.add_argument("--worker", help=argparse.SUPPRESS)

@@ -17,7 +17,6 @@ import tempfile
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from machine import describe
@@ -56,10 +55,10 @@ VARIANTS = {
 }
 
 
-def export(checkpoint: Checkpoint, folder: Path, variant: Variant) -> dict[str, Any]:
-    """Writes a variant's bundle; what its manifest says of prompts."""
+def export(checkpoint: Checkpoint, folder: Path, variant: Variant) -> None:
+    """Writes a variant's bundle."""
     options = ExportOptions(plan=QuantizationPlan(head_bits=variant.head_bits), prefill_bits=variant.prefill_bits)  # type: ignore[arg-type]
-    manifest = export_bundle(checkpoint, folder, options).manifest
+    export_bundle(checkpoint, folder, options)
     if not variant.evened:
         names = [name for name in checkpoint.names if name.startswith(DECODER)]
         ones = {name: np.ones(checkpoint.shape(name)[-1], np.float32) for name in names}
@@ -68,8 +67,6 @@ def export(checkpoint: Checkpoint, folder: Path, variant: Variant) -> dict[str, 
         for name in (PREFILL_GRAPH, f"{PREFILL_GRAPH}.data"):
             data["files"][name] = vars(hash_file(folder / name))
         (folder / MANIFEST_NAME).write_text(json.dumps(sealed(data)), encoding="utf-8")
-        return {}
-    return asdict(manifest.prefill_quantization)
 
 
 def main() -> None:
@@ -87,10 +84,10 @@ def main() -> None:
                 continue
             for name, variant in VARIANTS.items():
                 folder = Path(work) / "bundle"
-                stated = export(Checkpoint.open(source), folder, variant)
+                export(Checkpoint.open(source), folder, variant)
                 scores = list(evaluate(BundlePredictor(folder), tokenizer, range(options.clips), reference))
                 groups = {kind: asdict(line) for kind, line in summarize(scores).items() if kind.startswith("[")}
-                entries.append({"model": model, "variant": name, "prompts": stated, "groups": groups})
+                entries.append({"model": model, "variant": name, "groups": groups})
                 print(model, name, groups["[all]"], flush=True)
                 shutil.rmtree(folder)
     result = {"machine": describe(), "clips": options.clips, "entries": entries}
