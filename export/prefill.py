@@ -18,7 +18,6 @@ Inputs and outputs are those of `decoder.onnx` (`decoder.py`), but that there ar
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,23 +26,10 @@ from vl3edge.models.config import TextConfig
 from vl3edge.runtime.manifest import PREFILL_GRAPH
 
 from .attention import MS, PromptAttention
-from .decoder import DecoderBuilder, TensorSource, pad_heads
+from .decoder import PREFIX, DecoderBuilder, TensorSource, pad_heads
 from .graph import GraphWriter
-from .smoothing import Smoothing
-from .vision_int8 import MIDDLE, quantize_weight
-
-_SMALLEST_SCALE = 1e-12
-
-
-@dataclass(frozen=True)
-class SmoothedSource:
-    """A source's tensors with their channels evened out."""
-
-    source: TensorSource
-    smoothing: Smoothing
-
-    def array(self, name: str) -> np.ndarray:
-        return self.smoothing.stored(name, self.source.array(name))
+from .smoothing import SmoothedSource, Smoothing
+from .vision_int8 import LIMIT, MIDDLE, SMALLEST_SCALE, quantize_weight
 
 
 class PrefillBuilder(DecoderBuilder):
@@ -73,7 +59,7 @@ class PrefillBuilder(DecoderBuilder):
         return self._scaled(self._product(rows, name, parts), scale, name)
 
     def mlp(self, x: str, layer: int) -> str:
-        stem, name = f"model.language_model.layers.{layer}.mlp.", f"layers.{layer}"
+        stem, name = f"{PREFIX}layers.{layer}.mlp.", f"layers.{layer}"
         rows, scale = self._quantized(x)
         gate = self._scaled(self._product(rows, f"{name}.gate", [stem + "gate_proj"]), scale, f"{name}.gate")
         up = self._product(rows, f"{name}.up", [stem + "up_proj"])
@@ -109,8 +95,8 @@ class PrefillBuilder(DecoderBuilder):
     def _emit_constants(self) -> None:
         for name, value in (
             ("one", np.float32(1)),
-            ("share", np.float32(1 / (MIDDLE - 1))),
-            ("smallest", np.float32(_SMALLEST_SCALE)),
+            ("share", np.float32(1 / LIMIT)),
+            ("smallest", np.float32(SMALLEST_SCALE)),
             ("middle", np.uint8(MIDDLE)),
             ("last_axis", np.array([-1], np.int64)),
         ):

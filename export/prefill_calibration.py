@@ -8,7 +8,7 @@ Factors are powers of two, so in float32 the decoder stays what it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -16,7 +16,6 @@ from typing import cast
 import numpy as np
 import onnxruntime
 import torch
-from torch import nn
 
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.decoder import DecoderLayer, rotary
@@ -28,10 +27,11 @@ from vl3edge.runtime.engine import select_backend
 
 from .decoder import pad_heads, padded_head_dim
 from .errors import ExportError
-from .smoothing import Smoothing, factors
+from .smoothing import Smoothing, factors, watch_inputs
 
 CALIBRATION_TOKENS = 4096
 """Enough to find loud channels in: they are the same whatever is read."""
+_WATCHED = ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj")  # one for each input of a layer
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +71,7 @@ def calibrate_prefill(
     for index in range(text.num_layers):
         layer = DecoderLayer.from_checkpoint(cast(Checkpoint, checkpoint), index)
         largest: dict[str, np.ndarray] = {}
-        hooks = list(_watch(layer, largest))
+        hooks = watch_inputs(((name, layer.get_submodule(name)) for name in _WATCHED), largest)
         for number, states in enumerate(hidden):
             if number == len(watched):
                 for hook in hooks:
@@ -136,20 +136,6 @@ def _some(sequences: Sequence[CalibrationSequence], tokens: int) -> list[np.ndar
         if tokens <= 0:
             break
     return chosen
-
-
-def _watch(layer: DecoderLayer, largest: dict[str, np.ndarray]) -> Iterator[torch.utils.hooks.RemovableHandle]:
-    """Fills `largest` by the names of a layer's linears, absolute input of each channel, as the layer runs."""
-
-    def watching(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
-        def look(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            found = inputs[0].abs().flatten(0, -2).amax(dim=0).numpy()
-            largest[name] = np.maximum(largest[name], found) if name in largest else found
-
-        return look
-
-    for name in ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj"):
-        yield layer.get_submodule(name).register_forward_pre_hook(watching(name))
 
 
 def _even_out(

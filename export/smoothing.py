@@ -12,15 +12,18 @@ Factors are powers of two, so that in float32 the encoder stays what it was to t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import nn
 
 from vl3edge.models.tensors import VISION
 from vl3edge.models.vision import VisionEncoder
 from vl3edge.models.weights import Turn, WeightSource
+
+from .decoder import TensorSource
 
 _ACTIVATION_SHARE = 0.5  # how much of the unevenness moves into the weights: the paper's value
 _LARGEST_EXPONENT = 12  # keeps float16 weights of norms far from its limits
@@ -63,6 +66,32 @@ class Smoothing:
             return value if read is None else value * torch.from_numpy(read)[:, None]
 
         return turn
+
+
+@dataclass(frozen=True)
+class SmoothedSource:
+    """A source's tensors with their channels evened out."""
+
+    source: TensorSource
+    smoothing: Smoothing
+
+    def array(self, name: str) -> np.ndarray:
+        return self.smoothing.stored(name, self.source.array(name))
+
+
+def watch_inputs(
+    modules: Iterable[tuple[str, nn.Module]], largest: dict[str, np.ndarray]
+) -> list[torch.utils.hooks.RemovableHandle]:
+    """Fills `largest` by the modules' names, as they run: the absolute input of each channel, float32 [in]."""
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
+        def look(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            found = inputs[0].abs().flatten(0, -2).amax(dim=0).numpy()
+            largest[name] = np.maximum(largest[name], found) if name in largest else found
+
+        return look
+
+    return [module.register_forward_pre_hook(watch(name)) for name, module in modules]
 
 
 def find_smoothing(

@@ -32,7 +32,8 @@ from vl3edge.models.tensors import PROJECTOR, VISION
 from .decoder import TensorSource, pad_heads, padded_head_dim
 from .errors import ExportError
 from .graph import GraphWriter
-from .tensorrt_int8 import SmoothedSource, activation_steps, quantized_linear
+from .smoothing import SmoothedSource
+from .tensorrt_int8 import activation_steps, quantized_linear
 from .vision_calibration import VisionCalibration
 
 OPSET = 17

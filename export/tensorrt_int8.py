@@ -9,37 +9,21 @@ multiplies int8 by int8. Operators are those of opset 13, whose scales and resul
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from onnx import TensorProto
 
 from vl3edge.models.tensors import VISION
 
-from .decoder import TensorSource
 from .graph import GraphWriter
-from .smoothing import Smoothing
 from .vision_calibration import VisionCalibration
-from .vision_int8 import quantize_weight
-
-_LIMIT = 127
-
-
-@dataclass(frozen=True)
-class SmoothedSource:
-    """A checkpoint's tensors, smoothed."""
-
-    source: TensorSource
-    smoothing: Smoothing
-
-    def array(self, name: str) -> np.ndarray:
-        return self.smoothing.stored(name, self.source.array(name))
+from .vision_int8 import LIMIT, quantize_weight
 
 
 def activation_steps(calibration: VisionCalibration) -> dict[str, float]:
     """The step between two int8 values of each product's input, by the canonical name of the product."""
     inputs = calibration.smoothing.inputs(calibration.largest)
-    return {f"{VISION}encoder.{name}": float(inputs[name].max()) / _LIMIT or 1.0 for name in calibration.products}
+    return {f"{VISION}encoder.{name}": float(inputs[name].max()) / LIMIT or 1.0 for name in calibration.products}
 
 
 def quantized_linear(

@@ -9,6 +9,7 @@ that the graph computes with these weights what it should.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -79,9 +80,15 @@ def _steps(tensors: GraphTensors, original: Source, config: TextConfig) -> Itera
     def wanted(*names: str) -> np.ndarray:
         return np.concatenate([original.tensor(f"{name}.weight").float().numpy() for name in names])
 
-    def off(product: str, weight: np.ndarray, gains: tuple[np.ndarray, np.ndarray], rows: np.ndarray | None) -> float:
-        """gains: [in], of the graph and of the checkpoint, by which inputs come multiplied. rows: [out], likewise."""
-        codes, scales = _rows(tensors, product, config)
+    def off(
+        stored: tuple[np.ndarray, np.ndarray],
+        weight: np.ndarray,
+        gains: tuple[np.ndarray, np.ndarray],
+        rows: np.ndarray | None = None,
+    ) -> float:
+        """stored: codes and scales. gains: [in], of the graph and of the checkpoint, by which inputs come multiplied.
+        rows: [out], by which the graph's outputs have to be."""
+        codes, scales = stored
         step = scales[:, None] * np.abs(gains[0]) * (1 if rows is None else rows[:, None])
         difference = codes * np.sign(gains[0]) * step - weight * gains[1]
         step = np.maximum(step, np.finfo(np.float32).tiny)  # where a gain is zero, nothing may differ
@@ -89,31 +96,33 @@ def _steps(tensors: GraphTensors, original: Source, config: TextConfig) -> Itera
 
     for index in range(config.num_layers):
         stem, name = f"{PREFIX}layers.{index}.", f"layers.{index}"
+        rows = partial(_rows, tensors, config, name)
         norm = f"{stem}input_layernorm"
         gains = tensors.array(f"{norm}.weight"), wanted(norm)
-        yield f"{name}.qkv", off(f"{name}.qkv", wanted(*(f"{stem}self_attn.{k}_proj" for k in "qkv")), gains, None)
+        yield f"{name}.qkv", off(rows("qkv"), wanted(*(f"{stem}self_attn.{k}_proj" for k in "qkv")), gains)
         if index == config.num_layers - 1:
             return
         weight = wanted(f"{stem}self_attn.o_proj")
         gains = tensors.array(f"{name}.output.evening"), np.ones(weight.shape[1], np.float32)
-        yield f"{name}.output", off(f"{name}.output", weight, gains, None)
+        yield f"{name}.output", off(rows("output"), weight, gains)
         norm = f"{stem}post_attention_layernorm"
         gains = tensors.array(f"{norm}.weight"), wanted(norm)
-        yield f"{name}.gate", off(f"{name}.gate", wanted(f"{stem}mlp.gate_proj"), gains, None)
+        yield f"{name}.gate", off(rows("gate"), wanted(f"{stem}mlp.gate_proj"), gains)
         weight = wanted(f"{stem}mlp.up_proj")
-        codes, scales = _rows(tensors, f"{name}.up", config)
+        codes, scales = rows("up")
         sizes = (np.linalg.norm(each, axis=1) for each in (weight * gains[1], codes * scales[:, None] * gains[0]))
         ours, theirs = reversed([np.maximum(size, np.finfo(np.float32).tiny) for size in sizes])
         factors = np.exp2(np.rint(np.log2(theirs / ours))).astype(np.float32)
-        yield f"{name}.up", off(f"{name}.up", weight, gains, factors)
+        yield f"{name}.up", off((codes, scales), weight, gains, factors)
         weight = wanted(f"{stem}mlp.down_proj")
-        yield f"{name}.down", off(f"{name}.down", weight, (1 / factors, np.ones_like(factors)), None)
+        yield f"{name}.down", off(rows("down"), weight, (1 / factors, np.ones_like(factors)))
 
 
-def _rows(tensors: GraphTensors, product: str, config: TextConfig) -> tuple[np.ndarray, np.ndarray]:
+def _rows(tensors: GraphTensors, config: TextConfig, layer: str, product: str) -> tuple[np.ndarray, np.ndarray]:
     """Codes float32 [out, in] and scales float32 [out] of a product, heads as wide as the checkpoint has them."""
-    codes, scales = tensors.array(f"{product}.codes").T.astype(np.float32), tensors.array(f"{product}.scales")
-    if not product.endswith(".qkv"):
+    stem = f"{layer}.{product}"
+    codes, scales = tensors.array(f"{stem}.codes").T.astype(np.float32), tensors.array(f"{stem}.scales")
+    if product != "qkv":
         return codes, scales
     width = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
     real = pad_heads(np.ones(width, np.bool_), config.head_dim)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.vision import VisionEncoder
@@ -29,7 +28,7 @@ from vl3edge.runtime.medialist import expand
 from vl3edge.runtime.resize import PixelBudget, resize_rgb, target_size
 from vl3edge.runtime.video import open_video
 
-from .smoothing import Smoothing, find_smoothing
+from .smoothing import Smoothing, find_smoothing, watch_inputs
 
 _log = logging.getLogger(__name__)
 
@@ -77,7 +76,8 @@ def calibrate_vision(
     """
     encoder = VisionEncoder.from_checkpoint(checkpoint)
     largest: dict[str, np.ndarray] = {}
-    hooks = _watch(encoder, largest)
+    products = ((name, module) for name, module in encoder.named_modules() if isinstance(module, Dense))
+    hooks = watch_inputs(products, largest)
     held_out: list[HeldOut] = []
     count = 0
     with torch.inference_mode():
@@ -152,17 +152,3 @@ def _frames(manifest: Manifest, source: str | Path | np.ndarray, count: int) -> 
     chosen = size(reader.height, reader.width, processor.video, reader.num_frames)
     frames: np.ndarray = reader.read(chosen, processor.rule).frames
     return frames
-
-
-def _watch(encoder: VisionEncoder, largest: dict[str, np.ndarray]) -> list[torch.utils.hooks.RemovableHandle]:
-    """Fills `largest` as the encoder runs."""
-
-    def watch(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
-        def look(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            found = inputs[0].abs().flatten(0, -2).amax(dim=0).numpy()
-            largest[name] = np.maximum(largest[name], found) if name in largest else found
-
-        return look
-
-    modules = ((name, module) for name, module in encoder.named_modules() if isinstance(module, Dense))
-    return [module.register_forward_pre_hook(watch(name)) for name, module in modules]

@@ -19,17 +19,17 @@ import onnx_ir as ir
 
 from .errors import ExportError
 
-MIDDLE, _LIMIT = 128, 127
+MIDDLE, LIMIT = 128, 127
 # GELU, either kind, never goes below -0.17, so its zero lies near the lower end of the 8 bits instead of in the middle.
 _GELU_LOWEST, _GELU_ZERO = 0.1701, 16
-_SMALLEST_SCALE = 1e-12
+SMALLEST_SCALE = 1e-12
 
 Read = Callable[[str], np.ndarray]
 
 
 def quantize_weight(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """int8 [in, out] and scales float32 [out] of a weight float32 [in, out], rounded to nearest."""
-    scale = np.maximum(np.abs(weight).max(axis=0) / _LIMIT, _SMALLEST_SCALE).astype(np.float32)
+    scale = np.maximum(np.abs(weight).max(axis=0) / LIMIT, SMALLEST_SCALE).astype(np.float32)
     return np.rint(weight / scale).astype(np.int8), scale
 
 
@@ -93,9 +93,9 @@ class _Rewriter:
         axes = self._constant("int8.last_axis", np.array([-1], np.int64))
         highest = self._node("ReduceMax", [x, axes])
         lowest = self._node("Neg", [self._node("ReduceMin", [x, axes])])  # cheaper than |x|, which would be written out
-        share = self._constant("int8.share", np.float32(1 / _LIMIT))
+        share = self._constant("int8.share", np.float32(1 / LIMIT))
         scale = self._node("Mul", [self._node("Max", [highest, lowest]), share])
-        return self._node("Max", [scale, self._constant("int8.smallest", np.float32(_SMALLEST_SCALE))])
+        return self._node("Max", [scale, self._constant("int8.smallest", np.float32(SMALLEST_SCALE))])
 
     def _gelu_scale(self, x: ir.Value) -> ir.Value:
         highest = self._node("ReduceMax", [x, self._constant("int8.last_axis", np.array([-1], np.int64))])

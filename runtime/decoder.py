@@ -16,7 +16,7 @@ from .buffers import Buffer
 from .decoder_graph import Binding, BoundTensor, DecoderGraph
 from .errors import BundleError
 from .kvcache import KvCache, capacity_for
-from .manifest import PREFILL_GRAPH, TextSpec
+from .manifest import DECODER_GRAPH, PREFILL_GRAPH, TextSpec
 from .rotary import Rotary
 
 PREFILL_CHUNK = 512  # tokens a call: bounds the attention scores' memory, and is long enough to be compute-bound
@@ -243,7 +243,7 @@ class Decoder:
 
 def _check_fit(graph: DecoderGraph, spec: TextSpec) -> None:
     """BundleError unless the graph, and that of prompts, have the tensors and sizes that the manifest gives."""
-    files: list[tuple[Any, set[str], str]] = [(graph.session, {"logits", "token"}, "decoder.onnx")]
+    files: list[tuple[Any, set[str], str]] = [(graph.session, {"logits", "token"}, DECODER_GRAPH)]
     if graph.prompts is not None:
         files.append((graph.prompts.session, set(), PREFILL_GRAPH))
     for session, results, name in files:

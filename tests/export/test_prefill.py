@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from resealing import reseal
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -35,13 +35,13 @@ from vl3edge.quant.plan import QuantizationPlan
 from vl3edge.quant.sequences import CalibrationSequence
 from vl3edge.runtime import GenerationConfig, PruningConfig, VideoLlama3
 from vl3edge.runtime import cli as runtime_cli
-from vl3edge.runtime.bundle import DEMO_BUNDLE, hash_file, open_bundle
+from vl3edge.runtime.bundle import DEMO_BUNDLE, open_bundle
 from vl3edge.runtime.caption_jobs import CaptionJob
 from vl3edge.runtime.config import SamplingPlan
 from vl3edge.runtime.decoder import PREFILL_CHUNK, BatchDecoder, Decoder
 from vl3edge.runtime.decoder_graph import DecoderGraph
 from vl3edge.runtime.errors import BundleError
-from vl3edge.runtime.manifest import DECODER_GRAPH, PREFILL_GRAPH, PrefillQuantization, TextSpec, sealed
+from vl3edge.runtime.manifest import DECODER_GRAPH, PREFILL_GRAPH, PrefillQuantization, TextSpec
 from vl3edge.runtime.memory_estimate import weights_bytes
 from vl3edge.runtime.video import open_video
 
@@ -330,14 +330,6 @@ def test_sessions_drop_their_oldest_frames(demo: Path) -> None:
     assert session.num_frames < 40
     assert sum(len(report.dropped_s) for report in reports) == 40 - session.num_frames
     assert "".join(chunk.text for chunk in session.ask(QUESTIONS[0], CONFIG))
-
-
-def reseal(bundle: Path, change: Callable[[dict[str, Any]], Any] = lambda data: None) -> None:
-    """Makes the bundle whole again after a change, so that no hash gives it away."""
-    data = json.loads((bundle / "bundle.json").read_text())
-    data["files"] = {name: vars(hash_file(bundle / name)) for name in data["files"]}
-    change(data)
-    (bundle / "bundle.json").write_text(json.dumps(sealed(data)))
 
 
 def verify_command(bundle: Path, checkpoint: Checkpoint) -> list[str]:

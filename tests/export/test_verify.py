@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper
+from resealing import reseal
 
 from vl3edge.export import cli_verify
 from vl3edge.export.graph_linears import GraphLinears
@@ -21,8 +22,7 @@ from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.demo.evaluate import CHECKPOINT
 from vl3edge.quant.gptq_reader import GptqLinears
 from vl3edge.quant.plan import QuantizationPlan
-from vl3edge.runtime.bundle import DEMO_BUNDLE, hash_file
-from vl3edge.runtime.manifest import sealed
+from vl3edge.runtime.bundle import DEMO_BUNDLE
 
 OPTIONS = VerifyOptions(frames=3, tokens=6, threads=1)
 INT4 = ExportOptions(plan=QuantizationPlan(method="rtn", group_size=32))
@@ -71,14 +71,6 @@ def test_the_demo_bundle_passes(capsys: pytest.CaptureFixture[str], tmp_path: Pa
     assert report["media"] == clips
     quantization = next(stage for stage in report["stages"] if stage["name"] == "quantization")
     assert 0 < quantization["mean"] < 0.1
-
-
-def reseal(bundle: Path, change: Callable[[dict[str, Any]], Any] = lambda data: None) -> None:
-    """Makes the bundle whole again after a change, so that no hash gives it away."""
-    data = json.loads((bundle / "bundle.json").read_text())
-    data["files"] = {name: vars(hash_file(bundle / name)) for name in data["files"]}
-    change(data)
-    (bundle / "bundle.json").write_text(json.dumps(sealed(data)))
 
 
 def change_largest(bundle: Path, graph: str, change: Callable[[np.ndarray], None]) -> None:
