@@ -17,7 +17,7 @@ import av
 
 from .errors import ConfigError, MediaError
 from .limits import DEFAULT_LIMITS
-from .packets import best_video_stream, open_container
+from .packets import best_video_stream, open_container, open_tolerantly
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -143,13 +143,7 @@ def _open(source: str, name: str, options: SourceOptions) -> InputContainer:
         settings["framerate"] = f"{options.camera_rate:g}"
     limits = (options.timeout_s, options.timeout_s)
     try:
-        return av.open(
-            source,
-            format="v4l2" if is_camera(source) else None,
-            options=settings,
-            timeout=limits,
-            metadata_errors="replace",
-        )
+        return open_tolerantly(source, format="v4l2" if is_camera(source) else None, options=settings, timeout=limits)
     except av.FFmpegError as e:
         if isinstance(e, av.ProtocolNotFoundError | PermissionError):
             raise MediaError(f"{name}: {reason(e, options)}") from e

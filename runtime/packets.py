@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import av
 import numpy as np
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.packet import Packet
     from av.video.stream import VideoStream
+
+# PyAV 19 and later always keeps what it cannot decode, and has no such argument.
+_METADATA: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 MIN_GAP = 8
 """Fewer packets than this between two stretches are decoded, not skipped: a decoder restarts slowly."""
@@ -84,6 +87,11 @@ class PacketTable:
         return bool((self.ticks[key + 1 : end] < self.ticks[key]).any())
 
 
+def open_tolerantly(name: str, **options: Any) -> InputContainer:
+    """`av.open` for reading, with metadata in any encoding: what is not UTF-8 in it is never an error."""
+    return av.open(name, mode="r", **_METADATA, **options)
+
+
 def open_container(name: str) -> InputContainer:
     """Opens a file or URL for reading. Raises MediaError that says what is wrong with it."""
     path = Path(name)
@@ -92,7 +100,7 @@ def open_container(name: str) -> InputContainer:
             raise MediaError(f"{name}: this is a pipe, not a file; copy what it gives into a file first")
         if "://" not in name and path.is_file() and path.stat().st_size == 0:
             raise MediaError(f"{name}: the file is empty")
-        return av.open(name, mode="r", metadata_errors="replace")
+        return open_tolerantly(name)
     except FileNotFoundError as e:
         raise MediaError(f"{name}: there is no such file") from e
     except PermissionError as e:

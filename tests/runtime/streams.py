@@ -42,7 +42,9 @@ class _Pieces(io.RawIOBase):
         return taken
 
 
-def transport_stream(frames: Sequence[np.ndarray], fps: int, first_s: int = 0, keyframe_every: int = 8) -> list[bytes]:
+def transport_stream(
+    frames: Sequence[np.ndarray], fps: int, first_s: int = 0, keyframe_every: int = 8, title: str = "stream"
+) -> list[bytes]:
     """RGB frames [H, W, 3] as H.264 in MPEG-TS, one piece of bytes for each. first_s: the time of the first.
 
     Where the size of the frames changes, so does that of the stream, with a new keyframe.
@@ -51,6 +53,7 @@ def transport_stream(frames: Sequence[np.ndarray], fps: int, first_s: int = 0, k
     pieces: list[bytes] = []
     options = {"mpegts_flags": "resend_headers", "flush_packets": "1"}
     with av.open(file, "w", format="mpegts", options=options) as container:
+        container.metadata["service_name"] = title
         stream = container.add_stream("libx264", rate=fps)
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = "yuv420p"
