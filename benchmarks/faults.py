@@ -30,7 +30,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet
 from machine import describe
 
 from vl3edge.models.demo.clips import encode_mp4, write_clip
@@ -137,6 +136,8 @@ class Scene:
         if self.kind == "segments":
             return {self.output.name: self.output.read_text()} if self.output.exists() else {}
         if self.kind == "parquet":
+            import pyarrow.parquet
+
             rows = pyarrow.parquet.read_table(self.output).to_pylist() if self.output.exists() else []
             assert len({row["media"] for row in rows}) == len(rows), rows
             return {row["media"]: row["caption"] for row in rows}

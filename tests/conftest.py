@@ -1,21 +1,29 @@
-"""Fixtures shared by all tests."""
+"""Fixtures shared by all tests.
+
+Checkpoints and what is exported from them need torch, which is imported when they are asked for. Tests of the runtime
+run without it: those that compare with torch are marked, and skipped where it is not installed.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from vl3edge.export.pipeline import export_bundle
-from vl3edge.models.checkpoint import Checkpoint
-from vl3edge.models.config import Layout
-from vl3edge.models.random import preset as preset_config
-from vl3edge.models.random import write_random_checkpoint
+if TYPE_CHECKING:
+    from vl3edge.models.config import Layout
+
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("torch") and find_spec("torch") is None:
+        pytest.skip("torch is not installed")
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +38,9 @@ def media() -> Path:
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """checkpoints(preset, layout, **options): a random-weight checkpoint, written once a session."""
+    from vl3edge.models.random import preset as preset_config
+    from vl3edge.models.random import write_random_checkpoint
+
     written: dict[str, Path] = {}
 
     def make(preset: str = "tiny", layout: Layout = "transformers", **options: Any) -> Path:
@@ -43,27 +54,38 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
     return make
 
 
-@pytest.fixture(scope="session")
-def bundle(checkpoints: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of the tiny random checkpoint, fp32; copy it before changing anything in it."""
-    folder = tmp_path_factory.mktemp("bundle") / "tiny"
-    export_bundle(Checkpoint.open(checkpoints("tiny")), folder)
+def _export(checkpoint: Path, folder: Path) -> Path:
+    from vl3edge.export.pipeline import export_bundle
+    from vl3edge.models.checkpoint import Checkpoint
+
+    export_bundle(Checkpoint.open(checkpoint), folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(checkpoints: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of the tiny random checkpoint, fp32; copy it before changing anything in it."""
+    return _export(checkpoints("tiny"), tmp_path_factory.mktemp("bundle") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def bundle(tiny_bundle: Path) -> Path:
+    """The bundle that tests use which want any; tests of the runtime have the demo bundle."""
+    return tiny_bundle
 
 
 @pytest.fixture(scope="session")
 def authors_bundle(checkpoints: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Like `bundle`, of a checkpoint in the layout of the authors' release."""
-    folder = tmp_path_factory.mktemp("bundle") / "authors"
-    export_bundle(Checkpoint.open(checkpoints("tiny", "authors")), folder)
-    return folder
+    """Like `tiny_bundle`, of a checkpoint in the layout of the authors' release."""
+    return _export(checkpoints("tiny", "authors"), tmp_path_factory.mktemp("bundle") / "authors")
 
 
 @pytest.fixture(scope="session")
 def one_layer_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Like `bundle`, with a decoder of one layer: what is cached for a token depends on it and its position alone."""
+    """Like `tiny_bundle`, with one decoder layer: what is cached for a token depends on it and its position alone."""
+    from vl3edge.models.random import preset, write_random_checkpoint
+
     folder = tmp_path_factory.mktemp("bundle")
-    config = preset_config("tiny", "transformers")
+    config = preset("tiny", "transformers")
     write_random_checkpoint(folder / "checkpoint", replace(config, text=replace(config.text, num_layers=1)))
-    export_bundle(Checkpoint.open(folder / "checkpoint"), folder / "one-layer")
-    return folder / "one-layer"
+    return _export(folder / "checkpoint", folder / "one-layer")

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from vl3edge.export.decoder import DecoderBuilder, export_decoder, text_spec
-from vl3edge.export.embeddings import export_embeddings
-from vl3edge.export.pipeline import Float32Source
-from vl3edge.models.checkpoint import Checkpoint
-from vl3edge.models.random import preset, write_random_checkpoint
 from vl3edge.runtime import GenerationConfig
 from vl3edge.runtime.batch import BatchGenerator, BatchRequest
 from vl3edge.runtime.bundle import DEMO_BUNDLE, open_bundle
@@ -59,6 +55,12 @@ def demo_parts() -> Parts:
 
 def random_parts(folder: Path, name: str, **changes: Any) -> Parts:
     """The decoder of a random checkpoint."""
+    from vl3edge.export.decoder import DecoderBuilder, export_decoder, text_spec
+    from vl3edge.export.embeddings import export_embeddings
+    from vl3edge.export.pipeline import Float32Source
+    from vl3edge.models.checkpoint import Checkpoint
+    from vl3edge.models.random import preset, write_random_checkpoint
+
     config = preset(name)
     config = replace(config, text=replace(config.text, **changes))
     write_random_checkpoint(folder / "checkpoint", config)
@@ -80,20 +82,22 @@ def parts_in(folder: Path, spec: TextSpec, eos_ids: tuple[int, ...]) -> Parts:
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Parts]:
-    """Tied and untied heads, head sizes that the graph pads, and the quantized demo model."""
+def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Parts]:
+    """The quantized demo model; tied and untied heads, and head sizes that the graph pads."""
     folder = tmp_path_factory.mktemp
-    return {
-        "tied": random_parts(folder("tied"), "tiny"),
-        "untied": random_parts(folder("untied"), "tiny-untied"),
-        "padded": random_parts(folder("padded"), "tiny", head_dim=20, max_position_embeddings=CONTEXT),
-        "demo": demo_parts(),
-    }
+    return cache(
+        lambda name: {
+            "demo": demo_parts,
+            "tied": lambda: random_parts(folder("tied"), "tiny"),
+            "untied": lambda: random_parts(folder("untied"), "tiny-untied"),
+            "padded": lambda: random_parts(folder("padded"), "tiny", head_dim=20, max_position_embeddings=CONTEXT),
+        }[name]()
+    )
 
 
-@pytest.fixture(scope="module")
-def tied(models: dict[str, Parts]) -> Parts:
-    return models["tied"]
+@pytest.fixture(scope="module", params=["demo", pytest.param("tied", marks=pytest.mark.torch)])
+def parts(request: pytest.FixtureRequest, models: Callable[[str], Parts]) -> Parts:
+    return models(request.param)
 
 
 def prompt_of(parts: Parts, length: int, seed: int) -> SplicedPrompt:
@@ -127,17 +131,19 @@ def check_equal(parts: Parts, requests: list[BatchRequest], outcomes: list[tuple
 
 
 @pytest.mark.parametrize("rows", [1, 3, 8])
-@pytest.mark.parametrize("name", ["tied", "untied", "padded", "demo"])
-def test_answers_are_those_of_each_prompt_alone(models: dict[str, Parts], name: str, rows: int) -> None:
-    parts = models[name]
+@pytest.mark.parametrize(
+    "name", ["demo", *(pytest.param(name, marks=pytest.mark.torch) for name in ("tied", "untied", "padded"))]
+)
+def test_answers_are_those_of_each_prompt_alone(models: Callable[[str], Parts], name: str, rows: int) -> None:
+    parts = models(name)
     requests = requests_of(parts, (1, 40, 7, 2, 23, 90, 5, 61, 3, 34))
     check_equal(parts, requests, list(parts.batch(rows).answers(requests)))
 
 
-def test_logits_of_a_row_do_not_depend_on_the_others(tied: Parts) -> None:
+def test_logits_of_a_row_do_not_depend_on_the_others(parts: Parts) -> None:
     random = np.random.default_rng(0)
-    inputs = (random.standard_normal((3, 30, tied.spec.hidden_size)) * 0.5).astype(np.float32)
-    batch = BatchDecoder(tied.session, tied.spec)
+    inputs = (random.standard_normal((3, 30, parts.spec.hidden_size)) * 0.5).astype(np.float32)
+    batch = BatchDecoder(parts.session, parts.spec)
     batch.resize(3, 64)
     lengths = (5, 1, 17)
     for row, length in enumerate(lengths):
@@ -145,7 +151,7 @@ def test_logits_of_a_row_do_not_depend_on_the_others(tied: Parts) -> None:
     for step in range(8):
         batch.step(np.stack([inputs[row, length + step] for row, length in enumerate(lengths)]))
         for row, length in enumerate(lengths):
-            alone = Decoder(tied.session, tied.spec)
+            alone = Decoder(parts.session, parts.spec)
             alone.prefill(inputs[row, : length + step + 1])
             difference = np.abs(batch.logits[row] - alone.logits)
             assert difference.max() < 2e-5, f"row {row}: max {difference.max()}, mean {difference.mean()}"
@@ -153,10 +159,10 @@ def test_logits_of_a_row_do_not_depend_on_the_others(tied: Parts) -> None:
     assert batch.cache.lengths.tolist() == [length + 8 for length in lengths]
 
 
-def test_a_row_cannot_run_past_its_capacity(tied: Parts) -> None:
-    batch = BatchDecoder(tied.session, tied.spec)
+def test_a_row_cannot_run_past_its_capacity(parts: Parts) -> None:
+    batch = BatchDecoder(parts.session, parts.spec)
     batch.resize(2, 4)
-    token = np.zeros((1, tied.spec.hidden_size), np.float32)
+    token = np.zeros((1, parts.spec.hidden_size), np.float32)
     for row, length in ((0, 4), (1, 2)):
         batch.prefill(row, np.repeat(token, length, axis=0))
     before = [buffer.read().copy() for buffer in batch.cache.buffers]
@@ -167,8 +173,9 @@ def test_a_row_cannot_run_past_its_capacity(tied: Parts) -> None:
     assert all((a == b.read()).all() for a, b in zip(before, batch.cache.buffers, strict=True))
 
 
-def test_the_end_of_the_context_ends_one_answer_only(models: dict[str, Parts]) -> None:
-    parts = models["padded"]
+@pytest.mark.torch
+def test_the_end_of_the_context_ends_one_answer_only(models: Callable[[str], Parts]) -> None:
+    parts = models("padded")
     requests = requests_of(parts, (CONTEXT - 5, 10, CONTEXT - 1, CONTEXT, CONTEXT + 50, 20), max_new_tokens=30, seed=1)
     outcomes = dict(parts.batch(3).answers(requests))
     too_long = {3, 4}
@@ -182,8 +189,8 @@ def test_the_end_of_the_context_ends_one_answer_only(models: dict[str, Parts]) -
     assert longest.finish_reason == "stop" or longest.stats.generated_tokens == 5
 
 
-def test_requests_are_taken_when_there_is_a_row_for_them(tied: Parts) -> None:
-    requests = requests_of(tied, tuple(range(3, 15)))
+def test_requests_are_taken_when_there_is_a_row_for_them(parts: Parts) -> None:
+    requests = requests_of(parts, tuple(range(3, 15)))
     taken = 0
 
     def source() -> Iterator[BatchRequest]:
@@ -193,7 +200,7 @@ def test_requests_are_taken_when_there_is_a_row_for_them(tied: Parts) -> None:
             yield request
 
     finished = 0
-    for _ in tied.batch(3).answers(source()):
+    for _ in parts.batch(3).answers(source()):
         finished += 1
         assert taken <= finished + 3
     assert (taken, finished) == (12, 12)
@@ -218,50 +225,50 @@ def memory_for(parts: Parts, rows: int, capacity: int) -> int:
 
 
 def test_a_batch_that_does_not_fit_is_made_smaller_once_and_says_so(
-    tied: Parts, monkeypatch: pytest.MonkeyPatch
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    requests = requests_of(tied, (20, 30, 40, 50, 60, 70, 80, 90), max_new_tokens=12)
-    batch = tied.batch(8, memory_for(tied, 3, 256) + 1)
+    requests = requests_of(parts, (20, 30, 40, 50, 60, 70, 80, 90), max_new_tokens=12)
+    batch = parts.batch(8, memory_for(parts, 3, 256) + 1)
     recorded = Recorded(batch, monkeypatch)
     with pytest.warns(BatchWarning, match="batch of 8: going on with 3 at a time") as caught:
         outcomes = list(batch.answers(requests))
     assert len(caught) == 1
-    check_equal(tied, requests, outcomes)
+    check_equal(parts, requests, outcomes)
     assert recorded.sizes == [(3, 256), (0, 0)]
 
 
-def test_one_long_prompt_narrows_the_batch_while_it_lasts(tied: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_long_prompt_narrows_the_batch_while_it_lasts(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     lengths = (20, 30, 25, 900, 40, 50, 60, 70, 35)
-    requests = requests_of(tied, lengths, max_new_tokens=12)
-    batch = tied.batch(4, memory_for(tied, 8, 256))  # rows of 1,024 tokens: two
+    requests = requests_of(parts, lengths, max_new_tokens=12)
+    batch = parts.batch(4, memory_for(parts, 8, 256))  # rows of 1,024 tokens: two
     recorded = Recorded(batch, monkeypatch)
     with pytest.warns(BatchWarning, match="going on with 2 at a time"):
         outcomes = list(batch.answers(requests))
-    check_equal(tied, requests, outcomes)
+    check_equal(parts, requests, outcomes)
     assert recorded.sizes == [(4, 256), (2, 1024), (4, 256), (0, 0)]
 
 
-def test_a_batch_is_never_below_one(tied: Parts) -> None:
-    requests = requests_of(tied, (20, 30, 40))
+def test_a_batch_is_never_below_one(parts: Parts) -> None:
+    requests = requests_of(parts, (20, 30, 40))
     with pytest.warns(BatchWarning, match="going on with 1 at a time"):
-        outcomes = list(tied.batch(4, 1).answers(requests))
-    check_equal(tied, requests, outcomes)
+        outcomes = list(parts.batch(4, 1).answers(requests))
+    check_equal(parts, requests, outcomes)
     assert [key for key, _ in outcomes] == [0, 1, 2]
 
 
-def test_what_is_too_long_for_the_memory_alone_is_an_error_of_its_own(tied: Parts) -> None:
+def test_what_is_too_long_for_the_memory_alone_is_an_error_of_its_own(parts: Parts) -> None:
     def check(tokens: int) -> None:
         if tokens > 512:
             raise ContextLengthError(f"{tokens} tokens")
 
-    requests = requests_of(tied, (20, 600, 30, 40), max_new_tokens=9)
-    decoder = BatchDecoder(tied.session, tied.spec)
-    batch = BatchGenerator(decoder, tied.table, tied.tokenizer, tied.eos_ids, 3, PLENTY, check=check)
+    requests = requests_of(parts, (20, 600, 30, 40), max_new_tokens=9)
+    decoder = BatchDecoder(parts.session, parts.spec)
+    batch = BatchGenerator(decoder, parts.table, parts.tokenizer, parts.eos_ids, 3, PLENTY, check=check)
     outcomes = dict(batch.answers(requests))
     error = outcomes.pop(1)
     assert isinstance(error, ContextLengthError)
     assert str(error) == "768 tokens"
-    check_equal(tied, [requests[i] for i in (0, 2, 3)], list(outcomes.items()))
+    check_equal(parts, [requests[i] for i in (0, 2, 3)], list(outcomes.items()))
 
 
 class Failing:
@@ -281,40 +288,40 @@ class Failing:
         self._session.run_with_iobinding(binding)
 
 
-def test_a_batch_that_fails_begins_again_half_as_large(tied: Parts) -> None:
-    requests = requests_of(tied, (20, 30, 40, 1, 60, 70, 80), max_new_tokens=9)
+def test_a_batch_that_fails_begins_again_half_as_large(parts: Parts) -> None:
+    requests = requests_of(parts, (20, 30, 40, 1, 60, 70, 80), max_new_tokens=9)
     with pytest.warns(BatchWarning, match="Failed to allocate") as caught:
-        outcomes = list(tied.batch(5, session=Failing(tied.session, 2)).answers(requests))
+        outcomes = list(parts.batch(5, session=Failing(parts.session, 2)).answers(requests))
     assert [str(one.message).rpartition(" ")[2] for one in caught] == ["2"]
-    check_equal(tied, requests, outcomes)
+    check_equal(parts, requests, outcomes)
 
 
-def test_what_fails_alone_costs_itself(tied: Parts) -> None:
-    requests = requests_of(tied, (20, 30, 40))
+def test_what_fails_alone_costs_itself(parts: Parts) -> None:
+    requests = requests_of(parts, (20, 30, 40))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", BatchWarning)
-        outcomes = list(tied.batch(2, session=Failing(tied.session, 0)).answers(requests))
+        outcomes = list(parts.batch(2, session=Failing(parts.session, 0)).answers(requests))
     assert [key for key, _ in outcomes] == [0, 1, 2]
     assert all(isinstance(found, BackendError) for _, found in outcomes)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_a_row_without_logits_costs_itself(tied: Parts, temperature: float) -> None:
+def test_a_row_without_logits_costs_itself(parts: Parts, temperature: float) -> None:
     """NaN in one prompt fails its own request, not the one beside it, nor the one that gets its row."""
     config = GenerationConfig(max_new_tokens=6, temperature=temperature, seed=1)
-    requests = [BatchRequest(key, prompt_of(tied, 40, key), config) for key in range(4)]
+    requests = [BatchRequest(key, prompt_of(parts, 40, key), config) for key in range(4)]
     ((start, visual),) = requests[1].prompt.spans
     spoiled = replace(requests[1].prompt, spans=((start, np.full_like(visual, np.nan)),))
-    outcomes = dict(tied.batch(2).answers([replace(r, prompt=spoiled) if r.key == 1 else r for r in requests]))
+    outcomes = dict(parts.batch(2).answers([replace(r, prompt=spoiled) if r.key == 1 else r for r in requests]))
     assert isinstance(outcomes.pop(1), BackendError)
     assert len(outcomes) == 3
     for key, answer in outcomes.items():
-        assert answer.token_ids == tied.alone(requests[key]).token_ids
+        assert answer.token_ids == parts.alone(requests[key]).token_ids
 
 
-def test_running_out_of_memory_when_the_cache_is_made(tied: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
-    requests = requests_of(tied, (20, 300, 40, 30), max_new_tokens=9)
-    batch = tied.batch(4)
+def test_running_out_of_memory_when_the_cache_is_made(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = requests_of(parts, (20, 300, 40, 30), max_new_tokens=9)
+    batch = parts.batch(4)
     real = batch._decoder.cache.resize
 
     def scarce(rows: int, capacity: int) -> None:
@@ -326,14 +333,14 @@ def test_running_out_of_memory_when_the_cache_is_made(tied: Parts, monkeypatch: 
     monkeypatch.setattr(batch._decoder.cache, "resize", scarce)
     with pytest.warns(BatchWarning, match="2 at a time failed .out of memory.: going on with 1"):
         outcomes = list(batch.answers(requests))
-    check_equal(tied, requests, outcomes)
+    check_equal(parts, requests, outcomes)
 
 
-def test_stopping_early_gives_the_cache_back_and_leaves_a_usable_batch(tied: Parts) -> None:
-    requests = requests_of(tied, (20, 30, 40, 50))
-    batch = tied.batch(2)
+def test_stopping_early_gives_the_cache_back_and_leaves_a_usable_batch(parts: Parts) -> None:
+    requests = requests_of(parts, (20, 30, 40, 50))
+    batch = parts.batch(2)
     answers = batch.answers(requests)
     next(answers)
     answers.close()  # type: ignore[attr-defined]
     assert batch._decoder.cache.num_bytes == 0
-    check_equal(tied, requests, list(batch.answers(requests)))
+    check_equal(parts, requests, list(batch.answers(requests)))

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from fake_tensorrt import FakeDevice
 
-from vl3edge.export.check import load_session
 from vl3edge.runtime import decoder_graph
 from vl3edge.runtime.batch import BatchGenerator, BatchRequest
 from vl3edge.runtime.buffers import HOST, DeviceMemory, Memory
@@ -19,7 +18,7 @@ from vl3edge.runtime.bundle import DEMO_BUNDLE, Bundle, open_bundle
 from vl3edge.runtime.config import GenerationConfig
 from vl3edge.runtime.decoder import PREFILL_CHUNK, BatchDecoder, Decoder
 from vl3edge.runtime.decoder_graph import DecoderGraph, load_decoder_graph
-from vl3edge.runtime.engine import Backend
+from vl3edge.runtime.engine import Backend, select_backend
 from vl3edge.runtime.errors import BackendError, BackendWarning, BundleError
 from vl3edge.runtime.generation import Generator
 from vl3edge.runtime.manifest import DECODER_GRAPH, HALF_DECODER_GRAPH, PREFILL_GRAPH, FileEntry
@@ -34,7 +33,7 @@ def bundle() -> Bundle:
 
 @pytest.fixture(scope="module", params=[DECODER_GRAPH, HALF_DECODER_GRAPH])
 def session(request: pytest.FixtureRequest, bundle: Bundle) -> Any:
-    return load_session(bundle.path(request.param), prepack=True)
+    return select_backend("cpu").session(bundle.path(request.param))
 
 
 def on_device(session: Any, device: FakeDevice, records: bool = False) -> DecoderGraph:

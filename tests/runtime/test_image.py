@@ -18,6 +18,7 @@ from vl3edge.runtime.limits import MediaLimits
 PICTURE = picture(7)
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("name", ["cat.jpg", "chart.jpg"])
 def test_real_images_equal_transformers(media: Path, name: str) -> None:
     from reference import transformers_module

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from reference import load_processor, reference_inputs
 
-from vl3edge.models.checkpoint import Checkpoint
+from vl3edge.runtime.bundle import open_bundle
 from vl3edge.runtime.errors import BundleError, ConfigError
 from vl3edge.runtime.manifest import TokenSpec
 from vl3edge.runtime.prompt import MediaItem, PromptTemplate, VisualSlot, media_items
@@ -20,17 +19,16 @@ from vl3edge.runtime.tokenizer import Detokenizer, Tokenizer
 Parts = tuple[Tokenizer, PromptTemplate, TokenSpec]
 
 
-@pytest.fixture(params=["transformers", "authors"])
-def parts(request: pytest.FixtureRequest, checkpoints: Callable[..., Path]) -> Parts:
-    return load_parts(checkpoints("tiny", request.param))
+@pytest.fixture
+def parts(any_bundle: Path) -> Parts:
+    return load_parts(any_bundle)
 
 
 def load_parts(folder: Path) -> Parts:
-    checkpoint = Checkpoint.open(folder)
-    config = checkpoint.config
+    manifest = open_bundle(folder).manifest
     tokenizer = Tokenizer(folder / "tokenizer.json")
-    tokens = TokenSpec(config.image_token_id, config.video_token_id, config.eos_token_ids)
-    return tokenizer, PromptTemplate(checkpoint.chat_template(), tokenizer, tokens, config.layout), tokens
+    template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    return tokenizer, PromptTemplate(template, tokenizer, manifest.tokens, manifest.layout), manifest.tokens
 
 
 def text_ids(parts: Parts, messages: list[dict[str, Any]], media: list[MediaItem] | None = None) -> list[int]:
@@ -46,12 +44,13 @@ def text_ids(parts: Parts, messages: list[dict[str, Any]], media: list[MediaItem
 TEXTS = ["What is it?", " leading space", "\n\nnew lines\n", "", "naïve café — 日本語 🙂", "a\tb", "1234", "it's\r\n"]
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("kind", ["none", "image", "video", "both"])
-def test_ids_equal_transformers(checkpoints: Callable[..., Path], text: str, kind: str) -> None:
-    folder = checkpoints("tiny", "transformers")
-    parts = load_parts(folder)
-    tokenizer, template, tokens = parts
+def test_ids_equal_transformers(checkpoints: Callable[..., Path], tiny_bundle: Path, text: str, kind: str) -> None:
+    from reference import load_processor, reference_inputs
+
+    tokenizer, template, tokens = load_parts(tiny_bundle)
     content: list[dict[str, Any]] = []
     media: list[MediaItem] = []
     visuals: list[Visual] = []
@@ -70,7 +69,7 @@ def test_ids_equal_transformers(checkpoints: Callable[..., Path], text: str, kin
         {"role": "assistant", "content": [{"type": "text", "text": "An answer."}]},
         {"role": "user", "content": [{"type": "text", "text": text + text}]},
     ]
-    prompt, inputs = reference_inputs(load_processor(folder), messages, resize=False)
+    prompt, inputs = reference_inputs(load_processor(checkpoints("tiny")), messages, resize=False)
     placeholders = [tokens.image_id if m.kind == "image" else tokens.video_id for m in media]
     ours = splice(template.pieces(messages, media), visuals, placeholders, tokenizer).ids
     assert ours.tolist() == inputs["input_ids"][0].tolist(), prompt

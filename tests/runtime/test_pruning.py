@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
-from reference import transformers_module
 
 from vl3edge.runtime.config import SamplingPlan
 from vl3edge.runtime.errors import ConfigError
@@ -18,6 +16,9 @@ THRESHOLDS = (0.0, 0.1, 0.33, 5.03, 25.51)
 
 def reference_mask(frames: np.ndarray, patch: int, merge: int, threshold: float, std: float = 0.5) -> np.ndarray:
     """transformers' mask, bool [F, tokens], from its own normalization and patches."""
+    import torch
+    from reference import transformers_module
+
     transformers_module()
     from transformers import VideoLlama3VideoProcessor
 
@@ -40,6 +41,7 @@ def noisy_clip(seed: int, frames: int = 7, height: int = 56, width: int = 84) ->
     return np.clip(clip, 0, 255).astype(np.uint8)
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("threshold", THRESHOLDS)
 @pytest.mark.parametrize(("patch", "merge"), [(14, 2), (14, 1), (7, 2)])
 def test_mask_equals_transformers_on_made_up_clips(patch: int, merge: int, threshold: float) -> None:
@@ -50,15 +52,21 @@ def test_mask_equals_transformers_on_made_up_clips(patch: int, merge: int, thres
         )
 
 
-def test_other_standard_deviations_scale_the_difference() -> None:
+@pytest.mark.torch
+def test_other_standard_deviations_equal_transformers() -> None:
     frames = noisy_clip(3)
     np.testing.assert_array_equal(
         keep_mask(frames, 14, 2, std=(0.26,) * 3, threshold=0.1), reference_mask(frames, 14, 2, 0.1, std=0.26)
     )
+
+
+def test_other_standard_deviations_scale_the_difference() -> None:
+    frames = noisy_clip(3)
     halves = token_differences(frames, 14, 2, std=(0.5, 0.5, 0.5))[1:]
     np.testing.assert_allclose(token_differences(frames, 14, 2, std=(0.25, 0.25, 0.25))[1:], 2 * halves)
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("name", ["nasa_13013.mp4", "h265_video.mp4", "video_90.mov", "corrupted.mp4"])
 def test_mask_equals_transformers_on_real_clips(media, name: str) -> None:
     frames = read_video(media / name, SamplingPlan(fps=3.0, max_frames=12), PixelBudget(14, 2, 3136, 2_000_000)).frames

@@ -6,11 +6,9 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from reference import transformers_module
 
 from vl3edge.runtime.errors import ConfigError, MediaError
 from vl3edge.runtime.resize import PixelBudget, resize_rgb, target_size
@@ -22,6 +20,7 @@ budgets = st.tuples(st.integers(1, 400_000), st.integers(400, 8_000_000))
 UNITS = [(14, 1), (14, 2), (16, 2), (8, 1)]
 
 
+@pytest.mark.torch
 def test_transformers_rule_at_many_sizes() -> None:
     rng = np.random.default_rng(0)
     for height, width, low, high, frames, unit in zip(
@@ -36,6 +35,7 @@ def test_transformers_rule_at_many_sizes() -> None:
         check_transformers_rule(height, width, (low, high), frames, UNITS[unit])
 
 
+@pytest.mark.torch
 @settings(max_examples=200, deadline=None)
 @given(sides, sides, budgets, st.integers(1, 180), st.sampled_from(UNITS))
 def test_transformers_rule(
@@ -48,6 +48,8 @@ def test_transformers_rule(
 def check_transformers_rule(
     height: int, width: int, limits: tuple[int, int], frames: int, unit: tuple[int, int]
 ) -> None:
+    from reference import transformers_module
+
     transformers_module()
     from transformers.models.video_llama_3.video_processing_video_llama_3 import smart_resize
 
@@ -100,6 +102,7 @@ def test_bad_sizes_and_budgets_are_refused() -> None:
         PixelBudget(14, 2, 1000, 100_000, rule="theirs")  # type: ignore[arg-type]
 
 
+@pytest.mark.torch
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 200), st.integers(1, 200), st.integers(1, 260), st.integers(1, 260), st.integers(0, 9))
 def test_pixels_equal_torch(height: int, width: int, new_height: int, new_width: int, seed: int) -> None:
@@ -108,6 +111,7 @@ def test_pixels_equal_torch(height: int, width: int, new_height: int, new_width:
     assert difference.max() == 0, f"max {difference.max()}, mean {difference.mean()}"
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize(
     ("old", "new"),
     [((1080, 1920), (280, 504)), ((2160, 3840), (168, 280)), ((720, 1280), (728, 1288)), ((3, 4000), (28, 28))],
@@ -132,6 +136,8 @@ def test_a_frame_of_that_size_is_returned_as_it_is() -> None:
 
 
 def _torch(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    import torch
+
     planes = torch.from_numpy(frame).permute(2, 0, 1)[None]
     resized = torch.nn.functional.interpolate(planes, size, mode="bicubic", antialias=True)
     return resized[0].permute(1, 2, 0).numpy().astype(int)

@@ -6,8 +6,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
-from reference import transformers_module
 
 from vl3edge.runtime import GenerationConfig
 from vl3edge.runtime.errors import BackendError
@@ -15,6 +13,9 @@ from vl3edge.runtime.sampling import Sampler, filtered_probabilities, penalize_r
 
 
 def reference_probabilities(logits: np.ndarray, history: np.ndarray, config: GenerationConfig) -> np.ndarray:
+    import torch
+    from reference import transformers_module
+
     transformers = transformers_module()
     ids, scores = torch.from_numpy(history)[None], torch.from_numpy(logits)[None].double()
     chain = [transformers.RepetitionPenaltyLogitsProcessor(config.repetition_penalty)]
@@ -28,6 +29,7 @@ def reference_probabilities(logits: np.ndarray, history: np.ndarray, config: Gen
     return scores.softmax(-1)[0].numpy()
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize(
     "settings",

@@ -35,15 +35,9 @@ def video() -> Video:
     return open_video(CLIP).read()
 
 
-@pytest.fixture(scope="module", params=["transformers", "authors"])
-def tiny(request: pytest.FixtureRequest, bundle: Path, authors_bundle: Path) -> VideoLlama3:
-    """A model of random weights."""
-    return VideoLlama3.load(bundle if request.param == "transformers" else authors_bundle, num_threads=1)
-
-
 @pytest.fixture(scope="module")
-def one_layer(one_layer_bundle: Path) -> VideoLlama3:
-    return VideoLlama3.load(one_layer_bundle, num_threads=1)
+def model(any_bundle: Path) -> VideoLlama3:
+    return VideoLlama3.load(any_bundle, num_threads=1)
 
 
 def pushed(session: Session, video: Video) -> Session:
@@ -71,20 +65,20 @@ def messages(clip: Clip, question: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("pruning", [None, WHOLE], ids=["pruned", "whole"])
-def test_frames_one_by_one_equal_the_clip_at_once(tiny: VideoLlama3, pruning: PruningConfig | None) -> None:
+def test_frames_one_by_one_equal_the_clip_at_once(model: VideoLlama3, pruning: PruningConfig | None) -> None:
     frames, question = moving(7), "What <|im_end|> is it?"
-    clip = tiny.encode(frames, pruning=pruning)
-    session = tiny.open_session(pruning=pruning, frames_expected=len(frames))
+    clip = model.encode(frames, pruning=pruning)
+    session = model.open_session(pruning=pruning, frames_expected=len(frames))
     kept = [session.push(frame, time_s).kept_tokens for frame, time_s in zip(frames, clip.timestamps_s, strict=True)]
     assert tuple(kept) == clip.tokens_per_frame
     assert len(set(kept)) == (1 if pruning else 3)
-    offline = tiny.prompt(messages(clip, question), [clip])
+    offline = model.prompt(messages(clip, question), [clip])
     assert session.prompt(question).ids.tolist() == offline.ids.tolist()
     config = GenerationConfig(max_new_tokens=24)
     answer = join(session.ask(question, config))
-    assert answer.token_ids == tiny.ask(clip, question, config).token_ids
+    assert answer.token_ids == model.ask(clip, question, config).token_ids
     # …and what stands in the cache is what the clip's prompt makes, token by token.
-    other = tiny.open_session()
+    other = model.open_session()
     other._generator.prefill(offline)
     other._context = offline
     count = len(offline)
@@ -112,9 +106,9 @@ def test_questions_while_it_streams(demo: VideoLlama3, video: Video) -> None:
     assert answers[-1] == "Yes."
 
 
-def test_frames_and_answers_interleave_as_in_a_conversation(tiny: VideoLlama3) -> None:
+def test_frames_and_answers_interleave_as_in_a_conversation(model: VideoLlama3) -> None:
     frames = moving(5)
-    session = tiny.open_session("Watch.", pruning=WHOLE, frames_expected=5)
+    session = model.open_session("Watch.", pruning=WHOLE, frames_expected=5)
     for number in range(3):
         session.push(frames[number], float(number))
     config = GenerationConfig(max_new_tokens=8)
@@ -122,7 +116,7 @@ def test_frames_and_answers_interleave_as_in_a_conversation(tiny: VideoLlama3) -
     second = join(session.ask("two?", config)).token_ids
     for number in (3, 4):
         session.push(frames[number], float(number))
-    clip = tiny.encode(frames, pruning=WHOLE)
+    clip = model.encode(frames, pruning=WHOLE)
     early, late = part_of(clip, 0, 3), part_of(clip, 3, 5)
     conversation = [
         {"role": "system", "content": "Watch."},
@@ -132,7 +126,7 @@ def test_frames_and_answers_interleave_as_in_a_conversation(tiny: VideoLlama3) -
         {"role": "assistant", "content": second},
         *messages(late, "three?"),
     ]
-    assert session.prompt("three?").ids.tolist() == tiny.prompt(conversation, [early, late]).ids.tolist()
+    assert session.prompt("three?").ids.tolist() == model.prompt(conversation, [early, late]).ids.tolist()
 
 
 def part_of(clip: Clip, start: int, end: int) -> Clip:
@@ -145,25 +139,26 @@ def part_of(clip: Clip, start: int, end: int) -> Clip:
     )
 
 
-def test_the_stream_role_is_written_as_the_paper_has_it(authors_bundle: Path, demo: VideoLlama3) -> None:
+@pytest.mark.parametrize("folder", ["bundle", pytest.param("authors_bundle", marks=pytest.mark.torch)])
+def test_the_stream_role_is_written_as_the_paper_has_it(request: pytest.FixtureRequest, folder: str) -> None:
     frames = moving(3)
-    for model in (VideoLlama3.load(authors_bundle, num_threads=1), demo):
-        session = model.open_session(format="stream", frames_expected=16)
-        for number in (0, 1):
-            session.push(frames[number], number + 0.26)
-        ids = join(session.ask("q?", GenerationConfig(max_new_tokens=4))).token_ids
-        session.push(frames[2], 2.0)
-        context = session.prompt("r?").ids
-        placeholder = model.bundle.manifest.tokens.video_id
-        runs = [n for n, token in enumerate(context) if token != placeholder or context[n - 1] != placeholder]
-        text = model._tokenizer._full.decode([int(context[n]) for n in runs], skip_special_tokens=False)
-        frame, answer = model._tokenizer.token(placeholder), model._tokenizer.decode(list(ids))
-        assert text == (
-            f"<|stream_start|>stream\nTime 0.3s: {frame}\nTime 1.3s: {frame}\n<|stream_end|>\n"
-            f"<|im_start|>user\nq?<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>\n"
-            f"<|stream_start|>stream\nTime 2.0s: {frame}\n<|stream_end|>\n"
-            "<|im_start|>user\nr?<|im_end|>\n<|im_start|>assistant\n"
-        )
+    model = VideoLlama3.load(request.getfixturevalue(folder), num_threads=1)
+    session = model.open_session(format="stream", frames_expected=16)
+    for number in (0, 1):
+        session.push(frames[number], number + 0.26)
+    ids = join(session.ask("q?", GenerationConfig(max_new_tokens=4))).token_ids
+    session.push(frames[2], 2.0)
+    context = session.prompt("r?").ids
+    placeholder = model.bundle.manifest.tokens.video_id
+    runs = [n for n, token in enumerate(context) if token != placeholder or context[n - 1] != placeholder]
+    text = model._tokenizer._full.decode([int(context[n]) for n in runs], skip_special_tokens=False)
+    frame, answer = model._tokenizer.token(placeholder), model._tokenizer.decode(list(ids))
+    assert text == (
+        f"<|stream_start|>stream\nTime 0.3s: {frame}\nTime 1.3s: {frame}\n<|stream_end|>\n"
+        f"<|im_start|>user\nq?<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>\n"
+        f"<|stream_start|>stream\nTime 2.0s: {frame}\n<|stream_end|>\n"
+        "<|im_start|>user\nr?<|im_end|>\n<|im_start|>assistant\n"
+    )
 
 
 def test_a_template_without_the_stream_role_says_so(bundle: Path) -> None:
@@ -174,30 +169,32 @@ def test_a_template_without_the_stream_role_says_so(bundle: Path) -> None:
         model.open_session(format="film")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("style", ["video", "stream"])
+@pytest.mark.parametrize(
+    ("folder", "style"),
+    [("bundle", "video"), ("bundle", "stream"), pytest.param("one_layer_bundle", "video", marks=pytest.mark.torch)],
+)
 def test_a_full_context_is_that_of_the_frames_that_stayed(
-    one_layer: VideoLlama3, demo: VideoLlama3, style: Any
+    request: pytest.FixtureRequest, folder: str, style: Any
 ) -> None:
-    """As if the session had begun with them: the tokens, and in one layer their keys and values at their positions."""
-    for model in [one_layer, demo] if style == "video" else [demo]:
-        frames = moving(60)
-        session = model.open_session("Watch it.", WHOLE, max_tokens=300, frames_expected=16, format=style)
-        gone: list[float] = []
-        for number, frame in enumerate(frames):
-            report = session.push(frame, float(number))
-            gone += report.dropped_s
-            assert report.dropped_frames == len(report.dropped_s)
-            assert session.num_tokens <= 300 - 300 // 8
-        assert gone == [float(n) for n in range(len(gone))]
-        assert session.dropped_frames == len(gone) > 30
-        assert session.num_frames == 60 - len(gone) > 3
-        fresh = model.open_session("Watch it.", WHOLE, frames_expected=16, format=style)
-        for number in range(len(gone), 60):
-            fresh.push(frames[number], float(number))
-        assert session.prompt("q?").ids.tolist() == fresh.prompt("q?").ids.tolist()
-        layers = 2 if model is demo else 2 * model.bundle.manifest.text.num_layers  # deeper ones saw what has left
-        difference = np.abs(cached(session)[:layers] - cached(fresh)[:layers])
-        assert difference.max() < 1e-4, (difference.max(), difference.mean())
+    """As if the session had begun with them: tokens, and the first layer's keys and values at their positions."""
+    model = VideoLlama3.load(request.getfixturevalue(folder), num_threads=1)
+    frames = moving(60)
+    session = model.open_session("Watch it.", WHOLE, max_tokens=300, frames_expected=16, format=style)
+    gone: list[float] = []
+    for number, frame in enumerate(frames):
+        report = session.push(frame, float(number))
+        gone += report.dropped_s
+        assert report.dropped_frames == len(report.dropped_s)
+        assert session.num_tokens <= 300 - 300 // 8
+    assert gone == [float(n) for n in range(len(gone))]
+    assert session.dropped_frames == len(gone) > 30
+    assert session.num_frames == 60 - len(gone) > 3
+    fresh = model.open_session("Watch it.", WHOLE, frames_expected=16, format=style)
+    for number in range(len(gone), 60):
+        fresh.push(frames[number], float(number))
+    assert session.prompt("q?").ids.tolist() == fresh.prompt("q?").ids.tolist()
+    difference = np.abs(cached(session)[:2] - cached(fresh)[:2])  # deeper layers saw what has left
+    assert difference.max() < 1e-4, (difference.max(), difference.mean())
 
 
 def test_answers_leave_with_the_frames_of_their_time(demo: VideoLlama3, video: Video) -> None:
@@ -396,10 +393,10 @@ def conversation(model: VideoLlama3, start: int, answers: list[tuple[int, ...]])
     return model.prompt([*said, {"role": "user", "content": "q?"}], []).ids.tolist()
 
 
-def test_the_size_is_that_of_a_clip_of_as_many_frames(tiny: VideoLlama3) -> None:
+def test_the_size_is_that_of_a_clip_of_as_many_frames(model: VideoLlama3) -> None:
     frames = np.random.default_rng(2).integers(0, 256, (6, 600, 900, 3), dtype=np.uint8)
-    clip = tiny.encode(frames)
-    session = tiny.open_session(frames_expected=6)
+    clip = model.encode(frames)
+    session = model.open_session(frames_expected=6)
     session.push(frames[0], 0.0)
     assert session._frames is not None
     assert session._frames.size == (clip.height_px, clip.width_px)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vl3edge.export.decoder import text_spec
-from vl3edge.models.random import preset
 from vl3edge.runtime.errors import ConfigError
-from vl3edge.runtime.manifest import Manifest, MediaSpec, ProcessorSpec, TokenSpec, VisionSpec
+from vl3edge.runtime.manifest import Manifest, MediaSpec, ProcessorSpec, TextSpec, TokenSpec, VisionSpec
 from vl3edge.runtime.tensorrt_profiles import (
     Profile,
     ShapeRange,
@@ -21,9 +19,13 @@ from vl3edge.runtime.tensorrt_profiles import (
 )
 
 
+VISION = {
+    "tiny": VisionSpec(hidden_size=80, num_layers=2, num_heads=4, intermediate_size=120, patch_size=14),
+    "2b": VisionSpec(hidden_size=1152, num_layers=27, num_heads=16, intermediate_size=4304, patch_size=14),
+}
+
+
 def manifest(name: str = "2b", merge_sizes: tuple[int, int] = (1, 2), budget: int = 28 * 28 * 16384) -> Manifest:
-    config = preset(name)
-    vision = config.vision
     image, video = (MediaSpec(merge_size, 56 * 56, budget) for merge_size in merge_sizes)
     half = (0.5, 0.5, 0.5)
     return Manifest(
@@ -32,10 +34,8 @@ def manifest(name: str = "2b", merge_sizes: tuple[int, int] = (1, 2), budget: in
         source="x",
         precision="fp16",
         targets=("rtx",),
-        vision=VisionSpec(
-            vision.hidden_size, vision.num_layers, vision.num_heads, vision.intermediate_size, vision.patch_size
-        ),
-        text=text_spec(config.text),
+        vision=VISION[name],
+        text=TextSpec(1536, 28, 12, 2, 128, 8960, 151936, 32768),
         processor=ProcessorSpec("transformers", image, video, half, half, 1.0, 180, True),
         tokens=TokenSpec(1, 1, (2,)),
         quantization={},

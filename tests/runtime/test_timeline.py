@@ -6,7 +6,6 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from reference import transformers_module
 
 from vl3edge.runtime.config import SamplingPlan
 from vl3edge.runtime.errors import MediaError
@@ -93,7 +92,10 @@ def test_rates_are_the_fractions_they_stand_for() -> None:
     assert as_fraction(1e-9) == Fraction(1e-9)
 
 
+@pytest.mark.torch
 def test_index_rule_equals_transformers() -> None:
+    from reference import transformers_module
+
     transformers_module()
     from transformers import VideoLlama3VideoProcessor
     from transformers.video_utils import VideoMetadata
