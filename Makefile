@@ -1,5 +1,7 @@
 # make demo   installs the runtime alone (no torch) and captions a real H.264 file with the demo bundle
 # make test   installs what the tests need and runs them; make lint checks style and types
+# make test-runtime installs the runtime without torch and runs its tests (minutes)
+# make matrix the demo and the runtime's tests on every Python there is, with the newest and the oldest dependencies
 # make fuzz   damages media for FUZZ_SECONDS and reads it, then bundles, templates and records; make test: for seconds
 # make mutation changes single operators of four modules: do their tests notice? (MUTANTS=30: of each only 30)
 # make coverage which lines of runtime/ the tests run, child processes included
@@ -8,6 +10,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 DEMO_VENV ?= .venv-demo
+RUNTIME_VENV ?= .venv-runtime
 INTERCHANGE_VENV ?= .venv-interchange
 # A CPU build where the package index offers one; installed first, so that nothing pulls a CUDA build.
 TORCH ?= torch==2.13.0
@@ -17,7 +20,7 @@ FUZZ_SECONDS ?= 1200
 BIN := $(VENV)/bin
 RUN := OMP_NUM_THREADS=1 $(BIN)/python -m
 
-.PHONY: coverage demo demo-bundle fuzz mutation test test-long test-interchange lint format clean
+.PHONY: coverage demo demo-bundle fuzz matrix mutation test test-runtime test-long test-interchange lint format clean
 
 demo: $(DEMO_VENV)/.installed
 	$(DEMO_VENV)/bin/vl3edge caption tests/fixtures/demo_clip.mp4
@@ -29,6 +32,13 @@ demo-bundle: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(RUN) pytest -n $(WORKERS) -m "not long" $(PYTEST_OPTIONS)
+
+# On another Python: make test-runtime PYTHON=python3.13 RUNTIME_VENV=.venv-313
+test-runtime: $(RUNTIME_VENV)/.installed
+	OMP_NUM_THREADS=1 $(RUNTIME_VENV)/bin/python -m pytest -n $(WORKERS) -m "not long" tests/runtime $(PYTEST_OPTIONS)
+
+matrix:
+	$(PYTHON) .ci/matrix.py --tests all --workers $(WORKERS)
 
 test-long: $(VENV)/.installed
 	$(RUN) pytest -m long $(PYTEST_OPTIONS)
@@ -71,11 +81,16 @@ format: $(VENV)/.installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(DEMO_VENV) $(INTERCHANGE_VENV) .cache build *.egg-info
+	rm -rf $(VENV) $(DEMO_VENV) $(RUNTIME_VENV) $(INTERCHANGE_VENV) .cache build *.egg-info
 
 $(DEMO_VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(DEMO_VENV)
 	$(DEMO_VENV)/bin/pip install --quiet --editable '.[cpu]'
+	touch $@
+
+$(RUNTIME_VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(RUNTIME_VENV)
+	$(RUNTIME_VENV)/bin/pip install --quiet --editable '.[cpu,test-runtime]'
 	touch $@
 
 # transformers imports torchvision for this model's video processor; its own requirements would pull another torch.

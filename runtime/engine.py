@@ -18,13 +18,14 @@ import numpy as np
 from .bundle import Bundle
 from .cpu_features import adds_8_bit_products_exactly
 from .cuda import Device, open_device
+from .cuda_start import PROVIDER as _CUDA
+from .cuda_start import start_cuda
 from .errors import BackendError, BundleError, ConfigError
 
 BACKENDS = ("auto", "cpu", "cuda", "rtx", "jetson", "tensorrt")
 PATCHES_PER_CALL = 2048
 """Bounds the encoder's activations on a CPU: 150 MB at the released models' width. More at once is not faster there."""
 GPU_PATCHES_PER_CALL = 8192
-_CUDA = "CUDAExecutionProvider"
 MAX_THREADS = 1024
 _INSTALL = "pip install 'vl3edge[cpu]' (or [cuda], [rtx] on an NVIDIA GPU)"
 
@@ -184,7 +185,9 @@ def select_backend(name: str = "auto", num_threads: int = 0) -> Backend:
             f"this ONNX Runtime has no CUDA (it offers {', '.join(available)}): pip install 'vl3edge[cuda]'."
         )
     if name == "cuda" or (name == "auto" and has_cuda):
-        return Backend("cuda", (_CUDA, "CPUExecutionProvider"), ort.__version__, num_threads, open_device())
+        device = open_device()
+        start_cuda(ort, device.name, device.capability)
+        return Backend("cuda", (_CUDA, "CPUExecutionProvider"), ort.__version__, num_threads, device)
     return Backend("cpu", ("CPUExecutionProvider",), ort.__version__, num_threads)
 
 

@@ -11,12 +11,12 @@ from typing import Any
 
 from .errors import BackendError
 
-_MODULES = {"rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"), "jetson": ("tensorrt",)}
+_MODULES = {"rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"), "jetson": ("tensorrt", "tensorrt_bindings")}
 _INSTALL = {
     "rtx": "TensorRT for RTX is not installed: pip install 'vl3edge[rtx]' (x86-64 Linux or Windows)",
     "jetson": (
         "TensorRT is not installed: it comes with JetPack (sudo apt install python3-libnvinfer, and a virtual "
-        "environment made with --system-site-packages); elsewhere, pip install tensorrt"
+        "environment made with --system-site-packages); elsewhere, pip install 'vl3edge[tensorrt]'"
     ),
 }
 

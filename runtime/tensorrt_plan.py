@@ -28,6 +28,8 @@ PLAN_MANIFEST = "engines.json"
 SOURCES = ("vision.onnx", "projector.onnx")
 TARGETS = ("rtx", "jetson")
 PORTABLE = "portable"
+RTX_CAPABILITIES = ((7, 5), (8, 0), (8, 6), (8, 9))
+"""Below 12.0; plans for 7.5 are made when it is named."""
 
 Target = Literal["rtx", "jetson"]
 _MAX_BYTES = 1 << 20
@@ -128,6 +130,11 @@ def choose_engines(
 
     Raises BackendError that says which command makes one, and why those that are there do not serve.
     """
+    if target == "rtx" and not _rtx_supports(capability):
+        raise BackendError(
+            f"TensorRT for RTX does not run on {device}, compute capability {capability[0]}.{capability[1]} (it takes "
+            f"7.5, 8.0, 8.6, 8.9, and 12.0 and later): use --backend cuda."
+        )
     reasons = []
     usable = []
     for engines in found:
@@ -157,6 +164,11 @@ def _misfit(spec: EngineSet, tensorrt: str, device: str, capability: tuple[int, 
         listed = ", ".join(spec.compute_capabilities)
         return None if here in spec.compute_capabilities else f"for compute capability {listed}, not {here}"
     return None if capability >= (8, 0) else f"for compute capability 8.0 and later, not {here}"
+
+
+def _rtx_supports(capability: tuple[int, int]) -> bool:
+    """Whether TensorRT for RTX 1.7 has kernels for it: consumer GPUs, not Hopper, the first Blackwell nor Jetson."""
+    return capability in RTX_CAPABILITIES or capability >= (12, 0)
 
 
 def _read(path: Path) -> EngineSet:

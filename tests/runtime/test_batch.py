@@ -140,7 +140,10 @@ def test_answers_are_those_of_each_prompt_alone(models: Callable[[str], Parts], 
     check_equal(parts, requests, list(parts.batch(rows).answers(requests)))
 
 
-def test_logits_of_a_row_do_not_depend_on_the_others(parts: Parts) -> None:
+@pytest.mark.torch
+def test_logits_of_a_row_do_not_depend_on_the_others(models: Callable[[str], Parts]) -> None:
+    """In float32: quantized products round what they read in the company of the rest of a prompt."""
+    parts = models("tied")
     random = np.random.default_rng(0)
     inputs = (random.standard_normal((3, 30, parts.spec.hidden_size)) * 0.5).astype(np.float32)
     batch = BatchDecoder(parts.session, parts.spec)

@@ -29,12 +29,15 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], Any], seal: bool = Tru
     path.write_text(json.dumps(sealed(data) if seal else data))
 
 
-def test_a_sound_bundle_opens_and_its_manifest_round_trips(bundle: Path) -> None:
-    opened = open_bundle(bundle)
-    data = json.loads((bundle / "bundle.json").read_text())
-    assert json.loads(json.dumps(opened.manifest.to_json())) == data
+def test_a_sound_bundle_opens_and_its_manifest_round_trips(any_bundle: Path) -> None:
+    opened = open_bundle(any_bundle)
+    data = json.loads((any_bundle / "bundle.json").read_text())
     assert Manifest.from_json(data) == (opened.manifest, [])
-    assert opened.num_bytes == sum(f.stat().st_size for f in bundle.iterdir() if f.name != "bundle.json")
+    again = json.loads(json.dumps(opened.manifest.to_json()))
+    assert Manifest.from_json(again) == (opened.manifest, [])
+    # The demo bundle is from before some of the fields there are now, which have their defaults then.
+    assert {key: again[key] for key in data if key != "sha256"} == {k: v for k, v in data.items() if k != "sha256"}
+    assert opened.num_bytes == sum(f.stat().st_size for f in any_bundle.iterdir() if f.name != "bundle.json")
 
 
 def test_every_missing_and_changed_file_is_named_at_once(copy: Path) -> None:

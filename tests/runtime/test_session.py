@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from resealing import reseal
 
 from vl3edge.runtime import GenerationConfig, PruningConfig, VideoLlama3
 from vl3edge.runtime.clip import Clip
@@ -161,8 +163,12 @@ def test_the_stream_role_is_written_as_the_paper_has_it(request: pytest.FixtureR
     )
 
 
-def test_a_template_without_the_stream_role_says_so(bundle: Path) -> None:
-    model = VideoLlama3.load(bundle, num_threads=1)
+def test_a_template_without_the_stream_role_says_so(bundle: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    template = (folder / "chat_template.jinja").read_text().replace("message['role'] == 'stream'", "false")
+    (folder / "chat_template.jinja").write_text(template)
+    reseal(folder)
+    model = VideoLlama3.load(folder, num_threads=1)
     with pytest.raises(ConfigError, match="format='video'"):
         model.open_session(format="stream")
     with pytest.raises(ConfigError, match="video, stream"):

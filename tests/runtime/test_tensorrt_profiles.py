@@ -18,7 +18,6 @@ from vl3edge.runtime.tensorrt_profiles import (
     vision_profiles,
 )
 
-
 VISION = {
     "tiny": VisionSpec(hidden_size=80, num_layers=2, num_heads=4, intermediate_size=120, patch_size=14),
     "2b": VisionSpec(hidden_size=1152, num_layers=27, num_heads=16, intermediate_size=4304, patch_size=14),
