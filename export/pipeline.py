@@ -7,6 +7,7 @@ all.
 from __future__ import annotations
 
 import json
+import math
 import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +23,8 @@ import torch
 
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.config import MediaProcessing, ModelConfig
+from vl3edge.models.tensors import DECODER, LM_HEAD
+from vl3edge.models.values import LARGEST_HALF, check_values
 from vl3edge.quant.calibration import CalibrationSet
 from vl3edge.quant.dequantized import DequantizedCheckpoint
 from vl3edge.quant.gptq_writer import write_gptq_checkpoint
@@ -52,9 +55,10 @@ from .prefill import write_prefill
 from .prefill_calibration import CALIBRATION_TOKENS as PROMPT_TOKENS
 from .prefill_calibration import calibrate_prefill
 from .prefill_calibration import relative_error as relative_error_of_prompts
+from .prompt_files import try_chat_template, write_prompt_files
 from .quantization import Quantized, discard_work, existing_quantization, quantize, work_folder
 from .quantized import HEAD, QuantizedDecoderBuilder, write_quantized_embeddings
-from .staging import staged_folder
+from .staging import check_target, staged_folder
 from .tensorrt_stage import TENSORRT_TARGETS, require_tensorrt, tensorrt_bytes, write_tensorrt
 from .vision import export_projectors, export_vision
 from .vision_calibration import VisionCalibration, calibrate_vision, calibration_clips, relative_error
@@ -130,20 +134,24 @@ def export_bundle(
     """Exports a checkpoint to the folder `target`.
 
     progress: called with (stage, steps done, steps in all).
-    Raises ExportError (target exists, disk full, …), CheckpointError (from reading), QuantError (a plan that does not
-    fit the decoder, weights that are no numbers), MediaError (calibration media).
+    Raises ExportError (target exists, disk full, a chat template that fails, …), CheckpointError (from reading, weights
+    that are no numbers), QuantError (a plan that does not fit the decoder), MediaError (calibration media).
     """
     options = options or ExportOptions()
     for option, bits in (("vision_bits", options.vision_bits), ("prefill_bits", options.prefill_bits)):
         if bits not in (8, 16):
             raise ExportError(f"{option} must be 8 or 16, not {bits}")
     _check_quantization(checkpoint, options)
+    check_target(target.resolve(), options.force)
     precision = options.stored_precision
+    draft = make_manifest(checkpoint.config, options, checkpoint.commit)
+    try_chat_template(checkpoint, draft)
+    check_values(checkpoint, partial(_largest_storable, options))
+    progress("weights read through", 1, 1)
     compilers = require_tensorrt(options.targets)
     needed = _estimated_bytes(checkpoint, precision) + tensorrt_bytes(checkpoint, options.targets)
     needed += _prefill_bytes(checkpoint, options)
     with staged_folder(target, options.force, needed) as folder:
-        draft = make_manifest(checkpoint.config, options, checkpoint.commit)
         draft = replace(draft, versions=draft.versions | compilers)
         calibration = _vision_calibration(checkpoint, options, draft, progress)
         measured, encoder = _write_vision(checkpoint, folder, options, calibration, progress)
@@ -184,6 +192,17 @@ def _check_quantization(checkpoint: Checkpoint, options: ExportOptions) -> None:
         expand(options.calibration)  # raises MediaError for what does not exist
 
 
+def _largest_storable(options: ExportOptions, name: str) -> float:
+    """The largest value that the bundle can hold of a tensor: float16's, or float32's for what stays in it."""
+    decodes, is_norm = name.startswith((DECODER, LM_HEAD)), "norm" in name
+    half = options.stored_precision == "fp16" or name.endswith(".scales")
+    if decodes and not is_norm:
+        half = half or options.plan is not None or set(options.targets) != {"cpu"}
+    elif not is_norm:
+        half = half or bool(set(options.targets) & set(TENSORRT_TARGETS))
+    return LARGEST_HALF if half else math.inf
+
+
 def _vision_calibration(
     checkpoint: Checkpoint, options: ExportOptions, draft: Manifest, progress: Progress
 ) -> VisionCalibration | None:
@@ -201,8 +220,7 @@ def _write_vision(
     progress: Progress,
 ) -> tuple[dict[str, Difference], VisionQuantization]:
     precision, quantization = options.stored_precision, VisionQuantization()
-    (folder / "tokenizer.json").write_text(checkpoint.tokenizer_json(), encoding="utf-8")
-    (folder / "chat_template.jinja").write_text(checkpoint.chat_template(), encoding="utf-8")
+    write_prompt_files(checkpoint, folder)
     progress("vision", 0, 1)
     measured = {"vision": export_vision(checkpoint, folder, precision, calibration=calibration)}
     if calibration is not None:
@@ -339,6 +357,7 @@ def make_manifest(config: ModelConfig, options: ExportOptions, commit: str | Non
             token_compression=config.use_token_compression,
         ),
         tokens=TokenSpec(config.image_token_id, config.video_token_id, config.eos_token_ids),
+        generation=replace(config.generation, penalize_prompt=config.layout == "transformers"),
         quantization={},
         measured={},
         versions={

@@ -24,7 +24,7 @@ def staged_folder(target: Path, force: bool, needed_bytes: int) -> Iterator[Path
     force does not replace), or if the disk has no room.
     """
     target = target.resolve()
-    _check_target(target, force)
+    check_target(target, force)
     target.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(target.parent).free
     if free < needed_bytes:
@@ -45,7 +45,8 @@ def staged_folder(target: Path, force: bool, needed_bytes: int) -> Iterator[Path
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _check_target(target: Path, force: bool) -> None:
+def check_target(target: Path, force: bool) -> None:
+    """Raises ExportError if there is something at `target` that may not be replaced."""
     if not target.exists():
         return
     if not target.is_dir():

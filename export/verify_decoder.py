@@ -251,8 +251,9 @@ def verify_whole_path(
         )
         tokenizer = Tokenizer(bundle.path("tokenizer.json"))
         differing = []
+        greedy = GenerationConfig(max_new_tokens=count, temperature=0.0, repetition_penalty=1.0)
         for clip, media, answer in zip(clips, encoded, answers, strict=True):
-            text = model.ask(media, clip.question, GenerationConfig(max_new_tokens=count)).text
+            text = model.ask(media, clip.question, greedy).text
             if text != (meant := tokenizer.decode(list(answer.ids))):
                 differing.append(f"{clip.name}: {text!r}, stage by stage {meant!r}")
     except Vl3EdgeError as e:

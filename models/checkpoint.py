@@ -6,6 +6,7 @@ unexpected and wrongly shaped tensor is named in one error.
 
 from __future__ import annotations
 
+import re
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +20,14 @@ from .hub import find_checkpoint
 from .json_section import Section
 from .tensor_files import TensorFiles
 from .tensors import DECODER, EMBEDDINGS, LM_HEAD, Shape, canonical_name, expected_shapes, is_derived
-from .tokenizer_files import tokenizer_json
+from .tokenizer_files import special_tokens, tokenizer_json
 
 _FLOATS = ("F32", "F16", "BF16")
 _GPTQ_OPTIONAL = ("g_idx", "bias")
 _GPTQ_BITS = (2, 3, 4, 8)
+_TOLD = 10  # problems in one message
+_PEFT = re.compile(r"base_model\.model\.|\.(lora_|base_layer\.|modules_to_save\.)")  # names that PEFT gives tensors
+_ADAPTER = "adapter_config.json"
 
 
 class Checkpoint:
@@ -58,6 +62,11 @@ class Checkpoint:
             CheckpointError: anything that keeps it from being used, naming the file and the key or tensor.
         """
         folder, commit = find_checkpoint(path_or_hub_id, revision)
+        if (folder / _ADAPTER).is_file() and not TensorFiles.has_model(folder):
+            raise CheckpointError(
+                f"{folder} holds a PEFT adapter ({_ADAPTER}) without the model it was trained on: load both with peft, "
+                "merge_and_unload(), save_pretrained(), and export that folder"
+            )
         return cls(folder, read_config(folder), TensorFiles(folder), commit)
 
     @property
@@ -83,6 +92,10 @@ class Checkpoint:
         tensor = self._files.tensor(self._stored[self._resolve(name)])
         return tensor if dtype is None else tensor.to(dtype)
 
+    def stored_name(self, name: str) -> str:
+        """What the files call a tensor; raises CheckpointError for one that is not there."""
+        return self._stored[self._resolve(name)]
+
     def release(self) -> None:
         """Gives back the memory of everything read so far; worth it before something else needs much."""
         self._files.release()
@@ -102,6 +115,10 @@ class Checkpoint:
         """The tokenizer, as the text of a tokenizer.json; see `tokenizer_files.py`."""
         return tokenizer_json(self.folder)
 
+    def special_tokens(self) -> dict[str, str]:
+        """The special tokens by the names that chat templates have for them; see `tokenizer_files.py`."""
+        return special_tokens(self.folder)
+
     def chat_template(self) -> str:
         """The Jinja source of the chat template, wherever the checkpoint keeps it."""
         jinja = self.folder / "chat_template.jinja"
@@ -120,8 +137,14 @@ class Checkpoint:
         """Compares every tensor with the configuration.
 
         Raises:
-            CheckpointError: names every missing, unexpected, wrongly shaped and wrongly typed tensor at once.
+            CheckpointError: names missing, unexpected, wrongly shaped and wrongly typed tensors in one message, the
+                first ten of them.
         """
+        if wrapped := [stored for stored in self._stored.values() if _PEFT.search(stored)]:
+            raise CheckpointError(
+                f"{self.folder} holds a PEFT model that was not merged: {len(wrapped)} tensors have names like "
+                f"{wrapped[0]}; load it with peft, merge_and_unload(), save_pretrained(), and export that folder"
+            )
         required, optional = self._required()
         problems = []
         for name in required.keys() - self._stored.keys():
@@ -135,7 +158,8 @@ class Checkpoint:
             if not name.endswith((".qweight", ".qzeros")) and self._files.dtype(stored) not in _FLOATS:
                 problems.append(f"wrong type: {name} is {self._files.dtype(stored)}, not one of {', '.join(_FLOATS)}")
         if problems:
-            listed = "\n  ".join(sorted(problems))
+            more = [f"and {len(problems) - _TOLD} more"] if len(problems) > _TOLD else []
+            listed = "\n  ".join(sorted(problems)[:_TOLD] + more)
             raise CheckpointError(f"{self.folder}: {len(problems)} tensors do not match config.json:\n  {listed}")
 
     def _required(self) -> tuple[dict[str, Shape], set[str]]:

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from vl3edge.runtime.manifest import GREEDY, GenerationSpec
+
 Layout = Literal["transformers", "authors"]
 
 
@@ -77,6 +79,7 @@ class ModelConfig:
     image_mean, image_std: of pixel values scaled to 0…1, one per channel.
     fps, max_frames: how the checkpoint's processor samples a video.
     use_token_compression: whether the checkpoint prunes video tokens (DiffFP) by default.
+    generation: how the checkpoint wants tokens to be chosen.
     quantization: `quantization_config` as it stands in the checkpoint (a GPTQ decoder), or None.
     """
 
@@ -94,4 +97,5 @@ class ModelConfig:
     fps: float = 1.0
     max_frames: int = 180
     use_token_compression: bool = True
+    generation: GenerationSpec = GREEDY
     quantization: Mapping[str, Any] | None = None

@@ -8,7 +8,11 @@ checkpoint loads into a model that only looks right.
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
+from typing import Any
+
+from vl3edge.runtime.manifest import GenerationSpec
 
 from .config import MediaProcessing, ModelConfig, TextConfig, VisionConfig
 from .errors import CheckpointError
@@ -16,6 +20,25 @@ from .json_section import Section
 
 _BICUBIC = 3  # PIL.Image.Resampling.BICUBIC, as processor files write it
 _HALF = (0.5, 0.5, 0.5)
+_TRANSFORMERS_TOP_K = 50  # of transformers' generate, where nobody gives another
+# What generation_config.json may ask for besides, and the values that ask for nothing.
+_NOT_DONE: dict[str, tuple[Any, ...]] = {
+    "num_beams": (1,),
+    "min_length": (0,),
+    "min_new_tokens": (0,),
+    "no_repeat_ngram_size": (0,),
+    "encoder_repetition_penalty": (1,),
+    "encoder_no_repeat_ngram_size": (0,),
+    "penalty_alpha": (0,),
+    "guidance_scale": (1,),
+    **dict.fromkeys(("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias"), ([],)),
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty"), ()),
+    **dict.fromkeys(("stop_strings", "watermarking_config"), ()),
+}
+_NOT_DRAWN: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("min_p", "epsilon_cutoff", "eta_cutoff"), (0,)),
+    **dict.fromkeys(("typical_p", "top_h"), (1,)),
+}
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -73,6 +96,7 @@ def _read_transformers(folder: Path, config: Section) -> ModelConfig:
         fps=video.number("fps", 1.0),
         max_frames=video.integer("max_frames", 180),
         use_token_compression=video.boolean("use_token_compression", True),
+        generation=_generation(folder, config, text),
         quantization=_quantization(folder, config),
     )
 
@@ -102,6 +126,7 @@ def _read_authors(folder: Path, config: Section) -> ModelConfig:
         fps=processor.number("fps", 1.0),
         max_frames=processor.integer("max_frames", 128),
         use_token_compression=config.boolean("use_token_compression", True),
+        generation=_generation(folder, config),
         quantization=_quantization(folder, config),
     )
 
@@ -212,6 +237,34 @@ def _eos(folder: Path, *sections: Section) -> tuple[int, ...]:
             return ids
     files = " and ".join(sorted({section.file.name for section in candidates}))
     raise CheckpointError(f"{folder}: eos_token_id is in neither {files}, so generation would never end")
+
+
+def _generation(folder: Path, *sections: Section) -> GenerationSpec:
+    """generation_config.json says how to choose tokens; without it, as transformers does, the configuration itself."""
+    file = Section.read_if_there(folder / "generation_config.json")
+    sources = (file,) if file.values else sections
+
+    def holding(key: str) -> Section:
+        return next((section for section in sources if key in section), sources[0])
+
+    samples = holding("do_sample").boolean("do_sample", False)
+    top_p = holding("top_p").number("top_p", 1.0)
+    if top_p > 1:
+        raise holding("top_p").error("top_p", f"must be at most 1, not {top_p}")
+    asked = {key: holding(key).values.get(key) for key in (*_NOT_DONE, *(_NOT_DRAWN if samples else ()))}
+    ignored = [f"{k} {v}" for k, v in asked.items() if v is not None and v not in {**_NOT_DONE, **_NOT_DRAWN}[k]]
+    if ignored:
+        text = (
+            f"{sources[0].file} asks for {', '.join(ignored)}, which is not done: answers may differ from transformers'"
+        )
+        warnings.warn(text, stacklevel=4)
+    return GenerationSpec(
+        do_sample=samples,
+        temperature=holding("temperature").number("temperature", 1.0, zero=True),
+        top_p=top_p,
+        top_k=holding("top_k").integer("top_k", _TRANSFORMERS_TOP_K if samples else 0, at_least=0),
+        repetition_penalty=holding("repetition_penalty").number("repetition_penalty", 1.0),
+    )
 
 
 def _quantization(folder: Path, config: Section) -> dict[str, object] | None:

@@ -67,13 +67,13 @@ class Section:
             raise self.error(key, f"must be at least {at_least}, not {value}")
         return value
 
-    def number(self, key: str, default: float | _Required = _REQUIRED) -> float:
-        """A number above zero."""
+    def number(self, key: str, default: float | _Required = _REQUIRED, zero: bool = False) -> float:
+        """A number above zero, or zero where that is allowed."""
         value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise self.error(key, f"must be a number, not {_kind(value)}")
-        if not 0 < value < float("inf"):
-            raise self.error(key, f"must be a number above zero, not {value}")
+        if not 0 < value < float("inf") and not (zero and value == 0):
+            raise self.error(key, f"must be a number {'from' if zero else 'above'} zero, not {value}")
         return float(value)
 
     def boolean(self, key: str, default: bool | _Required = _REQUIRED) -> bool:

@@ -18,6 +18,7 @@ from .json_section import Section
 
 INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+_TOLD = 10  # names in one message
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -35,6 +36,11 @@ class TensorFiles:
             self._open_index(folder)
         else:
             self._open(_single_file(folder))
+
+    @staticmethod
+    def has_model(folder: Path) -> bool:
+        """Whether a folder holds weights under the names that a whole model's are saved with."""
+        return (folder / INDEX).is_file() or (folder / _SINGLE).is_file()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._file_of)
@@ -77,9 +83,9 @@ class TensorFiles:
             self._open(folder / shard)
         wrong = [name for name, shard in weight_map.values.items() if self._file_of.get(name) != folder / shard]
         if wrong:
-            raise CheckpointError(
-                f"{index.file} names tensors that are not in the shard it gives: {', '.join(sorted(wrong))}"
-            )
+            more = f" and {len(wrong) - _TOLD} more" if len(wrong) > _TOLD else ""
+            names = ", ".join(sorted(wrong)[:_TOLD])
+            raise CheckpointError(f"{index.file} names tensors that are not in the shard it gives: {names}{more}")
 
     def _open(self, file: Path) -> None:
         try:

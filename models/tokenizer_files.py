@@ -14,6 +14,8 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
+from vl3edge.runtime.tokenizer import SPECIAL_TOKENS, named_tokens
+
 from .errors import CheckpointError
 from .json_section import Section
 
@@ -22,6 +24,7 @@ _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_QWEN_TOKENS = dict.fromkeys(("eos_token", "pad_token", "unk_token"), "<|endoftext|>")
 
 
 def tokenizer_json(folder: Path) -> str:
@@ -48,6 +51,22 @@ def tokenizer_json(folder: Path) -> str:
         merges=_read_merges(merges),
         added=[AddedToken(**_token_fields(ids[key])) for key in sorted(ids)],
     ).to_str()
+
+
+def special_tokens(folder: Path) -> dict[str, str]:
+    """What chat templates call `eos_token`, `pad_token`, …, as transformers hands them out for this checkpoint.
+
+    tokenizer_config.json names them; older checkpoints, whose tokenizer_config.json has no added_tokens_decoder, in
+    special_tokens_map.json too. What is not named at all has the default of the tokenizer's class.
+    """
+    settings = dict(Section.read_if_there(folder / SPECIAL_TOKENS).values)
+    if "added_tokens_decoder" not in settings:
+        settings |= Section.read_if_there(folder / "special_tokens_map.json").values
+    for key in ("extra_special_tokens", "model_specific_special_tokens"):
+        named = settings.get(key)
+        settings |= named if isinstance(named, Mapping) else {}
+    is_qwen = str(settings.get("tokenizer_class", "Qwen2Tokenizer")).startswith("Qwen2Tokenizer")
+    return named_tokens({**(_QWEN_TOKENS if is_qwen else {}), **settings})
 
 
 def byte_level_bpe(

@@ -27,6 +27,7 @@ from .decoder import BatchDecoder
 from .errors import BackendError, BatchWarning, ContextLengthError
 from .generation import Answer, GenerationStats
 from .kvcache import capacity_for
+from .manifest import GREEDY, GenerationSpec
 from .splice import EmbeddingTable, SplicedPrompt
 from .tokenizer import Detokenizer, Tokenizer
 
@@ -49,6 +50,7 @@ class BatchGenerator:
     memory_bytes: what the cache and the prompts may take; None is most of what the machine, or the GPU, has available
         when `answers` begins, but for reserve_bytes: what encoding and prefilling take.
     check: is told the capacity that each sequence needs; it raises ContextLengthError if that is too much for one.
+    defaults: the model's own settings, for what a GenerationConfig leaves open.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class BatchGenerator:
         memory_bytes: int | None = None,
         reserve_bytes: int = 0,
         check: Callable[[int], None] | None = None,
+        defaults: GenerationSpec = GREEDY,
     ) -> None:
         self._decoder = decoder
         self._table = table
@@ -70,6 +73,7 @@ class BatchGenerator:
         self._memory_bytes = memory_bytes
         self._reserve_bytes = reserve_bytes
         self._check = check
+        self._defaults = defaults
         self._waiting: deque[BatchRequest] = deque()
         self._rows: list[_Sequence | None] = []  # None is free; the last one is not
 
@@ -102,7 +106,7 @@ class BatchGenerator:
                 break
             try:
                 limit = self._decoder.spec.max_position_embeddings
-                answer = Continuation(request.prompt.ids, request.config, self._eos_ids, limit)
+                answer = Continuation(request.prompt.ids, request.config, self._eos_ids, limit, self._defaults)
                 if not self._make_room(answer.max_length):
                     self._waiting.appendleft(request)
                     break

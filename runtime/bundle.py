@@ -19,6 +19,7 @@ from .jsonfile import read_json_file
 from .manifest import FileEntry, Manifest
 from .onnx_files import external_files
 from .tensorrt_plan import engine_files
+from .tokenizer import SPECIAL_TOKENS
 
 MANIFEST_NAME = "bundle.json"
 DEMO_BUNDLE = Path(__file__).parent / "demo_bundle"
@@ -71,6 +72,8 @@ def open_bundle(folder: str | Path) -> Bundle:
     folder = Path(folder)
     manifest = read_manifest(folder)
     problems = [f"{name} is missing from the manifest" for name in REQUIRED if name not in manifest.files]
+    if SPECIAL_TOKENS not in manifest.files and (folder / SPECIAL_TOKENS).exists():  # it would be read with no check
+        problems.append(f"{SPECIAL_TOKENS} is not one of the bundle's files")
     template = manifest.files.get("chat_template.jinja")
     if template is not None and template.bytes > _MAX_TEMPLATE_BYTES:
         problems.append(f"chat_template.jinja has {template.bytes:,} bytes, at most {_MAX_TEMPLATE_BYTES:,} are read")

@@ -70,6 +70,7 @@ def _describe(bundle: Bundle) -> None:
         f"decoder      {text.num_layers} layers of {text.hidden_size}, {text.num_heads} heads on {text.num_kv_heads}, "
         f"vocabulary {text.vocab_size}, context {text.max_position_embeddings}"
     )
+    _show(f"answers      {_generation_line(manifest)}")
     _show(f"exported by  {', '.join(f'{name} {number}' for name, number in manifest.versions.items())}")
     for engines in read_engine_sets(bundle.folder):
         spec = engines.spec
@@ -84,6 +85,15 @@ def _describe(bundle: Bundle) -> None:
             f"{bundle.folder}: what bundle.json says of measurements and quantization is damaged ({e}). "
             "Copy or export the bundle again."
         ) from e
+
+
+def _generation_line(manifest: Manifest) -> str:
+    """How tokens are chosen where a call says nothing."""
+    spec = manifest.generation
+    drawn = f"drawn at temperature {spec.temperature:g}, top-p {spec.top_p:g}, top-k {spec.top_k or 'off'}"
+    ends = ", ".join(map(str, manifest.tokens.eos_ids))
+    choice = drawn if spec.do_sample and spec.temperature else "greedy"
+    return f"{choice}, repetition penalty {spec.repetition_penalty:g}; end tokens {ends}"
 
 
 def _show(text: str = "") -> None:

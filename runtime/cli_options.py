@@ -71,15 +71,20 @@ def _threshold(text: str) -> float | Literal["auto"]:
 def add_generation(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("answer")
     group.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="length limit (default: 256)")
-    group.add_argument("--temperature", type=float, default=0.0, help="0, the default, is greedy")
     group.add_argument(
-        "--top-p", type=float, default=1.0, metavar="P", help="draw from the likeliest that make up P (default: 1)"
+        "--temperature", type=float, metavar="T", help="0 is greedy (default: the model's; greedy if it has none)"
     )
     group.add_argument(
-        "--top-k", type=int, default=0, metavar="N", help="draw from the N likeliest tokens (default: 0, from all)"
+        "--top-p", type=float, metavar="P", help="draw from the likeliest that make up P (default: the model's, or 1)"
     )
     group.add_argument(
-        "--repetition-penalty", type=float, default=1.0, metavar="X", help="above 1 avoids tokens that occurred"
+        "--top-k", type=int, metavar="N", help="draw from the N likeliest tokens; 0: from all (default: the model's)"
+    )
+    group.add_argument(
+        "--repetition-penalty",
+        type=float,
+        metavar="X",
+        help="above 1 avoids tokens that occurred (default: the model's, or 1)",
     )
     group.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same draws (default: a new one)")
 

@@ -1,6 +1,6 @@
 """What one call wants: how to sample frames, how to prune tokens, how to generate text.
 
-What the model *is* lives in the bundle's manifest (`bundle.py`); nothing here depends on a model. All classes are
+What the model *is* lives in the bundle's manifest (`manifest.py`); nothing here depends on a model. All classes are
 frozen and check their values when they are made, so a bad option fails at the call that gave it.
 """
 
@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 import numbers
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from .errors import ConfigError
+from .manifest import GenerationSpec
 
 MAX_FPS = 1_000_000  # finer than any clip's clock; times are counted exactly, and may not overflow
 SamplingRule = Literal["fps", "index"]
@@ -92,33 +93,46 @@ class PruningConfig:
 class GenerationConfig:
     """How tokens are chosen. Field names and meanings follow transformers; temperature 0 is greedy.
 
+    What is None is as the checkpoint's generation_config.json says (`model.info` shows it), or, where that says
+    nothing, greedy and without a penalty.
+
     max_new_tokens: upper limit of generated tokens.
-    temperature, top_k, top_p: applied in this order; top_k 0 and top_p 1.0 switch theirs off.
-    repetition_penalty: 1.0 is off; applied to every token of the prompt and the answer so far.
+    temperature, top_k, top_p: applied in this order; top_k 0 and top_p 1.0 switch theirs off. A temperature above 0
+        draws tokens, also from a checkpoint that does not ask for it.
+    repetition_penalty: 1.0 is off; applied to every token of the prompt and the answer so far; to those of the answer
+        alone in the authors' layout, whose release gives transformers no ids of the prompt.
     seed: of the sampler; None draws one. The same seed gives the same text on the same machine.
     """
 
     max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    repetition_penalty: float = 1.0
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    repetition_penalty: float | None = None
     seed: int | None = None
 
     def __post_init__(self) -> None:
         _check_types(self)
         if self.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise ConfigError(f"temperature must be 0 (greedy) or more, not {self.temperature}")
-        if not 0 < self.top_p <= 1:
+        temperature, penalty = self.temperature, self.repetition_penalty
+        if temperature is not None and not (math.isfinite(temperature) and temperature >= 0):
+            raise ConfigError(f"temperature must be 0 (greedy) or more, not {temperature}")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p must be above 0 and at most 1, not {self.top_p}")
-        if self.top_k < 0:
+        if self.top_k is not None and self.top_k < 0:
             raise ConfigError(f"top_k must be 0 (off) or more, not {self.top_k}")
-        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
-            raise ConfigError(f"repetition_penalty must be above 0 (1.0 is off), not {self.repetition_penalty}")
+        if penalty is not None and not (math.isfinite(penalty) and penalty > 0):
+            raise ConfigError(f"repetition_penalty must be above 0 (1.0 is off), not {penalty}")
         if self.seed is not None and self.seed < 0:
             raise ConfigError(f"seed must be a whole number, 0 or more, not {self.seed}")
+
+    def filled(self, model: GenerationSpec) -> GenerationConfig:
+        """The same with what is left open taken from the model's own; only seed may still be None."""
+        own = {"temperature": model.temperature if model.do_sample else 0.0, "top_p": model.top_p, "top_k": model.top_k}
+        own["repetition_penalty"] = model.repetition_penalty
+        taken: dict[str, Any] = {name: value for name, value in own.items() if getattr(self, name) is None}
+        return replace(self, **taken)
 
 
 def _check_types(config: Any) -> None:

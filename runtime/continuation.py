@@ -9,6 +9,7 @@ import numpy as np
 
 from .config import GenerationConfig
 from .errors import ContextLengthError
+from .manifest import GREEDY, GenerationSpec
 from .sampling import Sampler, check_logits
 
 FinishReason = Literal["stop", "length"]
@@ -17,18 +18,26 @@ FinishReason = Literal["stop", "length"]
 class Continuation:
     """A prompt's ids and the tokens chosen after them.
 
-    prompt_ids: int64 [S]. limit: of the model's context, in tokens.
+    prompt_ids: int64 [S]. limit: of the model's context, in tokens. model: what the config leaves open.
     Raises ContextLengthError if the prompt leaves no room for an answer.
     """
 
-    def __init__(self, prompt_ids: np.ndarray, config: GenerationConfig, eos_ids: Set[int], limit: int) -> None:
+    def __init__(
+        self,
+        prompt_ids: np.ndarray,
+        config: GenerationConfig,
+        eos_ids: Set[int],
+        limit: int,
+        model: GenerationSpec = GREEDY,
+    ) -> None:
         self.prompt_length = len(prompt_ids)
         if self.prompt_length >= limit:
             raise ContextLengthError(
                 f"the prompt has {self.prompt_length} tokens, the model's context is {limit}: use fewer frames "
                 "(max_frames) or a higher pruning threshold."
             )
-        self._sampler = Sampler(config)
+        self._sampler = Sampler(config, model)
+        self._penalized_from = 0 if model.penalize_prompt else self.prompt_length
         self._eos_ids = eos_ids
         room = np.zeros(min(config.max_new_tokens, limit - self.prompt_length), np.int64)
         self._history = np.concatenate([prompt_ids, room])
@@ -64,7 +73,7 @@ class Continuation:
         """
         token = greedy
         if self._sampler.needs_logits:
-            token = self._sampler.choose(logits(), self._history[: self.length])
+            token = self._sampler.choose(logits(), self._history[self._penalized_from : self.length])
         elif greedy == 0:  # what argmax says of nothing but NaN
             check_logits(logits())
         self._history[self.length] = token

@@ -16,6 +16,7 @@ from .config import GenerationConfig
 from .continuation import Continuation, FinishReason
 from .decoder import PREFILL_CHUNK, Decoder
 from .errors import BackendError, Vl3EdgeError
+from .manifest import GREEDY, GenerationSpec
 from .splice import EmbeddingTable, SplicedPrompt, common_prefix
 from .tokenizer import Detokenizer, Tokenizer
 
@@ -60,13 +61,24 @@ class Answer:
 
 
 class Generator:
-    """Answers prompts with one decoder, one at a time: starting an answer ends the one before."""
+    """Answers prompts with one decoder, one at a time: starting an answer ends the one before.
 
-    def __init__(self, decoder: Decoder, table: EmbeddingTable, tokenizer: Tokenizer, eos_ids: tuple[int, ...]) -> None:
+    defaults: the model's own settings, for what a GenerationConfig leaves open.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        table: EmbeddingTable,
+        tokenizer: Tokenizer,
+        eos_ids: tuple[int, ...],
+        defaults: GenerationSpec = GREEDY,
+    ) -> None:
         self._decoder = decoder
         self._table = table
         self._tokenizer = tokenizer
         self._eos_ids = frozenset(eos_ids)
+        self._defaults = defaults
         self._keys = np.zeros(0, np.int64)  # what stands at the decoder's positions; valid up to its length
         self._run = 0
 
@@ -76,7 +88,7 @@ class Generator:
         Raises ContextLengthError if the prompt leaves no room for an answer, at the call.
         """
         limit = self._decoder.spec.max_position_embeddings
-        return self._tokens(prompt, Continuation(prompt.ids, config, self._eos_ids, limit))
+        return self._tokens(prompt, Continuation(prompt.ids, config, self._eos_ids, limit, self._defaults))
 
     def reusable(self, prompt: SplicedPrompt) -> int:
         """How many of the prompt's tokens are in the cache; its last one is always run, for its logits."""

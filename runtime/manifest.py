@@ -101,6 +101,38 @@ class TokenSpec:
 
 
 @dataclass(frozen=True)
+class GenerationSpec:
+    """How the checkpoint wants tokens to be chosen: what a call takes for what its GenerationConfig leaves open.
+
+    do_sample: False is greedy; temperature, top_p and top_k then count only for calls that set a temperature.
+    penalize_prompt: whether repetition_penalty counts the prompt's tokens, placeholders of media included. So it is
+        where transformers is given ids (its own layout); the authors' release gives it embeddings, and then it counts
+        those of the answer alone.
+    """
+
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    penalize_prompt: bool = True
+
+    def problems(self) -> list[str]:
+        """What is out of bounds, in words; NaN and infinity are refused where JSON is read."""
+        right = {
+            "temperature": self.temperature >= 0,
+            "top_p": 0 < self.top_p <= 1,
+            "top_k": self.top_k >= 0,
+            "repetition_penalty": self.repetition_penalty > 0,
+        }
+        return [f"generation.{name} is {getattr(self, name)}, out of bounds" for name, ok in right.items() if not ok]
+
+
+GREEDY = GenerationSpec()
+"""What a checkpoint that asks for nothing gets, and bundles of before this was written."""
+
+
+@dataclass(frozen=True)
 class VisionQuantization:
     """How the products of the vision encoder are computed: 8 bits for weights and activations, or 16 for float.
 
@@ -159,6 +191,7 @@ class Manifest:
     files: dict[str, FileEntry] = field(default_factory=dict)
     vision_quantization: VisionQuantization = VisionQuantization()
     prefill_quantization: PrefillQuantization = PrefillQuantization()
+    generation: GenerationSpec = GREEDY
 
     def to_json(self) -> Json:
         """The manifest as JSON values, with the format's name and version first and its own sha256 last."""
@@ -289,7 +322,7 @@ def _inconsistencies(manifest: Manifest) -> list[str]:
         problems.append(f"prefill_quantization.calibration_tokens is {stated.calibration_tokens}, below 0")
     if not 0 <= stated.relative_error <= _LARGEST_ERROR:
         problems.append(f"prefill_quantization.relative_error is {_short(stated.relative_error)}, out of bounds")
-    return problems + _quantization_problems(manifest.quantization)
+    return problems + manifest.generation.problems() + _quantization_problems(manifest.quantization)
 
 
 def _quantization_problems(facts: Mapping[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ class VideoLlama3:
         self._table = EmbeddingTable(bundle.path("embeddings.safetensors"), text.vocab_size, text.hidden_size)
         self._decoder_graph = load_decoder_graph(backend, bundle)
         decoder = Decoder(self._decoder_graph, text, self._memory.check_context)
-        self._generator = Generator(decoder, self._table, self._tokenizer, manifest.tokens.eos_ids)
+        self._generator = self._new_generator(decoder)
 
     @classmethod
     def load(
@@ -104,6 +105,7 @@ class VideoLlama3:
             "vision_bits": manifest.vision_quantization.bits,
             "bundle_bytes": self.bundle.num_bytes,
             "context_tokens": manifest.text.max_position_embeddings,
+            "generation": asdict(manifest.generation),
             "backend": self._backend.name,
             "vision_runtime": self._backend.vision_runtime,
             "decoder_graph": decoder_graph,
@@ -206,7 +208,17 @@ class VideoLlama3:
         if memory_bytes is None:
             memory_bytes = self._memory.cache_bytes()
         check = self._memory.check_context
-        generator = BatchGenerator(decoder, self._table, self._tokenizer, eos_ids, batch, memory_bytes, reserve, check)
+        generator = BatchGenerator(
+            decoder,
+            self._table,
+            self._tokenizer,
+            eos_ids,
+            batch,
+            memory_bytes,
+            reserve,
+            check,
+            manifest.generation,
+        )
         return trimmed(together(self, generator, jobs, config))
 
     def generate(
@@ -305,11 +317,15 @@ class VideoLlama3:
         return Session(
             StreamLayout(self._template, format, prompt),
             lambda height, width: self._encoder.stream(height, width, pruning, frames_expected),
-            Generator(decoder, self._table, self._tokenizer, manifest.tokens.eos_ids),
+            self._new_generator(decoder),
             self._tokenizer,
             manifest.tokens.video_id,
             max_tokens,
         )
+
+    def _new_generator(self, decoder: Decoder) -> Generator:
+        manifest = self.bundle.manifest
+        return Generator(decoder, self._table, self._tokenizer, manifest.tokens.eos_ids, manifest.generation)
 
     def _clips(
         self, media: Sequence[tuple[str | None, Any]], sampling: SamplingPlan | None, pruning: PruningConfig | None

@@ -9,6 +9,7 @@ user text.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -77,6 +78,8 @@ class PromptTemplate:
             raise BundleError(f"chat_template.jinja cannot be compiled ({e}). Export the bundle again.") from e
         self._per_frame = layout == "authors"
         self._added = tokenizer.added
+        # Bundles of before special tokens were written had an empty bos_token.
+        self._special = {"bos_token": ""} if tokenizer.special is None else tokenizer.special
         by_length = sorted(self._added, key=len, reverse=True)
         self._splitter = re.compile("|".join(map(re.escape, by_length)) or r"(?!)")
 
@@ -93,13 +96,14 @@ class PromptTemplate:
         Raises ConfigError for malformed messages or a template that does not take them.
         """
         escape = _Escape(self._splitter, messages)
-        context = {
+        context: dict[str, Any] = {
+            "image_token": self._image,
+            **self._special,
             "messages": _template_messages(messages, media, escape),
             "add_generation_prompt": add_generation_prompt,
             "add_system_prompt": False,
-            "image_token": self._image,
             "tools": None,
-            "bos_token": "",
+            "documents": None,
         }
         try:
             rendered = self._sandbox.render(self._template, context)
@@ -157,14 +161,21 @@ class PromptTemplate:
 
 
 class _Escape:
-    """Masks added tokens in users' text through the template, as a private-use character around a number."""
+    """Masks added tokens in users' text through the template, as a private-use character around a number.
+
+    A template may write text as JSON in ASCII: then a mark comes out as its escape, and so do the characters of the
+    token it stands for.
+    """
 
     def __init__(self, tokens: re.Pattern[str], messages: Sequence[Mapping[str, Any]]) -> None:
-        taken = set(repr(messages)) | {c for text in _texts(messages) for c in text}
-        self._mark = next(chr(code) for code in _PRIVATE_USE if chr(code) not in taken)
+        texts = "".join(_texts(messages))
+        taken = set(repr(messages)) | set(texts)
+        unused = (chr(code) for code in _PRIVATE_USE if chr(code) not in taken)
+        self._mark, escaped = next((c, e) for c in unused if (e := json.dumps(c)[1:-1]) not in texts)
         self._tokens = tokens
         self._found: list[str] = []
-        self._marked = re.compile(f"{self._mark}(\\d+){self._mark}")
+        escaped = re.escape(escaped)
+        self._marked = re.compile(f"{self._mark}(\\d+){self._mark}|{escaped}(\\d+){escaped}")
 
     def mask(self, text: str) -> str:
         def replace(match: re.Match[str]) -> str:
@@ -174,8 +185,14 @@ class _Escape:
         return self._tokens.sub(replace, text)
 
     def restore(self, text: str) -> str:
-        numbered = {str(number): token for number, token in enumerate(self._found)}
-        return self._marked.sub(lambda match: numbered.get(match[1], match[0]), text)  # templates may hold marks, too
+        plain = {str(number): token for number, token in enumerate(self._found)}
+        escaped = {number: json.dumps(token)[1:-1] for number, token in plain.items()}
+
+        def meant(match: re.Match[str]) -> str:
+            number, in_ascii = match.groups()
+            return plain.get(number, match[0]) if in_ascii is None else escaped.get(in_ascii, match[0])
+
+        return self._marked.sub(meant, text)  # templates may hold marks, too
 
 
 def media_items(messages: Sequence[Mapping[str, Any]]) -> list[tuple[str, Any]]:

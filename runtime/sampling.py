@@ -6,27 +6,28 @@ import numpy as np
 
 from .config import GenerationConfig
 from .errors import BackendError
+from .manifest import GREEDY, GenerationSpec
 
 
 class Sampler:
-    """Chooses tokens for one answer.
+    """Chooses tokens for one answer; what its config leaves open is the model's.
 
     needs_logits: False when the decoder's own greedy choice is the answer and no logits have to be read.
     """
 
-    def __init__(self, config: GenerationConfig) -> None:
-        self._config = config
+    def __init__(self, config: GenerationConfig, model: GenerationSpec = GREEDY) -> None:
+        self._config = config.filled(model)
         self._random = np.random.default_rng(config.seed)
-        self.needs_logits = config.temperature > 0 or config.repetition_penalty != 1.0
+        self.needs_logits = bool(self._config.temperature) or self._config.repetition_penalty != 1.0
 
     def choose(self, logits: np.ndarray, history: np.ndarray) -> int:
-        """The next token's id, from logits float32 [vocab] and the ids int64 [n] of prompt and answer so far.
+        """The next token's id, from logits float32 [vocab] and the ids int64 [n] that the penalty counts.
 
         Raises BackendError as `check_logits` does.
         """
         check_logits(logits)
         scores = penalize_repetition(logits, history, self._config.repetition_penalty)
-        if self._config.temperature == 0:
+        if not self._config.temperature:
             return int(scores.argmax())
         probabilities = filtered_probabilities(scores, self._config)
         cumulative = np.cumsum(probabilities)
@@ -42,9 +43,9 @@ def check_logits(logits: np.ndarray) -> None:
         )
 
 
-def penalize_repetition(logits: np.ndarray, history: np.ndarray, penalty: float) -> np.ndarray:
-    """Logits with those of ids that occurred divided by penalty if positive, multiplied if negative."""
-    if penalty == 1.0:
+def penalize_repetition(logits: np.ndarray, history: np.ndarray, penalty: float | None) -> np.ndarray:
+    """Logits with those of ids that occurred divided by penalty if positive, multiplied if negative; None is 1.0."""
+    if penalty in (None, 1.0):
         return logits
     scores = logits.copy()
     seen = np.unique(history)
@@ -53,23 +54,26 @@ def penalize_repetition(logits: np.ndarray, history: np.ndarray, penalty: float)
 
 
 def filtered_probabilities(scores: np.ndarray, config: GenerationConfig) -> np.ndarray:
-    """Probabilities float64 [vocab] after temperature, top-k and top-p, in this order; temperature must be above 0.
+    """Probabilities float64 [vocab] after temperature, top-k and top-p, in this order.
+
+    temperature must be above 0; None of either is off.
 
     top-k keeps the k best and whatever ties with the k-th; top-p keeps the smallest set of best tokens whose
     probabilities reach top_p, at least one.
     """
     scaled = scores.astype(np.float64)
     with np.errstate(over="ignore"):  # all but the best become −inf at a temperature close to 0
-        scaled = (scaled - scaled.max()) / config.temperature
-    if 0 < config.top_k < len(scaled):
-        kth = np.partition(scaled, -config.top_k)[-config.top_k]
+        scaled = (scaled - scaled.max()) / (config.temperature or 1.0)
+    top_k, top_p = config.top_k or 0, 1.0 if config.top_p is None else config.top_p
+    if 0 < top_k < len(scaled):
+        kth = np.partition(scaled, -top_k)[-top_k]
         scaled = np.where(scaled < kth, -np.inf, scaled)
     probabilities = np.exp(scaled)
     probabilities /= probabilities.sum()
-    if config.top_p < 1.0:
+    if top_p < 1.0:
         order = np.argsort(probabilities, kind="stable")
         # From the least likely up: drop while what is dropped stays within 1 − top_p.
-        dropped = order[:-1][np.cumsum(probabilities[order])[:-1] <= 1.0 - config.top_p]
+        dropped = order[:-1][np.cumsum(probabilities[order])[:-1] <= 1.0 - top_p]
         probabilities[dropped] = 0.0
         probabilities /= probabilities.sum()
     return probabilities

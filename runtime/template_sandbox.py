@@ -3,13 +3,17 @@
 The sandbox keeps a template from reaching Python; it does not keep it from looping for a year or from asking for a
 terabyte. So a rendering has a budget of characters, and whatever makes something is charged for it: each turn of a loop
 the length of the template, each operator, filter and call the size of what it makes and of what it is given. A few
-filters and methods remain, those that cannot make much out of little, and so do numbers that fit 63 bits. Statements
-that hold text back (`set` blocks, filter and call blocks, inheritance) are refused when the template is compiled.
+filters and methods remain, those that cannot make much out of little, and so do numbers that fit 63 bits. Filter and
+call blocks and inheritance are refused when the template is compiled.
+
+What transformers adds to Jinja is there: `break` and `continue`, `generation` blocks (which mark what a model is
+trained to say, and write what is in them), and its own `tojson`.
 """
 
 from __future__ import annotations
 
 import functools
+import json
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,7 +22,9 @@ from typing import Any, NoReturn
 from jinja2 import Environment, Template, TemplateError, nodes
 from jinja2.compiler import CodeGenerator
 from jinja2.exceptions import SecurityError
+from jinja2.ext import Extension, LoopControlExtension
 from jinja2.nodes import EvalContext
+from jinja2.parser import Parser
 from jinja2.runtime import Context, LoopContext, Macro, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -39,9 +45,24 @@ _METHODS = {
     tuple: "index count",
     LoopContext: "changed cycle",
 }
-_STATEMENTS = (nodes.Output, nodes.For, nodes.If, nodes.Assign, nodes.Macro)
+_STATEMENTS = (
+    nodes.Output,
+    nodes.For,
+    nodes.Break,
+    nodes.Continue,
+    nodes.If,
+    nodes.Assign,
+    nodes.AssignBlock,
+    nodes.Macro,
+    nodes.Scope,
+)
+_MAX_INDENT = 64  # of a level in JSON
 _WIDE = re.compile(r"\d{4}|\*")  # in a % pattern: a width of thousands, or one that is an argument
 _LARGEST_NUMBER = 1 << 63
+
+
+class TemplateRefusal(TemplateError):
+    """What a template says itself against a conversation."""
 
 
 class TemplateSandbox(ImmutableSandboxedEnvironment):
@@ -53,12 +74,13 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
     def __init__(self, functions: Mapping[str, Callable[..., Any]]) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, finalize=self._printed)
+        extensions = [LoopControlExtension, _GenerationBlocks]
+        super().__init__(trim_blocks=True, lstrip_blocks=True, finalize=self._printed, extensions=extensions)
         self._left = BUDGET
         self._deadline = 0.0
         self._turn = _TURN
         self.globals = {name: self.globals[name] for name in ("range", "namespace", "dict")} | dict(functions)
-        known = self.filters
+        known = self.filters | {"tojson": self._tojson}
         self.filters = {name: self._charged_filter(name, known[name]) for name in _FILTERS.split()}
         self.filters["turns of a loop"] = self._turns
         self.filters["value of a variable"] = self._charged
@@ -123,6 +145,24 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
             self._spend(self._turn)
             yield item
 
+    def _tojson(
+        self,
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | str | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
+        """transformers' filter of this name, which escapes no HTML; charged piece by piece, as indents make much."""
+        if (indent if isinstance(indent, int) else len(indent or "")) > _MAX_INDENT:
+            raise TemplateError(f"tojson indents by {_MAX_INDENT} characters at most")
+        encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+        parts = []
+        for part in encoder.iterencode(value):
+            self._spend(len(part))
+            parts.append(part)
+        return "".join(parts)
+
     def _charged_filter(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)  # which also tells Jinja whether the filter wants the environment
         def charged(*arguments: Any, **options: Any) -> Any:
@@ -142,6 +182,17 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         return getattr(obj, "__name__", None) in names.split()
 
 
+class _GenerationBlocks(Extension):
+    """`{% generation %}…{% endgeneration %}` writes what is in it; as in transformers, names set in it end with it."""
+
+    tags = {"generation"}  # noqa: RUF012 (as Jinja declares it)
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body).set_lineno(line)
+
+
 class _Guarded(CodeGenerator):
     """Compiles a template with the charges in it."""
 
@@ -155,6 +206,10 @@ class _Guarded(CodeGenerator):
             loop.iter = _filtered(loop.iter, "turns of a loop")
         for assignment in list(node.find_all(nodes.Assign)):
             assignment.node = _filtered(assignment.node, "value of a variable")
+        for block in list(node.find_all(nodes.AssignBlock)):
+            if _times_written(block, block.target) > 1:
+                self.fail("a set block that writes its own variable twice grows without end", block.lineno)
+            block.filter = _filtered(block.filter, "value of a variable", block)
         super().visit_Template(node, frame)
 
     def visit_Concat(self, node: nodes.Concat, frame: Any) -> None:
@@ -165,8 +220,18 @@ class _Guarded(CodeGenerator):
         self.visit(total, frame)
 
 
-def _filtered(value: nodes.Node, name: str) -> nodes.Filter:
-    return nodes.Filter(value, name, [], [], None, None, lineno=value.lineno, environment=value.environment)
+def _filtered(value: nodes.Node | None, name: str, owner: nodes.Node | None = None) -> nodes.Filter:
+    """A value through one of our filters; without one, what the block `owner` has written."""
+    place = value or owner
+    assert place is not None
+    return nodes.Filter(value, name, [], [], None, None, lineno=place.lineno, environment=place.environment)
+
+
+def _times_written(block: nodes.AssignBlock, target: nodes.Node) -> int:
+    own = {name.name for name in (target, *target.find_all(nodes.Name)) if isinstance(name, nodes.Name)}
+    outputs = [part for output in block.find_all(nodes.Output) for part in output.nodes]
+    names = [name for part in outputs for name in (part, *part.find_all(nodes.Name)) if isinstance(name, nodes.Name)]
+    return sum(name.name in own for name in names)
 
 
 def _size(value: Any, limit: int) -> int:
@@ -203,4 +268,4 @@ def _check_growth(name: str, values: list[Any]) -> None:
 
 def refuse(message: str) -> NoReturn:
     """What templates call as raise_exception."""
-    raise TemplateError(str(message)[:1000])
+    raise TemplateRefusal(str(message)[:1000])

@@ -7,13 +7,19 @@ turns a stream of ids into text without ever showing half a character.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer as RustTokenizer
 
 from .errors import BundleError
+from .jsonfile import read_json_file
 
+SPECIAL_TOKENS = (
+    "tokenizer_config.json"  # beside tokenizer.json; of a bundle, it holds the names below and nothing else
+)
 _MAX_BYTES = 64 << 20  # six times the released one
 _REPLACEMENT = "\ufffd"  # what decoding writes for bytes that are not yet a character
 
@@ -23,6 +29,7 @@ class Tokenizer:
 
     added: every added token of the tokenizer (`<|im_end|>`, `<image>`, …) and its id; they are matched in what the
     chat template writes, never in text that users write.
+    special: what chat templates call `eos_token`, `pad_token`, …; None for bundles of before they were written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -39,6 +46,10 @@ class Tokenizer:
             self._plain = RustTokenizer.from_str(json.dumps({**settings, "added_tokens": []}))
         except Exception as e:  # tokenizers raises plain Exception
             raise BundleError(f"{path} is not a usable tokenizer ({e}). Export the bundle again.") from e
+        self.special: dict[str, str] | None = None
+        beside = path.with_name(SPECIAL_TOKENS)
+        if beside.is_file():
+            self.special = named_tokens(read_json_file(beside, _MAX_BYTES, "Export the bundle again."))
         for tokenizer in (self._full, self._plain):
             tokenizer.no_truncation()
             tokenizer.no_padding()
@@ -57,6 +68,16 @@ class Tokenizer:
         if text is None:
             raise KeyError(token_id)
         return str(text)
+
+
+def named_tokens(settings: Any) -> dict[str, str]:
+    """The special tokens that a tokenizer_config.json names, each as its text: `eos_token` and whatever ends so."""
+    found = {}
+    for name, value in settings.items() if isinstance(settings, Mapping) else ():
+        text = value.get("content") if isinstance(value, Mapping) else value
+        if name.endswith("_token") and isinstance(text, str):
+            found[name] = text
+    return found
 
 
 class Detokenizer:

@@ -124,7 +124,7 @@ class BundlePredictor:
 
     def predict(self, media: Path, questions: list[Question]) -> list[Prediction]:
         clip = self.model.encode(media, pruning=self._pruning)
-        config = GenerationConfig(max_new_tokens=_MAX_NEW_TOKENS)
+        config = GenerationConfig(max_new_tokens=_MAX_NEW_TOKENS, temperature=0.0, repetition_penalty=1.0)
         return [
             Prediction(self.model.ask(clip, question.text, config).text, self._logits(clip, question))
             for question in questions

@@ -33,7 +33,7 @@ WRONG: list[tuple[type, str, Any]] = [
     (GenerationConfig, "temperature", "0"),
     (GenerationConfig, "top_p", "all"),
     (GenerationConfig, "top_k", 1.5),
-    (GenerationConfig, "repetition_penalty", None),
+    (GenerationConfig, "repetition_penalty", "1.1"),
     (GenerationConfig, "seed", "today"),
     (GenerationConfig, "seed", 1.0),
 ]

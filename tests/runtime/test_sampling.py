@@ -9,6 +9,7 @@ import pytest
 
 from vl3edge.runtime import GenerationConfig
 from vl3edge.runtime.errors import BackendError
+from vl3edge.runtime.manifest import GREEDY
 from vl3edge.runtime.sampling import Sampler, filtered_probabilities, penalize_repetition
 
 
@@ -18,11 +19,12 @@ def reference_probabilities(logits: np.ndarray, history: np.ndarray, config: Gen
 
     transformers = transformers_module()
     ids, scores = torch.from_numpy(history)[None], torch.from_numpy(logits)[None].double()
+    config = config.filled(GREEDY)
     chain = [transformers.RepetitionPenaltyLogitsProcessor(config.repetition_penalty)]
     chain.append(transformers.TemperatureLogitsWarper(config.temperature))
     if config.top_k:
         chain.append(transformers.TopKLogitsWarper(config.top_k))
-    if config.top_p < 1:
+    if config.top_p is not None and config.top_p < 1:
         chain.append(transformers.TopPLogitsWarper(config.top_p))
     for processor in chain:
         scores = processor(ids, scores)
