@@ -192,7 +192,7 @@ def inspect(
     encoder = ClipEncoder(VisionPath(bundle, select_backend("cpu", 0)), processor, patch)
     opened = encoder.open(media, None, sampling)
     begin = time.perf_counter()
-    frames = encoder.frames(opened, encoder.frames_sharing(opened, opened.num_frames))
+    frames = encoder.frames(opened)
     read_s = opened.read_s + time.perf_counter() - begin
     merge = (processor.image if opened.kind == "image" else processor.video).merge_size
     differences = token_differences(frames, patch, merge, processor.std)

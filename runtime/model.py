@@ -144,7 +144,7 @@ class VideoLlama3:
         The frames sampled are known when it returns. After the answer, `finish()` gives the clip at once.
         """
         opened = media if isinstance(media, OpenedMedia) else self.open(media, sampling, kind)
-        return self._begin(opened, pruning, opened.num_frames)
+        return self._encoder.begin(opened, pruning)
 
     def open(self, media: Any, sampling: SamplingPlan | None = None, kind: MediaKind | None = None) -> OpenedMedia:
         """Media whose length and samples are known, with nothing encoded yet; `parts` of it are the way into long
@@ -156,8 +156,9 @@ class VideoLlama3:
     ) -> list[Clip]:
         """Encodes media that will stand in one conversation; each is what `encode` takes, or a clip.
 
-        The authors' layout shares one pixel budget among all frames of a conversation; apart from that, it is the same
-        as encoding one by one.
+        The authors' layout shares one pixel budget among all frames of a conversation: evenly, or, where it mixes
+        pictures and videos, by dividing all sides by the same number. Clips keep their size and count with it. Apart
+        from that, it is the same as encoding one by one.
         """
         pending = self._clips([(None, source) for source in media], sampling, pruning)
         return [item if isinstance(item, Clip) else item.finish() for item in pending]
@@ -314,7 +315,7 @@ class VideoLlama3:
     def _clips(
         self, media: Sequence[tuple[str | None, Any]], sampling: SamplingPlan | None, pruning: PruningConfig | None
     ) -> list[AnyClip]:
-        # All are opened before one is encoded: how the authors' layout sizes frames depends on their number in all.
+        # All are opened before one is encoded: how the authors' layout sizes frames depends on all of them.
         opened: list[AnyClip | OpenedMedia] = []
         for kind, source in media:
             if isinstance(source, Clip | PendingClip):
@@ -324,8 +325,6 @@ class VideoLlama3:
             else:
                 wanted: MediaKind | None = None if kind is None else "image" if kind == "image" else "video"
                 opened.append(self._encoder.open(source, wanted, sampling))
-        frames = sum(item.num_frames for item in opened)
-        return [self._begin(item, pruning, frames) if isinstance(item, OpenedMedia) else item for item in opened]
-
-    def _begin(self, opened: OpenedMedia, pruning: PruningConfig | None, frames_in_conversation: int) -> PendingClip:
-        return self._encoder.begin(opened, pruning, self._encoder.frames_sharing(opened, frames_in_conversation))
+        return [
+            self._encoder.begin(item, pruning, opened) if isinstance(item, OpenedMedia) else item for item in opened
+        ]
