@@ -43,6 +43,7 @@ def add_to(commands: Any) -> None:
         metavar="EVENT",
         help='when something happens: "the cat jumps", or a question to be asked as it stands: "When does it stop?"',
     )
+    shared.add_system(parser)
     parser.add_argument("--segment", type=float, metavar="S", help="caption each piece of S seconds of a video")
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="generate N captions together (default: 1)")
     output = parser.add_argument_group("output")
@@ -165,6 +166,8 @@ def _request(options: argparse.Namespace) -> CaptionRequest:
         options.find,
         options.segment,
         options.batch,
+        options.system,
+        options.add_system_prompt,
     )
 
 
