@@ -166,7 +166,15 @@ class Captioner:
         zero = 0.0 if record.segment is None else start  # of the clock the model saw
         span = read_span(record.caption or "", start - zero, end - zero)
         times = (None, None) if span is None else (round(zero + span.start_s, 3), round(zero + span.end_s, 3))
-        return replace(record, find=self._request.find, found=span is not None, start_s=times[0], end_s=times[1])
+        return replace(
+            record,
+            find=self._request.find,
+            found=span is not None,
+            start_s=times[0],
+            end_s=times[1],
+            seen_start_s=record.start_s,
+            seen_end_s=record.end_s,
+        )
 
 
 def _in_order(results: Iterable[CaptionResult]) -> Iterator[CaptionResult]:

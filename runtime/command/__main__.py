@@ -1,4 +1,4 @@
-"""`python -m vl3edge`: installed as `vl3edge/__main__.py`, see pyproject.toml. `vl3edge` is a namespace without code."""
+"""`python -m vl3edge`: installed as `vl3edge/__main__.py`, the only file of the namespace; see pyproject.toml."""
 
 import sys
 
