@@ -62,7 +62,7 @@ class CalibrationEmbedder:
         if isinstance(source, np.ndarray) and item.kind == "image":
             source = source[0]
         opened = self._encoder.open(source, item.kind, SamplingPlan(max_frames=_FRAMES))
-        clip = self._encoder.encode(opened, None, self._encoder.frames_sharing(opened, opened.num_frames))
+        clip = self._encoder.encode(opened, None)
         messages: list[dict[str, Any]] = [
             {"role": "user", "content": [{"type": clip.kind}, {"type": "text", "text": item.turn.question}]},
             {"role": "assistant", "content": [{"type": "text", "text": item.turn.answer}]},

@@ -106,7 +106,7 @@ class BatchGenerator:
                 break
             try:
                 limit = self._decoder.spec.max_position_embeddings
-                answer = Continuation(request.prompt.ids, request.config, self._eos_ids, limit, self._defaults)
+                answer = Continuation(request.prompt, request.config, self._eos_ids, limit, self._defaults)
                 if not self._make_room(answer.max_length):
                     self._waiting.appendleft(request)
                     break

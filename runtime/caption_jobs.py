@@ -30,6 +30,7 @@ class CaptionJob:
     question: None asks for a description.
     sampling, pruning, kind: see `VideoLlama3.encode`; for media that are not encoded yet.
     key: anything by which the caller knows the job again.
+    system, add_system_prompt: see `VideoLlama3`.
     """
 
     media: Any
@@ -38,6 +39,8 @@ class CaptionJob:
     pruning: PruningConfig | None = None
     kind: MediaKind | None = None
     key: Any = None
+    system: str | None = None
+    add_system_prompt: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,8 @@ def one_by_one(model: VideoLlama3, jobs: Iterable[CaptionJob], config: Generatio
         begin = time.perf_counter()
         try:
             clip = _clip(model, job)
-            answer = model.ask(clip, _question(job, clip), config)
+            question, added = _question(job, clip), job.add_system_prompt
+            answer = model.ask(clip, question, config, system=job.system, add_system_prompt=added)
             whole = clip if isinstance(clip, Clip) else clip.finish()
         except Exception as e:  # whatever is wrong with a clip costs that clip only
             yield CaptionResult(index, job, None, None, e, time.perf_counter() - begin)
@@ -83,7 +87,8 @@ def together(
             try:
                 clip = _clip(model, job)
                 whole = clip if isinstance(clip, Clip) else clip.finish()
-                prompt = model.prompt(question_about([whole], _question(job, whole)), [whole])
+                messages, added = question_about([whole], _question(job, whole)), job.add_system_prompt
+                prompt = model.prompt(messages, [whole], system=job.system, add_system_prompt=added)
             except Exception as e:
                 failed.append(CaptionResult(index, job, None, None, e, time.perf_counter() - begin))
             else:

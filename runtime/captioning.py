@@ -30,6 +30,7 @@ class CaptionRequest:
     """What is wanted of every clip.
 
     prompt: None asks for a description. find: an event to look for instead.
+    system, add_system_prompt: see `VideoLlama3`.
     segment_s: seconds of the pieces that videos are cut into; None takes each as a whole.
     batch: how many answers are generated together. Raises ConfigError for less than one.
     """
@@ -41,6 +42,8 @@ class CaptionRequest:
     find: str | None = None
     segment_s: float | None = None
     batch: int = 1
+    system: str | None = None
+    add_system_prompt: bool = False
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -102,13 +105,23 @@ class Captioner:
             return
         open_s = time.perf_counter() - begin
         if not segments:
-            yield CaptionJob(opened, question, pruning=self._request.pruning, key=_Piece(media, None, open_s))
+            yield self._job(opened, question, _Piece(media, None, open_s))
         for segment, part in zip(segments, parts, strict=True):
             if self._output is None or self._output.segment_state(media, segment.number, segment.of) in self._wanted:
                 shown = replace(part, timestamps_s=tuple(round(t - segment.start_s, 6) for t in part.timestamps_s))
-                key = _Piece(media, segment, open_s)
-                yield CaptionJob(shown, question, pruning=self._request.pruning, key=key)
+                yield self._job(shown, question, _Piece(media, segment, open_s))
                 open_s = 0.0
+
+    def _job(self, media: OpenedMedia, question: str | None, piece: _Piece) -> CaptionJob:
+        asked = self._request
+        return CaptionJob(
+            media,
+            question,
+            pruning=asked.pruning,
+            key=piece,
+            system=asked.system,
+            add_system_prompt=asked.add_system_prompt,
+        )
 
     def _question(self, opened: OpenedMedia) -> str | None:
         if self._request.find is None:
@@ -153,7 +166,15 @@ class Captioner:
         zero = 0.0 if record.segment is None else start  # of the clock the model saw
         span = read_span(record.caption or "", start - zero, end - zero)
         times = (None, None) if span is None else (round(zero + span.start_s, 3), round(zero + span.end_s, 3))
-        return replace(record, find=self._request.find, found=span is not None, start_s=times[0], end_s=times[1])
+        return replace(
+            record,
+            find=self._request.find,
+            found=span is not None,
+            start_s=times[0],
+            end_s=times[1],
+            seen_start_s=record.start_s,
+            seen_end_s=record.end_s,
+        )
 
 
 def _in_order(results: Iterable[CaptionResult]) -> Iterator[CaptionResult]:

@@ -15,7 +15,7 @@ from .config import GenerationConfig
 from .encoder import PendingClip
 from .errors import Vl3EdgeError
 from .generation import Answer, Chunk, join
-from .prompt import media_items, question_about
+from .prompt import media_items, question_about, with_system
 
 AnyClip = Clip | PendingClip
 Answerer = Callable[[Sequence[Mapping[str, Any]], Sequence[AnyClip], GenerationConfig], Iterator[Chunk]]
@@ -37,17 +37,17 @@ class Chat:
     turns: what was said so far.
     """
 
-    def __init__(self, encode: Callable[[Sequence[Any]], list[AnyClip]], answer: Answerer, prompt: str | None) -> None:
+    def __init__(self, encode: Callable[[Sequence[Any]], list[AnyClip]], answer: Answerer, system: str | None) -> None:
         self.turns: list[Turn] = []
         self._encode = encode
         self._answer = answer
         self._turn = 0
-        self._system = [] if prompt is None else [{"role": "system", "content": prompt}]
+        self._system = with_system([], system)
 
     @property
-    def messages(self) -> list[dict[str, Any]]:
+    def messages(self) -> list[Mapping[str, Any]]:
         """The conversation in the message format of `VideoLlama3.generate`, answers as text."""
-        messages: list[dict[str, Any]] = [*self._system]
+        messages = [*self._system]
         for turn in self.turns:
             messages += question_about(turn.clips, turn.question)
             messages.append({"role": "assistant", "content": turn.answer})
@@ -67,7 +67,7 @@ class Chat:
         clips = self._encode(media)
         asked = question_about(clips, question)
         media_items(asked)  # refuses a question that is no text
-        messages: list[dict[str, Any]] = [*self._system]
+        messages = [*self._system]
         for turn in self.turns:
             messages += question_about(turn.clips, turn.question)
             messages.append({"role": "assistant", "content": turn.answer_ids})

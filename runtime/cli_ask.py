@@ -24,6 +24,7 @@ def add_to(commands: Any) -> None:
     parser = commands.add_parser("ask", help="ask about videos and images", description=__doc__)
     parser.add_argument("media", nargs="*", metavar="MEDIA", help="file, folder or pattern; all go into one question")
     parser.add_argument("-q", "--question", help="without it, a conversation: questions are read from stdin")
+    shared.add_system(parser)
     shared.add_model(parser)
     shared.add_sampling(parser)
     shared.add_generation(parser)
@@ -39,18 +40,21 @@ def run(options: argparse.Namespace) -> int:
     model = shared.load_model(options)
     clips = model.encode_all(media, sampling, pruning)
     if options.question is not None:
-        _answer_once(model, clips, options.question, generation)
+        _answer_once(model, clips, options, generation)
         return 0
 
     def load(names: Sequence[str]) -> list[Clip]:
         return model.encode_all(expand(names), sampling, pruning)
 
-    chat = model.chat(sampling=sampling, pruning=pruning)
+    chat = model.chat(options.system, sampling, pruning, options.add_system_prompt)
     return Conversation(chat, load, clips, generation, questions_from(sys.stdin)).run()
 
 
-def _answer_once(model: VideoLlama3, clips: list[Clip], question: str, generation: GenerationConfig) -> None:
-    for chunk in model.stream(clips, question, generation):
+def _answer_once(
+    model: VideoLlama3, clips: list[Clip], options: argparse.Namespace, generation: GenerationConfig
+) -> None:
+    instructions = {"system": options.system, "add_system_prompt": options.add_system_prompt}
+    for chunk in model.stream(clips, options.question, generation, **instructions):
         print(printable(chunk.text), end="", flush=True)
         if chunk.stats is not None:
             print(flush=True)

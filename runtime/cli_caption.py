@@ -13,8 +13,8 @@ from typing import Any
 
 from . import cli_options as shared
 from .captioning import Captioner, CaptionRequest, Outcome
-from .errors import ConfigError, OutputError
-from .medialist import matches
+from .errors import ConfigError, OutputError, no_such_file
+from .medialist import WANTED, matches
 from .outputs import (
     DOCUMENTS,
     FORMATS,
@@ -43,6 +43,7 @@ def add_to(commands: Any) -> None:
         metavar="EVENT",
         help='when something happens: "the cat jumps", or a question to be asked as it stands: "When does it stop?"',
     )
+    shared.add_system(parser)
     parser.add_argument("--segment", type=float, metavar="S", help="caption each piece of S seconds of a video")
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="generate N captions together (default: 1)")
     output = parser.add_argument_group("output")
@@ -136,8 +137,7 @@ def _record_missing(argument: str, output: Output, retry: bool, tally: _Tally) -
     """An argument that matches nothing is a failed clip of its own."""
     state = output.state(argument)
     if state is State.WAITING or (retry and state is State.FAILED):
-        reason = f"{argument or repr(argument)}: no such file, folder or pattern; check the path"
-        record = CaptionRecord(argument, error=reason)
+        record = CaptionRecord(argument, error=no_such_file(argument, WANTED))
         output.write(record)
         tally.add(Outcome(record))
     else:
@@ -165,6 +165,8 @@ def _request(options: argparse.Namespace) -> CaptionRequest:
         options.find,
         options.segment,
         options.batch,
+        options.system,
+        options.add_system_prompt,
     )
 
 
@@ -191,7 +193,10 @@ def _style(options: argparse.Namespace) -> str:
 def _output(options: argparse.Namespace, style: str, media: Sequence[str]) -> Output:
     keep = options.resume or options.retry_failed
     if options.sidecar is not None:
-        return SidecarOutput(media, options.sidecar or SUFFIXES[style], style, keep, options.force)
+        output = SidecarOutput(media, options.sidecar or SUFFIXES[style], style, keep, options.force)
+        if output.note is not None:
+            shared.progress(output.note)
+        return output
     if style in ("srt", "vtt") and len(media) > 1:
         raise ConfigError(f"{style} describes one video, but {len(media)} are given; use --sidecar or --format jsonl")
     if options.output is None:

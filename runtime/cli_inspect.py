@@ -32,6 +32,7 @@ def add_to(commands: Any) -> None:
     )
     parser.add_argument("-q", "--question", help="that will be asked (default: for a description)")
     parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="of the answer (default: 256)")
+    shared.add_system(parser)
     shared.add_sampling(parser)
     parser.set_defaults(run=run)
 
@@ -45,7 +46,8 @@ def run(options: argparse.Namespace) -> int:
     if any(path.exists() and path.samefile(options.media) for path in (png, html) if Path(options.media).exists()):
         raise ConfigError(f"-o {options.output} would overwrite {options.media}: give the report another name")
     bundle = open_bundle(bundle_folder(options.model))
-    seen = inspect(bundle, options.media, sampling, pruning, options.question, generation)
+    instructions = {"system": options.system, "add_system_prompt": options.add_system_prompt}
+    seen = inspect(bundle, options.media, sampling, pruning, options.question, generation, **instructions)
     from .inspection_charts import DARK, LIGHT
     from .inspection_picture import page_charts, picture  # the only ones that need matplotlib
 

@@ -89,6 +89,16 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same draws (default: a new one)")
 
 
+def add_system(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("instructions")
+    group.add_argument(
+        "--system", metavar="TEXT", help="a system message before the question (default: none, as the authors evaluate)"
+    )
+    group.add_argument(
+        "--add-system-prompt", action="store_true", help="without --system, the chat template's own (default: not)"
+    )
+
+
 def manifest_of(options: argparse.Namespace) -> Manifest:
     """Of the bundle asked for, before anything is loaded or written; BundleError if it is none."""
     return read_manifest(bundle_folder(options.model))
@@ -105,6 +115,11 @@ def load_model(options: argparse.Namespace) -> VideoLlama3:
     progress(f"{info['name']}{demo}, {weights}, on {info['backend']} with ONNX Runtime {info['onnxruntime']}")
     if "TensorRT" in info["vision_runtime"]:
         progress(f"vision: {info['vision_runtime']}")
+    # Commands that do not ask do not have the option.
+    if getattr(options, "add_system_prompt", False) and options.system is None and not model.has_system_prompt:
+        progress(
+            "the model's chat template has no system text: --add-system-prompt changes nothing, --system TEXT does"
+        )
     return model
 
 

@@ -34,6 +34,7 @@ def add_to(commands: Any) -> None:
     parser.add_argument(
         "-q", "--question", action="append", required=True, help="may be repeated: each is asked every time"
     )
+    shared.add_system(parser)
     asking = parser.add_argument_group("when to ask")
     asking.add_argument("--every", type=float, metavar="S", help=f"every S seconds (default: {DEFAULT_EVERY_S:g})")
     asking.add_argument(
@@ -98,7 +99,9 @@ def run(options: argparse.Namespace) -> int:
     reader = LiveReader(options.source, fps, source, reconnection, options.speed)
     with _opened(options.output) as stream, _stop_signals() as stopped:
         model = shared.load_model(options)
-        session = model.open_session(pruning=pruning, max_tokens=options.context)
+        session = model.open_session(
+            options.system, pruning, options.context, add_system_prompt=options.add_system_prompt
+        )
         writer = AnswerWriter(reader.name, stream, options.format, len(inquiry.questions) > 1, bool(options.output))
         shared.progress(f"{_when(inquiry)}; Ctrl-C ends the watch")
         try:

@@ -11,36 +11,47 @@ from .config import GenerationConfig
 from .errors import ContextLengthError
 from .manifest import GREEDY, GenerationSpec
 from .sampling import Sampler, check_logits
+from .splice import SplicedPrompt
 
 FinishReason = Literal["stop", "length"]
+
+
+def too_long(visual: int, text: int, limit: int) -> str:
+    """What to say of a prompt that leaves no room in a context of `limit` tokens, and what to do about it."""
+    advice = "use fewer frames (max_frames) or a higher pruning threshold"
+    if text > visual:
+        advice = "shorten the question, or what stands before it: system text and earlier turns"
+    return f"the prompt has {visual:,} visual tokens and {text:,} of text, the model's context is {limit:,}: {advice}"
+
+
+def check_room(prompt: SplicedPrompt, limit: int) -> None:
+    """Raises ContextLengthError if a prompt, or as much of one as there is, leaves no room for an answer."""
+    if len(prompt) >= limit:
+        raise ContextLengthError(too_long(prompt.num_visual, len(prompt) - prompt.num_visual, limit))
 
 
 class Continuation:
     """A prompt's ids and the tokens chosen after them.
 
-    prompt_ids: int64 [S]. limit: of the model's context, in tokens. model: what the config leaves open.
+    limit: of the model's context, in tokens. model: what the config leaves open.
     Raises ContextLengthError if the prompt leaves no room for an answer.
     """
 
     def __init__(
         self,
-        prompt_ids: np.ndarray,
+        prompt: SplicedPrompt,
         config: GenerationConfig,
         eos_ids: Set[int],
         limit: int,
         model: GenerationSpec = GREEDY,
     ) -> None:
-        self.prompt_length = len(prompt_ids)
-        if self.prompt_length >= limit:
-            raise ContextLengthError(
-                f"the prompt has {self.prompt_length} tokens, the model's context is {limit}: use fewer frames "
-                "(max_frames) or a higher pruning threshold."
-            )
+        self.prompt_length = len(prompt)
+        check_room(prompt, limit)
         self._sampler = Sampler(config, model)
         self._penalized_from = 0 if model.penalize_prompt else self.prompt_length
         self._eos_ids = eos_ids
         room = np.zeros(min(config.max_new_tokens, limit - self.prompt_length), np.int64)
-        self._history = np.concatenate([prompt_ids, room])
+        self._history = np.concatenate([prompt.ids, room])
         self.length = self.prompt_length
 
     @property

@@ -21,6 +21,7 @@ def conversation_pieces(
     messages: Sequence[Mapping[str, Any]],
     media: Sequence[MediaItem],
     add_generation_prompt: bool = True,
+    add_system_prompt: bool = False,
 ) -> list[Piece]:
     """Like `PromptTemplate.pieces`, but a message's content may be a tuple of token ids: an answer as generated.
 
@@ -37,7 +38,7 @@ def conversation_pieces(
         marked.append(message)
     pieces: list[Piece] = []
     placed: list[int] = []
-    for piece in template.pieces(marked, media, add_generation_prompt):
+    for piece in template.pieces(marked, media, add_generation_prompt, add_system_prompt):
         if not isinstance(piece, str):
             pieces.append(piece)
             continue

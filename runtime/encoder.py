@@ -31,7 +31,7 @@ from .memory_limit import MemoryBudget
 from .pruning import FramePruner
 from .pruning_choice import check_budget
 from .readahead import read_ahead
-from .resize import PixelBudget, resize_rgb, target_size
+from .resize import MediaShape, PixelBudget, resize_rgb, size_in_conversation, target_size
 from .splice import Visual
 from .streamframes import StreamFrames, frames_sharing_budget
 from .video import VideoReader, open_video
@@ -123,13 +123,16 @@ class ClipEncoder:
             read_s=time.perf_counter() - begin,
         )
 
-    def begin(self, media: OpenedMedia, pruning: PruningConfig | None, sharing: int) -> PendingClip:
+    def begin(
+        self, media: OpenedMedia, pruning: PruningConfig | None, conversation: Sequence[SharingMedia] | None = None
+    ) -> PendingClip:
         """Encodes opened media as its tokens are asked for.
 
-        sharing: how many frames and images share the pixel budget, see `frames_sharing`.
+        conversation: all media that share the pixel budget of the authors' layout, these among them; None are these
+        alone. What is encoded already counts as it is.
         """
-        spec = self._spec(media)
-        size = self._size(media, spec, sharing)
+        spec = self._spec(media.kind)
+        size = self._size(media, spec, conversation or [media])
         pruning = pruning or PruningConfig()
         pruner = self._pruner(media, spec, pruning)
         work = FrameEncoder(self._vision, media.kind, pruner, spec.merge_size, self._patch_size)
@@ -152,34 +155,36 @@ class ClipEncoder:
             raise ConfigError("a stream is pruned as it comes: its threshold must be a number, without a token budget")
         spec = self._processor.video
         sharing = frames_expected or frames_sharing_budget(spec, self._processor.max_frames)
-        media = OpenedMedia("video", "the stream", None, None, (), height, width, None, None, 0.0)
-        size = self._size(media, spec, sharing)
-        self._frames_per_call(media, size, spec)
+        media = OpenedMedia("video", "the stream", None, None, (0.0,) * sharing, height, width, None, None, 0.0)
+        size = self._size(media, spec, [media])
+        self._frames_per_call(replace(media, timestamps_s=()), size, spec)  # they come one by one
         pruner = self._pruner(media, spec, pruning)
         work = FrameEncoder(self._vision, media.kind, pruner, spec.merge_size, self._patch_size)
         return StreamFrames(work, size, self._processor.rule)
 
-    def frames(self, media: OpenedMedia, sharing: int) -> np.ndarray:
-        """What would be encoded, uint8 [F, H, W, 3]: all frames, sampled and resized; see `begin`."""
-        size = self._size(media, self._spec(media), sharing)
+    def frames(self, media: OpenedMedia) -> np.ndarray:
+        """What would be encoded of media alone, uint8 [F, H, W, 3]: all frames, sampled and resized."""
+        size = self._size(media, self._spec(media.kind), [media])
         return np.concatenate(list(self._frames(media, size, media.num_frames)))
 
     def pruner(self, media: OpenedMedia, pruning: PruningConfig) -> FramePruner | None:
         """What would prune these media; None where every token is kept. A chosen threshold is yet to be set."""
-        return self._pruner(media, self._spec(media), pruning)
+        return self._pruner(media, self._spec(media.kind), pruning)
 
-    def encode(self, media: OpenedMedia, pruning: PruningConfig | None, sharing: int) -> Clip:
-        """Encodes opened media; see `begin`."""
-        return self.begin(media, pruning, sharing).finish()
+    def encode(self, media: OpenedMedia, pruning: PruningConfig | None) -> Clip:
+        """Encodes opened media alone; see `begin`."""
+        return self.begin(media, pruning).finish()
 
-    def frames_sharing(self, media: OpenedMedia, in_conversation: int) -> int:
-        """Among how many frames the pixel budget is divided: those of the video, or of the whole conversation."""
-        if self._processor.rule == "authors":
-            return in_conversation
-        return media.num_frames if media.kind == "video" else 1
+    def _spec(self, kind: MediaKind) -> MediaSpec:
+        return self._processor.image if kind == "image" else self._processor.video
 
-    def _spec(self, media: OpenedMedia) -> MediaSpec:
-        return self._processor.image if media.kind == "image" else self._processor.video
+    def _shape(self, media: SharingMedia) -> MediaShape:
+        if isinstance(media, OpenedMedia):
+            sides = media.height, media.width
+        else:
+            sides = media.height_px, media.width_px
+        budget = pixel_budget(self._processor, self._spec(media.kind), self._patch_size)
+        return MediaShape(media.num_frames, *sides, budget)
 
     def _parts(
         self, media: OpenedMedia, size: tuple[int, int], work: FrameEncoder, pruning: PruningConfig, at_once: int
@@ -211,12 +216,10 @@ class ClipEncoder:
             for chunk in media.reader.chunks(size, at_once, self._processor.rule):
                 yield chunk.frames
 
-    def _size(self, media: OpenedMedia, spec: MediaSpec, sharing: int) -> tuple[int, int]:
+    def _size(self, media: OpenedMedia, spec: MediaSpec, conversation: Sequence[SharingMedia]) -> tuple[int, int]:
         """Height and width of the frames to encode; warns when the engine takes less than the model would."""
         try:
-            size = target_size(
-                media.height, media.width, pixel_budget(self._processor, spec, self._patch_size), sharing
-            )
+            size = size_in_conversation(self._shape(media), [self._shape(item) for item in conversation])
         except MediaError as e:
             raise MediaError(f"{media.name}: {e}") from e
         limit = self._vision.max_patches
@@ -284,6 +287,14 @@ class PendingClip:
     def num_frames(self) -> int:
         return len(self.timestamps_s)
 
+    @property
+    def height_px(self) -> int:
+        return self._size[0]
+
+    @property
+    def width_px(self) -> int:
+        return self._size[1]
+
     def frame(self, index: int) -> tuple[int, np.ndarray]:
         """The number of a frame's first token, and its tokens float32 [n, hidden]; encodes up to it if need be.
 
@@ -324,6 +335,10 @@ class PendingClip:
             stats=EncodeStats(media.read_s + work.read_s, work.prune_s, work.vision_s, work.projector_s),
             visual=Visual(tokens, kept, self.uid),
         )
+
+
+SharingMedia = OpenedMedia | Clip | PendingClip
+"""What can share a pixel budget."""
 
 
 def media_kind(source: Any) -> MediaKind:

@@ -16,6 +16,13 @@ class MediaError(Vl3EdgeError, OSError):
     __str__ = Exception.__str__  # OSError's own __str__ expects (errno, message)
 
 
+def no_such_file(name: str, wanted: str = "file") -> str:
+    """What to say of a name that is nothing. wanted: what it could have been."""
+    if name == "-":
+        return "-: media are not read from stdin, as reading takes more than one pass: save them to a file and name it"
+    return f"{name or repr(name)}: there is no such {wanted}; check the path"
+
+
 class BundleError(Vl3EdgeError, OSError):
     """A bundle is missing, incomplete, changed, or of a version this runtime does not know."""
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .config import GenerationConfig
-from .continuation import Continuation, FinishReason
+from .continuation import Continuation, FinishReason, check_room
 from .decoder import PREFILL_CHUNK, Decoder
 from .errors import BackendError, Vl3EdgeError
 from .manifest import GREEDY, GenerationSpec
@@ -88,7 +88,7 @@ class Generator:
         Raises ContextLengthError if the prompt leaves no room for an answer, at the call.
         """
         limit = self._decoder.spec.max_position_embeddings
-        return self._tokens(prompt, Continuation(prompt.ids, config, self._eos_ids, limit, self._defaults))
+        return self._tokens(prompt, Continuation(prompt, config, self._eos_ids, limit, self._defaults))
 
     def reusable(self, prompt: SplicedPrompt) -> int:
         """How many of the prompt's tokens are in the cache; its last one is always run, for its logits."""
@@ -158,6 +158,7 @@ class Generator:
         reused: int | None = None
         prefill_s = 0.0
         for prompt in prompts:
+            check_room(prompt, self._decoder.spec.max_position_embeddings)
             begin = time.perf_counter()
             cached = self._cached(prompt)
             if cached < len(prompt):

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .errors import MediaError
+from .errors import MediaError, no_such_file
 from .limits import DEFAULT_LIMITS, MediaLimits
 
 PROGRAMS = frozenset({"EPS", "WMF"})
@@ -68,7 +68,7 @@ def open_image(path: str | Path, limits: MediaLimits = DEFAULT_LIMITS) -> Image.
     except (MediaError, MemoryError):
         raise
     except FileNotFoundError as e:
-        raise MediaError(f"{path}: there is no such file") from e
+        raise MediaError(no_such_file(str(path))) from e
     except PermissionError as e:
         raise MediaError(f"{path}: no permission to read it") from e
     except IsADirectoryError as e:

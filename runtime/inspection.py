@@ -9,7 +9,7 @@ predictions: stages that compute in 8 bits may pass them, all others take longer
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -28,7 +28,7 @@ from .encoder import ClipEncoder, OpenedMedia
 from .engine import select_backend
 from .machine_speed import cores, multiply_rate, read_bandwidth
 from .memory_estimate import MemoryEstimate, estimate
-from .prompt import DESCRIBE, MediaItem, PromptTemplate, question_about
+from .prompt import DESCRIBE, MediaItem, Piece, PromptTemplate, question_about, with_system
 from .pruning import token_differences
 from .pruning_choice import check_budget, choose_threshold
 from .records import one_line
@@ -181,10 +181,13 @@ def inspect(
     question: str | None = None,
     generation: GenerationConfig | None = None,
     speed: Speed | None = None,
+    system: str | None = None,
+    add_system_prompt: bool = False,
 ) -> Inspection:
     """What `bundle` would make of media and a question about them; no graph of it is loaded.
 
     media, sampling, pruning: as of `VideoLlama3.encode`. question: None asks for a description.
+    system, add_system_prompt: see `VideoLlama3`.
     speed: of the machine; None measures it. Raises MediaError, ConfigError, BundleError as encoding and asking would.
     """
     manifest, pruning = bundle.manifest, pruning or PruningConfig()
@@ -192,14 +195,16 @@ def inspect(
     encoder = ClipEncoder(VisionPath(bundle, select_backend("cpu", 0)), processor, patch)
     opened = encoder.open(media, None, sampling)
     begin = time.perf_counter()
-    frames = encoder.frames(opened, encoder.frames_sharing(opened, opened.num_frames))
+    frames = encoder.frames(opened)
     read_s = opened.read_s + time.perf_counter() - begin
     merge = (processor.image if opened.kind == "image" else processor.video).merge_size
     differences = token_differences(frames, patch, merge, processor.std)
     threshold = _threshold(encoder, opened, pruning, differences)
     keep = _keep(differences, threshold)
     question = question or DESCRIBE[opened.kind]
-    costs = _Costs(bundle, opened, frames, merge, question, generation or GenerationConfig(), speed or Speed.measured())
+    messages = with_system(question_about([opened], question), system)
+    pieces = _pieces(bundle, opened, messages, add_system_prompt)
+    costs = _Costs(bundle, opened, frames, merge, pieces, generation or GenerationConfig(), speed or Speed.measured())
     return Inspection(
         name=opened.name,
         kind=opened.kind,
@@ -241,6 +246,15 @@ def _keep(differences: npt.NDArray[np.float64], threshold: float | None) -> npt.
     return keep
 
 
+def _pieces(
+    bundle: Bundle, media: OpenedMedia, messages: Sequence[Mapping[str, Any]], add_system_prompt: bool
+) -> list[Piece]:
+    manifest, tokenizer = bundle.manifest, Tokenizer(bundle.path("tokenizer.json"))
+    template = PromptTemplate(bundle.chat_template(), tokenizer, manifest.tokens, manifest.layout)
+    item = MediaItem(media.kind, media.timestamps_s)
+    return conversation_pieces(template, messages, [item], add_system_prompt=add_system_prompt)
+
+
 class _Costs:
     """Costs of answers that differ only in which visual tokens are kept."""
 
@@ -250,7 +264,7 @@ class _Costs:
         media: OpenedMedia,
         frames: npt.NDArray[np.uint8],
         merge: int,
-        question: str,
+        pieces: list[Piece],
         generation: GenerationConfig,
         speed: Speed,
     ) -> None:
@@ -261,10 +275,7 @@ class _Costs:
         self._encoded = 1 + sum(not np.array_equal(a, b) for a, b in pairwise(frames))
         self._new_tokens = generation.max_new_tokens
         self._tokenizer = Tokenizer(bundle.path("tokenizer.json"))
-        manifest = bundle.manifest
-        template = PromptTemplate(bundle.chat_template(), self._tokenizer, manifest.tokens, manifest.layout)
-        item = MediaItem(media.kind, media.timestamps_s)
-        self._pieces = conversation_pieces(template, question_about([media], question), [item])
+        self._pieces = pieces
 
     def of(self, keep: npt.NDArray[np.bool_]) -> Cost:
         """keep: bool [F, n]."""

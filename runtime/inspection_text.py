@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .continuation import too_long
 from .inspection import Inspection
 
 _LONG = 120.0  # seconds, from which on minutes are told
@@ -37,10 +38,7 @@ def verdict(seen: Inspection) -> str | None:
     """What would go wrong; None if nothing."""
     if seen.pruned.answer_tokens:
         return None
-    return (
-        f"the prompt has {seen.pruned.prompt_tokens:,} tokens, the context {seen.context_tokens:,}: use fewer frames, "
-        "a higher threshold or a budget (--max-visual-tokens)"
-    )
+    return too_long(seen.pruned.visual_tokens, seen.pruned.text_tokens, seen.context_tokens)
 
 
 def moment(seen: Inspection, number: int) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from .encoder import IMAGE_SUFFIXES
-from .errors import MediaError
+from .errors import MediaError, no_such_file
 from .framesets import natural_key
 from .records import clip_key
 
@@ -17,6 +17,8 @@ VIDEO_SUFFIXES = frozenset(
     | {".mpg", ".mts", ".mxf", ".ogv", ".ts", ".webm", ".wmv", ".y4m"}
     | {".gif", ".apng"}  # a .png or .webp is a still as far as its name goes
 )
+WANTED = "file, folder or pattern"
+"""What an argument can be."""
 
 
 def expand(arguments: Iterable[str]) -> list[str]:
@@ -27,9 +29,7 @@ def expand(arguments: Iterable[str]) -> list[str]:
     found = matches(arguments)
     missing = [argument for argument, names in found if not names]
     if missing:
-        raise MediaError(
-            f"{', '.join(name or repr(name) for name in missing)}: no such file, folder or pattern; check the path."
-        )
+        raise MediaError("; ".join(no_such_file(name, WANTED) for name in missing))
     return [name for _, names in found for name in names]
 
 

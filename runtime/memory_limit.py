@@ -100,7 +100,8 @@ class MemoryBudget:
         if needed + rest > self.limit_bytes:
             raise ContextLengthError(
                 f"a context of {tokens:,} tokens takes {_gb(needed)} beside the {_gb(rest)} of the model, "
-                f"{self._limit()}: use fewer frames (max_frames), a higher pruning threshold or fewer new tokens"
+                f"{self._limit()}: use fewer frames (max_frames), a higher pruning threshold, a shorter question or "
+                "fewer new tokens"
             )
 
     def _context_bytes(self, tokens: int) -> int:

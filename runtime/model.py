@@ -25,7 +25,7 @@ from .manifest import DECODER_GRAPH, HALF_DECODER_GRAPH, PREFILL_GRAPH
 from .memory_estimate import prefill_bytes, vision_bytes
 from .memory_limit import MemoryBudget
 from .prompt import DESCRIBE as DESCRIBE
-from .prompt import MediaItem, PromptTemplate, media_items, question_about
+from .prompt import MediaItem, PromptTemplate, media_items, question_about, with_system
 from .resident import trimmed
 from .rotary import Rotary
 from .session import Session
@@ -43,6 +43,13 @@ class VideoLlama3:
 
     Not thread-safe: one call at a time. Starting an answer ends an unfinished one of the same model. The KV cache of
     the last prompt is kept, and whatever the next prompt shares with its beginning is not computed again.
+
+    Calls that ask have two options of one meaning, both as in the authors' processor, by default off, as they evaluate
+    their models; what is off leaves the prompt as it is.
+    system: instructions, put as a system message at the beginning. Their published example has "You are a helpful
+        assistant."
+    add_system_prompt: True puts the chat template's own system text where the conversation has no system message. A
+        template without one ignores it; see `has_system_prompt`.
     """
 
     def __init__(
@@ -116,6 +123,11 @@ class VideoLlama3:
             "num_threads": self._backend.num_threads or "one per physical core",
         }
 
+    @property
+    def has_system_prompt(self) -> bool:
+        """Whether the chat template has a system text of its own, for add_system_prompt."""
+        return self._template.has_system_prompt
+
     def encode(
         self,
         media: Any,
@@ -146,7 +158,7 @@ class VideoLlama3:
         The frames sampled are known when it returns. After the answer, `finish()` gives the clip at once.
         """
         opened = media if isinstance(media, OpenedMedia) else self.open(media, sampling, kind)
-        return self._begin(opened, pruning, opened.num_frames)
+        return self._encoder.begin(opened, pruning)
 
     def open(self, media: Any, sampling: SamplingPlan | None = None, kind: MediaKind | None = None) -> OpenedMedia:
         """Media whose length and samples are known, with nothing encoded yet; `parts` of it are the way into long
@@ -158,14 +170,21 @@ class VideoLlama3:
     ) -> list[Clip]:
         """Encodes media that will stand in one conversation; each is what `encode` takes, or a clip.
 
-        The authors' layout shares one pixel budget among all frames of a conversation; apart from that, it is the same
-        as encoding one by one.
+        The authors' layout shares one pixel budget among all frames of a conversation: evenly, or, where it mixes
+        pictures and videos, by dividing all sides by the same number. Clips keep their size and count with it. Apart
+        from that, it is the same as encoding one by one.
         """
         pending = self._clips([(None, source) for source in media], sampling, pruning)
         return [item if isinstance(item, Clip) else item.finish() for item in pending]
 
     def stream(
-        self, media: AnyClip | Sequence[AnyClip], question: str, config: GenerationConfig | None = None
+        self,
+        media: AnyClip | Sequence[AnyClip],
+        question: str,
+        config: GenerationConfig | None = None,
+        *,
+        system: str | None = None,
+        add_system_prompt: bool = False,
     ) -> Iterator[Chunk]:
         """The answer to a question about clips, piece by piece; the last chunk has finish_reason and stats.
 
@@ -175,11 +194,20 @@ class VideoLlama3:
         clips = [media] if isinstance(media, Clip | PendingClip) else list(media)
         if not all(isinstance(clip, Clip | PendingClip) for clip in clips):
             raise ConfigError("a question is about clips: make them with `encode` (or `encode_all`) first")
-        return self.stream_messages(question_about(clips, question), config)
+        messages = question_about(clips, question)
+        return self.stream_messages(messages, config, system=system, add_system_prompt=add_system_prompt)
 
-    def ask(self, media: AnyClip | Sequence[AnyClip], question: str, config: GenerationConfig | None = None) -> Answer:
+    def ask(
+        self,
+        media: AnyClip | Sequence[AnyClip],
+        question: str,
+        config: GenerationConfig | None = None,
+        *,
+        system: str | None = None,
+        add_system_prompt: bool = False,
+    ) -> Answer:
         """The whole answer to a question about a clip (or several); see `stream`."""
-        return join(self.stream(media, question, config))
+        return join(self.stream(media, question, config, system=system, add_system_prompt=add_system_prompt))
 
     def caption_all(
         self,
@@ -227,15 +255,23 @@ class VideoLlama3:
         config: GenerationConfig | None = None,
         sampling: SamplingPlan | None = None,
         pruning: PruningConfig | None = None,
+        *,
+        system: str | None = None,
+        add_system_prompt: bool = False,
     ) -> Answer:
         """The answer to a conversation in transformers' message format.
 
         messages: [{"role", "content"}, …]; content is a string or a list of {"type": "text", "text": …},
             {"type": "image", "image": …} and {"type": "video", "video": …}; media are clips or anything `encode` takes.
         sampling, pruning: for media that are not encoded yet.
-        Raises ConfigError for malformed messages, MediaError, ContextLengthError.
+        Raises ConfigError for malformed messages, and for system beside a system message; MediaError,
+        ContextLengthError.
         """
-        return join(self.stream_messages(messages, config, sampling, pruning))
+        return join(
+            self.stream_messages(
+                messages, config, sampling, pruning, system=system, add_system_prompt=add_system_prompt
+            )
+        )
 
     def stream_messages(
         self,
@@ -243,58 +279,89 @@ class VideoLlama3:
         config: GenerationConfig | None = None,
         sampling: SamplingPlan | None = None,
         pruning: PruningConfig | None = None,
+        *,
+        system: str | None = None,
+        add_system_prompt: bool = False,
     ) -> Iterator[Chunk]:
         """Like `generate`, piece by piece."""
+        messages = with_system(messages, system)
         clips = self._clips(media_items(messages), sampling, pruning)
-        return self._answer(messages, clips, config or GenerationConfig())
+        return self._answer(messages, clips, config or GenerationConfig(), add_system_prompt)
 
     def _answer(
-        self, messages: Sequence[Mapping[str, Any]], clips: Sequence[AnyClip], config: GenerationConfig
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        clips: Sequence[AnyClip],
+        config: GenerationConfig,
+        add_system_prompt: bool,
     ) -> Iterator[Chunk]:
         if all(isinstance(clip, Clip) for clip in clips):
-            return self._generator.chunks(self.prompt(messages, clips), config)
-        return self._generator.chunks_while_growing(self._prompts(messages, clips, PREFILL_CHUNK), config)
+            prompt = self.prompt(messages, clips, add_system_prompt=add_system_prompt)
+            return self._generator.chunks(prompt, config)
+        prompts = self._prompts(messages, clips, PREFILL_CHUNK, add_system_prompt)
+        return self._generator.chunks_while_growing(prompts, config)
 
-    def prompt(self, messages: Sequence[Mapping[str, Any]], clips: Sequence[AnyClip]) -> SplicedPrompt:
+    def prompt(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        clips: Sequence[AnyClip],
+        *,
+        system: str | None = None,
+        add_system_prompt: bool = False,
+    ) -> SplicedPrompt:
         """The token sequence of a conversation whose k-th image or video is clips[k]."""
-        return list(self._prompts(messages, clips, None))[-1]
+        return list(self._prompts(with_system(messages, system), clips, None, add_system_prompt))[-1]
 
     def _prompts(
-        self, messages: Sequence[Mapping[str, Any]], clips: Sequence[AnyClip], every: int | None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        clips: Sequence[AnyClip],
+        every: int | None,
+        add_system_prompt: bool,
     ) -> Iterator[SplicedPrompt]:
         """The prompt of a conversation while its clips are encoded; see `growing`."""
         tokens = self.bundle.manifest.tokens
         media = [MediaItem(clip.kind, clip.timestamps_s) for clip in clips]
-        pieces = conversation_pieces(self._template, messages, media)
+        pieces = conversation_pieces(self._template, messages, media, add_system_prompt=add_system_prompt)
         placeholders = [tokens.image_id if clip.kind == "image" else tokens.video_id for clip in clips]
         visuals = [clip.visual if isinstance(clip, Clip) else clip for clip in clips]
         return growing(pieces, visuals, placeholders, self._tokenizer, every)
 
     def chat(
-        self, prompt: str | None = None, sampling: SamplingPlan | None = None, pruning: PruningConfig | None = None
+        self,
+        system: str | None = None,
+        sampling: SamplingPlan | None = None,
+        pruning: PruningConfig | None = None,
+        add_system_prompt: bool = False,
     ) -> Chat:
         """A conversation of several turns with media in any of them; what was said before is not computed again.
 
-        prompt: instructions, a system message at its beginning. sampling, pruning: for media not encoded yet.
+        sampling, pruning: for media not encoded yet.
         In the authors' layout, frames share the pixel budget with those that come in the same turn.
         """
 
         def encode(media: Sequence[Any]) -> list[AnyClip]:
             return self._clips([(None, source) for source in media], sampling, pruning)
 
-        return Chat(encode, self._answer, prompt)
+        def answer(
+            messages: Sequence[Mapping[str, Any]], clips: Sequence[AnyClip], config: GenerationConfig
+        ) -> Iterator[Chunk]:
+            return self._answer(messages, clips, config, add_system_prompt)
+
+        return Chat(encode, answer, system)
 
     def open_session(
         self,
-        prompt: str | None = None,
+        system: str | None = None,
         pruning: PruningConfig | None = None,
         max_tokens: int | None = None,
         format: StreamFormat = "video",
         frames_expected: int | None = None,
+        add_system_prompt: bool = False,
     ) -> Session:
         """A streaming session, with a KV cache of its own: frames are pushed as they come, questions asked at any time.
 
-        prompt: instructions (a system message) that stay when the oldest frames leave a full context.
+        system, add_system_prompt: see the class; they stay when the oldest frames leave a full context.
         pruning: None takes the checkpoint's settings.
         max_tokens: of the context; None is the model's, at most 16384.
         format: "video", the default, writes frames as those of a clip in a user's turn, which every checkpoint of this
@@ -315,7 +382,7 @@ class VideoLlama3:
         decoder = Decoder(self._decoder_graph, manifest.text, self._memory.check_context)
         decoder.reserve(max_tokens)  # memory is taken as it is written, and nothing is ever copied to grow
         return Session(
-            StreamLayout(self._template, format, prompt),
+            StreamLayout(self._template, format, system, add_system_prompt),
             lambda height, width: self._encoder.stream(height, width, pruning, frames_expected),
             self._new_generator(decoder),
             self._tokenizer,
@@ -330,7 +397,7 @@ class VideoLlama3:
     def _clips(
         self, media: Sequence[tuple[str | None, Any]], sampling: SamplingPlan | None, pruning: PruningConfig | None
     ) -> list[AnyClip]:
-        # All are opened before one is encoded: how the authors' layout sizes frames depends on their number in all.
+        # All are opened before one is encoded: how the authors' layout sizes frames depends on all of them.
         opened: list[AnyClip | OpenedMedia] = []
         for kind, source in media:
             if isinstance(source, Clip | PendingClip):
@@ -340,8 +407,6 @@ class VideoLlama3:
             else:
                 wanted: MediaKind | None = None if kind is None else "image" if kind == "image" else "video"
                 opened.append(self._encoder.open(source, wanted, sampling))
-        frames = sum(item.num_frames for item in opened)
-        return [self._begin(item, pruning, frames) if isinstance(item, OpenedMedia) else item for item in opened]
-
-    def _begin(self, opened: OpenedMedia, pruning: PruningConfig | None, frames_in_conversation: int) -> PendingClip:
-        return self._encoder.begin(opened, pruning, self._encoder.frames_sharing(opened, frames_in_conversation))
+        return [
+            self._encoder.begin(item, pruning, opened) if isinstance(item, OpenedMedia) else item for item in opened
+        ]

@@ -15,7 +15,7 @@ from .lockedfile import LockedFile, write_whole
 from .parquet import parquet_bytes
 from .recordfile import RecordFile, State
 from .records import CaptionRecord, json_line, text_line
-from .subtitles import VTT_HEADER, cue, is_shown, subtitles
+from .subtitles import VTT_HEADER, Cues, is_shown, subtitles
 
 FORMATS = ("text", "jsonl", "srt", "vtt", "parquet")
 DOCUMENTS = ("srt", "vtt", "parquet")
@@ -51,7 +51,7 @@ class StreamOutput:
         self._write = write
         self._style = style
         self._several = several
-        self._count = 0
+        self._cues = Cues(style)
         if style == "vtt":
             write(VTT_HEADER.encode())
 
@@ -67,8 +67,7 @@ class StreamOutput:
         elif self._style == "text":
             self._write(text_line(record, self._several).encode())
         elif is_shown(record):
-            self._count += 1
-            self._write(cue(record, self._count, self._style).encode())
+            self._write(self._cues.next(record).encode())
 
     def finish(self) -> None:
         pass

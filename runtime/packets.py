@@ -18,7 +18,7 @@ import av
 import numpy as np
 import numpy.typing as npt
 
-from .errors import MediaError
+from .errors import MediaError, no_such_file
 from .limits import MediaLimits, ReadingClock
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def open_container(name: str) -> InputContainer:
             raise MediaError(f"{name}: the file is empty")
         return open_tolerantly(name)
     except FileNotFoundError as e:
-        raise MediaError(f"{name}: there is no such file") from e
+        raise MediaError(no_such_file(name)) from e
     except PermissionError as e:
         raise MediaError(f"{name}: no permission to read it") from e
     except IsADirectoryError as e:

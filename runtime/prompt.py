@@ -5,6 +5,10 @@ placeholder tokens for media. Added tokens that stand in *users'* text are maske
 as plain text, afterwards; so whatever a user writes, only the template itself can place a special token. Text between
 special tokens is kept in one piece, so it is tokenized as the reference tokenizes it, across the border of template and
 user text.
+
+There is no system text unless it is asked for: that is the default of the authors' processor, and how they evaluate
+their models. Their published example has the system message "You are a helpful assistant."; `add_system_prompt=True`,
+which it passes as well, puts the template's own text only where a conversation has no system message.
 """
 
 from __future__ import annotations
@@ -62,6 +66,22 @@ def question_about(clips: Sequence[HasKind], question: str) -> list[dict[str, An
     return [{"role": "user", "content": content}]
 
 
+def with_system(messages: Sequence[Mapping[str, Any]], system: str | None) -> list[Mapping[str, Any]]:
+    """The conversation, begun with a system message of this text; None begins it with nothing.
+
+    Raises ConfigError for what is no text, and for a conversation that has a system message already.
+    """
+    if system is None:
+        return [*messages]
+    if not isinstance(system, str):
+        raise ConfigError(f"system must be a string, not {type(system).__name__}")
+    if any(isinstance(message, Mapping) and message.get("role") == "system" for message in messages):
+        raise ConfigError("the conversation has a system message: leave out system, or the message")
+    begun: list[Mapping[str, Any]] = [{"role": "system", "content": system}]
+    media_items(begun)  # refuses what is not UTF-8
+    return [*begun, *messages]
+
+
 class PromptTemplate:
     """A checkpoint's chat template, compiled once."""
 
@@ -88,9 +108,11 @@ class PromptTemplate:
         messages: Sequence[Mapping[str, Any]],
         media: Sequence[MediaItem],
         add_generation_prompt: bool = True,
+        add_system_prompt: bool = False,
     ) -> list[Piece]:
         """The prompt of a conversation.
 
+        add_system_prompt: lets the template put its own system text where the conversation has none.
         messages: {"role", "content"}; content is a string or a list of {"type": "text", "text"}, {"type": "image"} and
         {"type": "video"} items; the k-th image or video item, over all messages, is media[k].
         Raises ConfigError for malformed messages or a template that does not take them.
@@ -101,7 +123,7 @@ class PromptTemplate:
             **self._special,
             "messages": _template_messages(messages, media, escape),
             "add_generation_prompt": add_generation_prompt,
-            "add_system_prompt": False,
+            "add_system_prompt": add_system_prompt,
             "tools": None,
             "documents": None,
         }
@@ -112,6 +134,12 @@ class PromptTemplate:
         except Exception as e:  # a template can do anything that raises
             raise BundleError(f"chat_template.jinja fails ({type(e).__name__}: {e}). Export the bundle again.") from e
         return self._split(rendered, media, escape)
+
+    @property
+    def has_system_prompt(self) -> bool:
+        """Whether add_system_prompt changes anything."""
+        messages = [{"role": "user", "content": "?"}]
+        return self.pieces(messages, []) != self.pieces(messages, [], add_system_prompt=True)
 
     def _split(self, rendered: str, media: Sequence[MediaItem], escape: _Escape) -> list[Piece]:
         slots = self._slots(media)

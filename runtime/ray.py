@@ -65,6 +65,8 @@ class Captioner:
         pruning: PruningConfig | None = None,
         generation: GenerationConfig | None = None,
         batch: int = 1,
+        system: str | None = None,
+        add_system_prompt: bool = False,
     ) -> None:
         """bundle, backend, memory_limit: see `VideoLlama3.load`. Set memory_limit where actors share a machine: what
         is available when one starts is not its own.
@@ -73,6 +75,7 @@ class Captioner:
         limits: None are the default ones, with decoding in a process of its own.
         prompt: None asks for a description. sampling, pruning, generation: None takes the defaults.
         batch: how many captions are generated together; see `VideoLlama3.caption_all`.
+        system, add_system_prompt: see `VideoLlama3`.
         Raises BundleError, BackendError, ConfigError, MemoryLimitError.
         """
         threads = int(os.environ.get("OMP_NUM_THREADS", "0").split(",")[0]) if num_threads is None else num_threads
@@ -83,6 +86,8 @@ class Captioner:
             generation or GenerationConfig(),
             prompt=prompt,
             batch=batch,
+            system=system,
+            add_system_prompt=add_system_prompt,
         )
         self._captioner = ClipCaptioner(VideoLlama3.load(bundle, backend, threads, memory_limit, limits), request)
 

@@ -15,6 +15,7 @@ Key = tuple[str, "int | None"]
 # Embeddings, overrides and isolates of text direction, their deprecated kin, and interlinear annotation.
 _OVERRIDES = frozenset(map(chr, [*range(0x202A, 0x202F), *range(0x2066, 0x2070), *range(0xFFF9, 0xFFFC)]))
 _FIELDS = ("finish_reason", "num_frames", "num_tokens", "seconds", "start_s", "end_s", "segment", "segments")
+_SEEN = ("seen_start_s", "seen_end_s")
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class CaptionRecord:
     start_s, end_s: the part of the clip the caption is about, or the event found, in seconds on the clip's clock.
     segment, segments: number of the piece, from 1, and of how many.
     find, found: the event looked for, and whether the answer names its time.
+    seen_start_s, seen_end_s: the part of the clip in which it was looked for.
     """
 
     media: str
@@ -39,6 +41,8 @@ class CaptionRecord:
     segments: int | None = None
     find: str | None = None
     found: bool | None = None
+    seen_start_s: float | None = None
+    seen_end_s: float | None = None
     error: str | None = None
 
     @property
@@ -54,14 +58,14 @@ class CaptionRecord:
             head |= {"caption": self.caption}
         if self.error is not None:
             head = {"media": self.media, "error": self.error}
-        return head | {name: value for name in _FIELDS if (value := getattr(self, name)) is not None}
+        return head | {name: value for name in (*_FIELDS, *_SEEN) if (value := getattr(self, name)) is not None}
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> CaptionRecord:
         """The record of a line that `to_json` gave. Raises KeyError or TypeError for another."""
         if not isinstance(fields["media"], str) or not {"caption", "answer", "error"} & set(fields):
             raise TypeError("not a record")
-        known = {name: fields.get(name) for name in ("find", "found", "error", *_FIELDS)}
+        known = {name: fields.get(name) for name in ("find", "found", "error", *_FIELDS, *_SEEN)}
         return cls(fields["media"], caption=fields.get("answer", fields.get("caption")), **known)
 
 

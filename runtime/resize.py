@@ -4,12 +4,15 @@ Both checkpoint layouts round the sides to multiples of patch × merge and then 
 in how a budget is shared, in which limit wins, and in who resamples: torchvision in transformers' port, Pillow in the
 authors' processor. Both are antialiased bicubic; single values differ by a level or two.
 
-Source: `smart_resize` of transformers' video_llama_3 and the image processor of the authors' release.
+Source: `smart_resize` of transformers' video_llama_3 and the image processor of the authors' release. The copy of
+the latter in the release's inference code swaps the sides of pictures that it opens by path; the copy that trained the
+weights does not, and neither does this module.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -63,6 +66,11 @@ class PixelBudget:
         """Both sides of a resized frame are multiples of this many pixels."""
         return self.patch_size * self.merge_size
 
+    @property
+    def max_tokens(self) -> int:
+        """The visual tokens that max_pixels make."""
+        return self.max_pixels // self.factor**2
+
 
 def target_size(height: int, width: int, budget: PixelBudget, num_frames_sharing: int = 1) -> tuple[int, int]:
     """The (height, width) a frame of height × width pixels is resized to.
@@ -72,15 +80,9 @@ def target_size(height: int, width: int, budget: PixelBudget, num_frames_sharing
 
     Raises MediaError for an empty frame, or one more than MAX_ASPECT_RATIO times as long as wide (or the reverse).
     """
-    if height < 1 or width < 1:
-        raise MediaError(f"a frame of {width}×{height} pixels is empty")
+    _check_shape(height, width)
     if num_frames_sharing < 1:
         raise ConfigError(f"num_frames_sharing must be at least 1, not {num_frames_sharing}")
-    if max(height, width) / min(height, width) > MAX_ASPECT_RATIO:
-        raise MediaError(
-            f"a frame of {width}×{height} pixels has an aspect ratio over {MAX_ASPECT_RATIO}, "
-            "which the model cannot take: crop it first"
-        )
     factor = budget.factor
     max_pixels = budget.max_pixels // num_frames_sharing
     if max_pixels < 1:
@@ -99,6 +101,51 @@ def target_size(height: int, width: int, budget: PixelBudget, num_frames_sharing
         new_height = math.ceil(height * scale / factor) * factor
         new_width = math.ceil(width * scale / factor) * factor
     return new_height, new_width
+
+
+@dataclass(frozen=True)
+class MediaShape:
+    """An image (one frame) or a video before resizing; height and width in pixels."""
+
+    num_frames: int
+    height: int
+    width: int
+    budget: PixelBudget
+
+
+def size_in_conversation(media: MediaShape, conversation: Sequence[MediaShape]) -> tuple[int, int]:
+    """The (height, width) to which the frames of media are resized beside all others of a conversation.
+
+    "transformers": each has a budget of its own, which the frames of a video share. "authors": one budget is divided
+    evenly among all images and frames; but where merge sizes differ, as those of images and videos do, the sides of all
+    are divided by one number, so that they make max_tokens together, and min_pixels does not hold.
+    conversation: `media` among them. Raises what `target_size` raises.
+    """
+    budget = media.budget
+    if budget.rule == "transformers":
+        return target_size(media.height, media.width, budget, media.num_frames)
+    if all(other.budget.merge_size == budget.merge_size for other in conversation):
+        return target_size(media.height, media.width, budget, sum(other.num_frames for other in conversation))
+    _check_shape(media.height, media.width)
+    tokens = sum(
+        other.num_frames * math.ceil(other.height / other.budget.factor) * math.ceil(other.width / other.budget.factor)
+        for other in conversation
+    )
+    excess = tokens / budget.max_tokens
+    scale, whole = (math.sqrt(excess), math.floor) if excess > 1 else (1.0, round)
+    # At least one token a side: the authors' processor fails where nothing is left of one.
+    height, width = (max(1, whole(side / scale / budget.factor)) for side in (media.height, media.width))
+    return height * budget.factor, width * budget.factor
+
+
+def _check_shape(height: int, width: int) -> None:
+    if height < 1 or width < 1:
+        raise MediaError(f"a frame of {width}×{height} pixels is empty")
+    if max(height, width) / min(height, width) > MAX_ASPECT_RATIO:
+        raise MediaError(
+            f"a frame of {width}×{height} pixels has an aspect ratio over {MAX_ASPECT_RATIO}, "
+            "which the model cannot take: crop it first"
+        )
 
 
 def resize_rgb(

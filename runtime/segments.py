@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from .errors import ConfigError, MediaError
 
+MIN_SEGMENT_S = 0.01  # shorter than a frame lasts; subtitles count in thousandths
 MAX_SEGMENTS = 100_000  # a slip of the unit must not make a list of billions
 
 
@@ -27,10 +28,11 @@ class Segment:
 def plan_segments(start_s: float, end_s: float, length_s: float) -> tuple[Segment, ...]:
     """Cuts the time from start_s to end_s into pieces of length_s; see the module on the last one.
 
-    Raises ConfigError if length_s is not a positive number, MediaError if there would be more than 100,000 pieces.
+    Raises ConfigError if length_s is not a number of at least 0.01, MediaError if there would be more than 100,000
+    pieces.
     """
-    if not (math.isfinite(length_s) and length_s > 0):
-        raise ConfigError(f"the length of a segment must be a positive number of seconds, not {length_s}")
+    if not (math.isfinite(length_s) and length_s >= MIN_SEGMENT_S):
+        raise ConfigError(f"a segment must have a positive number of seconds, at least {MIN_SEGMENT_S}, not {length_s}")
     if (end_s - start_s) / length_s > MAX_SEGMENTS:
         raise MediaError(f"{end_s - start_s:.0f} s are more than {MAX_SEGMENTS:,} segments of {length_s} s")
     count = max(1, math.floor((end_s - start_s) / length_s + 0.5))

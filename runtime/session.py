@@ -241,9 +241,10 @@ class Session:
             return
         alone = len(self._lead(None, entry)) + body
         if alone > limit:
+            shorter = "a shorter question" if isinstance(entry, AnswerEntry) else "smaller frames (frames_expected)"
             raise ContextLengthError(
-                f"{alone} tokens do not fit into {limit} of the session's context of {self.max_tokens}: use smaller "
-                "frames (frames_expected), a shorter question, or a larger max_tokens."
+                f"{alone} tokens do not fit into {limit} of the session's context of {self.max_tokens}: use {shorter}, "
+                "shorter system text, or a larger max_tokens."
             )
         wanted = min(int(limit * _KEPT_SHARE), limit - needed + len(self._context))
         kept, count = len(self._context), 0

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .encoder import IMAGE_SUFFIXES
@@ -31,11 +32,13 @@ class SidecarOutput:
     def __init__(self, media: Sequence[str], suffix: str, style: str, keep: bool, force: bool) -> None:
         """suffix: of the sidecar, with its dot. keep: clips that have a file are done. force: it is replaced.
 
-        Raises ConfigError if two clips would have one file, if it would take the name of a clip, and if there are
-        files already and neither `keep` nor `force` says what to do about them.
+        Clips that would have one file (IMG.JPG and IMG.MOV) have files with their whole names (IMG.JPG.txt and
+        IMG.MOV.txt); so has a clip whose file would be a clip. `note` says so; None if there are none.
+        Raises ConfigError if a file would be a clip all the same, and if there are files already and neither `keep` nor
+        `force` says what to do about them.
         """
         self._style = style
-        self._paths = _paths(media, suffix)
+        self._paths, self.note = _paths(media, suffix)
         self._force = force
         self._keep = keep
         self._held: dict[str, list[CaptionRecord]] = {}
@@ -47,7 +50,8 @@ class SidecarOutput:
             )
 
     def state(self, media: str) -> State:
-        done = self._keep and os.path.exists(self._paths[clip_key(media)])
+        path = self._paths.get(clip_key(media))  # a name that matches nothing has none
+        done = self._keep and path is not None and os.path.exists(path)
         return State.DONE if done else State.WAITING
 
     def segment_state(self, media: str, number: int, of: int) -> State:
@@ -86,21 +90,40 @@ class SidecarOutput:
         pass
 
 
-def _paths(media: Sequence[str], suffix: str) -> dict[str, Path]:
-    """The sidecar of each clip, by the clip's key."""
+def _paths(media: Sequence[str], suffix: str) -> tuple[dict[str, Path], str | None]:
+    """The sidecar of each clip, by the clip's key, and what is unusual about their names."""
     if not suffix.startswith(".") or "/" in suffix or suffix == ".":
         raise ConfigError(f"--sidecar takes the ending of the files to write, such as .txt, not {suffix!r}")
     if suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES:
         raise ConfigError(f"--sidecar {suffix} is the ending of videos or images: a clip could be overwritten")
-    paths: dict[str, Path] = {}
-    owners: dict[Path, str] = {}
     for name in media:
         if "://" in name:
             raise ConfigError(f"{name} is no file, so there is no place beside it; use -o instead of --sidecar")
-        clip = Path(clip_key(name))
-        path = clip.with_name(clip.name + suffix) if os.path.isdir(clip) else clip.with_suffix(suffix)
-        if path in owners:
-            raise ConfigError(f"{owners[path]} and {name} would both have the file {path}: caption them one by one")
-        owners[path] = name
-        paths[str(clip)] = path
-    return paths
+    clips = {Path(clip_key(name)): name for name in media}
+    whole = {clip: clip.with_name(clip.name + suffix) for clip in clips}
+    paths = {clip: whole[clip] if os.path.isdir(clip) else clip.with_suffix(suffix) for clip in clips}
+    return _told_apart(clips, paths, whole)
+
+
+def _told_apart(
+    clips: Mapping[Path, str], paths: dict[Path, Path], whole: Mapping[Path, Path]
+) -> tuple[dict[str, Path], str | None]:
+    """What `_paths` returns. clips: the names given. paths, whole: of the files, by the clip's stem or whole name."""
+    note, others = None, 0
+    while clashing := _clashing(paths, whole):  # again: a whole name may be another clip's stem
+        if note is None:
+            same = [clip for clip in clashing if paths[clip] == paths[clashing[0]]]
+            names, files = " and ".join(clips[c] for c in same), " and ".join(whole[c].name for c in same)
+            note = f"{paths[same[0]].name} would not be the file of one clip alone: {names} have {files}"
+            others -= len(same)
+        others += len(clashing)
+        paths |= {clip: whole[clip] for clip in clashing}
+    if lost := next((path for path in paths.values() if path in paths), None):
+        raise ConfigError(f"{clips[lost]} is a clip, and would be the file of another: give them one by one")
+    return {str(clip): path for clip, path in paths.items()}, f"{note}, and so on for {others} more" if others else note
+
+
+def _clashing(paths: Mapping[Path, Path], whole: Mapping[Path, Path]) -> list[Path]:
+    """The clips whose file another clip would have or be, unless it has the whole name already."""
+    counts = Counter(paths.values())
+    return [clip for clip, path in paths.items() if path != whole[clip] and (counts[path] > 1 or path in paths)]

@@ -156,6 +156,11 @@ class SplicedPrompt:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def num_visual(self) -> int:
+        """How many of its tokens are visual."""
+        return sum(len(tokens) for _, tokens in self.spans)
+
     def head(self, length: int) -> SplicedPrompt:
         """Its first `length` tokens."""
         spans = tuple((at, tokens[: length - at]) for at, tokens in self.spans if at < length)

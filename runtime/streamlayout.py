@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from .conversation import conversation_pieces
 from .errors import ConfigError
-from .prompt import MediaItem, Piece, PromptTemplate, VisualSlot
+from .prompt import MediaItem, Piece, PromptTemplate, VisualSlot, with_system
 
 StreamFormat = Literal["video", "stream"]
 STREAM_FORMATS = ("video", "stream")
@@ -42,16 +42,19 @@ class StreamLayout:
     style: "video": frames stand in a user's turn as those of a clip do, a question closes the turn, and frames that
         come after its answer open the next. "stream": frames stand in turns of the role `stream`, questions in turns of
         their own.
-    instructions: a system message at the beginning; None for none.
+    system, add_system_prompt: see `VideoLlama3.open_session`.
     Raises ConfigError for an unknown style, or one that the template does not have.
     """
 
-    def __init__(self, template: PromptTemplate, style: StreamFormat, instructions: str | None) -> None:
+    def __init__(
+        self, template: PromptTemplate, style: StreamFormat, system: str | None, add_system_prompt: bool = False
+    ) -> None:
         if style not in STREAM_FORMATS:
             raise ConfigError(f"format must be one of {', '.join(STREAM_FORMATS)}, not {style!r}")
         self._template = template
         self._style = style
-        self._system = [] if instructions is None else [{"role": "system", "content": instructions}]
+        self._system = with_system([], system)
+        self._add_system_prompt = add_system_prompt
         if style == "stream" and self._opening("stream") == self._opening("user"):
             raise ConfigError("the checkpoint's chat template has no tokens for the stream role: use format='video'")
 
@@ -61,13 +64,15 @@ class StreamLayout:
         The body of a frame is its visual tokens; their place, VisualSlot(0, 0), ends the result. The body of a question
         is its answer; the result ends where it begins.
         """
-        messages: list[dict[str, Any]] = [*self._system]
+        messages = [*self._system]
         if isinstance(previous, AnswerEntry):
             messages += [{"role": "user", "content": "?"}, {"role": "assistant", "content": (_ANSWER,)}]
         times = [e.timestamp_s for e in (previous, entry) if isinstance(e, FrameEntry)]
         question = entry.question if isinstance(entry, AnswerEntry) else None
         turns, media = self._turns(times, question)
-        pieces = conversation_pieces(self._template, messages + turns, media, question is not None)
+        pieces = conversation_pieces(
+            self._template, [*messages, *turns], media, question is not None, self._add_system_prompt
+        )
         slots = [at for at, piece in enumerate(pieces) if isinstance(piece, VisualSlot)]
         start = 0
         if isinstance(previous, FrameEntry):

@@ -30,7 +30,7 @@ def imports(path: Path) -> set[str]:
 
 def test_the_runtime_imports_only_its_own_dependencies() -> None:
     for path in (ROOT / "runtime").rglob("*.py"):
-        outside = {name.split(".")[0] for name in imports(path)} - sys.stdlib_module_names
+        outside = {name.split(".")[0] for name in imports(path)} - sys.stdlib_module_names - {"vl3edge"}
         assert outside <= RUNTIME | (DRAWING if path.name in DRAWN else set()), path
 
 
@@ -69,3 +69,14 @@ def test_public_names() -> None:
     names = vl3edge.runtime.__all__
     assert len(names) <= 8
     assert all(hasattr(vl3edge.runtime, name) for name in names)
+
+
+@pytest.mark.parametrize("module", ["vl3edge", "vl3edge.runtime.cli"])
+def test_the_command_runs_as_a_module(module: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", module]
+    done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("vl3edge ")
+    done = subprocess.run([*command, "caption"], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage: vl3edge caption")

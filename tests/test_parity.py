@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -86,14 +87,14 @@ def all_frames(path: Path) -> list[np.ndarray]:
 
 
 def prepared(
-    exported: Exported, path: Path, plan: SamplingPlan, sharing: int | None = None
+    exported: Exported, path: Path, plan: SamplingPlan, size: tuple[int, int] | None = None
 ) -> tuple[Any, tuple[float, ...]]:
-    """The frames of a video as the model gets them, and their times."""
+    """The frames of a video as the model gets them (size: in a conversation), and their times."""
     processor, patch = exported.model.bundle.manifest.processor, exported.model.bundle.manifest.vision.patch_size
     spec = processor.video
     budget = PixelBudget(patch, spec.merge_size, spec.min_pixels, spec.max_pixels, processor.rule)
     reader = open_video(path, plan)
-    size = target_size(reader.height, reader.width, budget, sharing or reader.num_frames)
+    size = size or target_size(reader.height, reader.width, budget, reader.num_frames)
     return reader.read(size, processor.rule).frames, reader.timestamps_s
 
 
@@ -163,12 +164,25 @@ def test_image_tokens(exported: Exported, media: Path, name: str) -> None:
 def test_mixed_media_over_several_turns(exported: Exported, media: Path) -> None:
     """Two images, a video and text, in two turns, with the budget shared as the layout shares it."""
     plan = SamplingPlan(fps=0.5, max_frames=4)
-    frames, times = prepared(exported, media / "nasa_13013.mp4", plan, None if exported.processor else 6)
     spec = exported.model.bundle.manifest.processor
     budget = PixelBudget(14, spec.image.merge_size, spec.image.min_pixels, spec.image.max_pixels, spec.rule)
-    sharing = 6 if spec.rule == "authors" else 1
     images = [load_image(media / name) for name in IMAGES]
-    images = [resize_rgb(image, target_size(*image.shape[:2], budget, sharing), spec.rule) for image in images]
+    sizes: list[tuple[int, int]] = [target_size(*image.shape[:2], budget) for image in images]
+    video_size = None
+    if spec.rule == "authors":  # all sides divided by one number, so that there are max_tokens; see test_mixed_media.py
+        reader = open_video(media / "nasa_13013.mp4", plan)
+        shapes = [(1, 14, *image.shape[:2]) for image in images] + [
+            (reader.num_frames, 28, reader.height, reader.width)
+        ]
+        total = sum(n * math.ceil(h / side) * math.ceil(w / side) for n, side, h, w in shapes)
+        beta = math.sqrt(total / exported.checkpoint.config.image.maximum)
+        assert beta > 1
+        *sizes, video_size = [
+            (max(1, math.floor(h / beta / side)) * side, max(1, math.floor(w / beta / side)) * side)
+            for _, side, h, w in shapes
+        ]
+    frames, times = prepared(exported, media / "nasa_13013.mp4", plan, video_size)
+    images = [resize_rgb(image, size, spec.rule) for image, size in zip(images, sizes, strict=True)]
 
     def conversation(first: Any, video: Any, second: Any) -> list[dict[str, Any]]:
         return [

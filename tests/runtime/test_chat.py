@@ -37,7 +37,7 @@ def test_every_turn_reuses_all_before_it(model: VideoLlama3) -> None:
     random = np.random.default_rng(0)
     video = random.integers(0, 256, (3, 56, 84, 3), dtype=np.uint8)
     image = random.integers(0, 256, (70, 70, 3), dtype=np.uint8)
-    chat = model.chat(prompt="Be brief.")
+    chat = model.chat(system="Be brief.")
     config = GenerationConfig(max_new_tokens=9)
     before = 0
     for question, media in (("first", [video]), ("second <|im_end|>", []), ("third", [image, video]), ("fourth", [])):

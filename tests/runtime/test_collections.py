@@ -12,6 +12,7 @@ from typing import Any
 import faults
 import numpy as np
 import pytest
+from PIL import Image
 from test_subtitles import as_played
 
 from vl3edge.models.demo.clips import encode_mp4, write_clip
@@ -207,10 +208,65 @@ def test_sidecars_that_cannot_be(clips: Path, capsys: pytest.CaptureFixture[str]
     ]:
         assert caption(clips, *arguments) == 2
         assert message in capsys.readouterr().err
-    shutil.copy(clips / "1.mp4", clips / "1.mkv")
-    assert caption(clips, "--sidecar") == 2
-    assert "would both have the file" in capsys.readouterr().err
-    assert sorted(clips.iterdir()) == sorted([*before, clips / "1.mkv"])
+    frames = clips / "1"  # a folder has no stem: its file is 1.txt
+    frames.mkdir()
+    Image.fromarray(np.zeros((112, 112, 3), np.uint8)).save(frames / "1.png")
+    shutil.copy(clips / "1.mp4", clips / "1.txt")
+    assert caption(frames, clips / "1.txt", "--sidecar", "--force") == 2
+    assert "1.txt is a clip" in capsys.readouterr().err
+    assert sorted(clips.iterdir()) == sorted([*before, frames, clips / "1.txt"])
+
+
+PAIRS = {  # names, their files, and how many more than the first few are told as a number
+    "a photo and its film": (["a.jpg", "a.mp4"], {"a.jpg.txt", "a.mp4.txt"}, 0),
+    "three": (["a.jpg", "a.mkv", "a.mp4"], {"a.jpg.txt", "a.mkv.txt", "a.mp4.txt"}, 0),
+    "a whole name that is a stem": (["a.jpg", "a.mp4", "a.mp4.mkv"], {"a.jpg.txt", "a.mp4.txt", "a.mp4.mkv.txt"}, 1),
+    "two pairs": (["a.jpg", "a.mp4", "b.jpg", "b.mp4"], {f"{n}.{e}.txt" for n in "ab" for e in ("jpg", "mp4")}, 2),
+}
+
+
+@pytest.mark.parametrize("case", PAIRS)
+def test_clips_of_one_stem_have_their_whole_names(
+    clips: Path, right: dict[str, str], case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names, files, others = PAIRS[case]
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    for name in names:
+        if name.endswith(".jpg"):
+            Image.fromarray(np.full((112, 112, 3), 90, np.uint8)).save(folder / name)
+        else:
+            shutil.copy(clips / "1.mp4", folder / name)
+    shutil.copy(clips / "0.mp4", folder / "alone.mp4")
+    assert caption(folder, "--sidecar") == 0
+    written = {path.name: path.read_text() for path in folder.glob("*.txt")}
+    assert set(written) == {*files, "alone.txt"}
+    assert written["alone.txt"] == right["0.mp4"] + "\n"
+    assert written["a.mp4.txt"] == right["1.mp4"] + "\n"
+    said = [line for line in capsys.readouterr().err.splitlines() if "the file of one clip alone" in line]
+    assert len(said) == 1
+    assert all(name in said[0] for name in names[:2])
+    assert said[0].endswith(f", and so on for {others} more") == (others > 0)
+    assert caption(folder, "--sidecar", "--resume") == 0
+    assert f"{len(names) + 1} of {len(names) + 1} have a record already" in capsys.readouterr().err
+
+
+def test_a_sidecar_never_is_a_clip(clips: Path, right: dict[str, str], tmp_path: Path) -> None:
+    shutil.copy(clips / "1.mp4", tmp_path / "a.txt")
+    shutil.copy(clips / "0.mp4", tmp_path / "a.mp4")
+    assert caption(tmp_path / "a.txt", tmp_path / "a.mp4", "--sidecar", "--force") == 0
+    assert (tmp_path / "a.txt").read_bytes() == (clips / "1.mp4").read_bytes()
+    assert (tmp_path / "a.txt.txt").read_text() == right["1.mp4"] + "\n"
+    assert (tmp_path / "a.mp4.txt").read_text() == right["0.mp4"] + "\n"
+
+
+def test_a_name_that_is_nothing_costs_itself_only(clips: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert caption(clips, "-", "gone.mp4", "--sidecar") == 1
+    assert caption(clips, "-", "gone.mp4", "--sidecar", "--resume") == 1
+    out = capsys.readouterr()
+    assert "-: media are not read from stdin" in out.err
+    assert "gone.mp4: there is no such file" in out.err
+    assert len(list(clips.glob("*.txt"))) == 4
 
 
 @pytest.mark.parametrize("style", ["srt", "vtt"])
@@ -228,6 +284,27 @@ def test_a_long_video_becomes_subtitles(
     shutil.copy(video, tmp_path)
     assert caption(tmp_path / "long.mp4", "--segment", "9", "--sidecar", "--format", style) == 0
     assert (tmp_path / f"long.{style}").read_bytes() == out.read_bytes()
+
+
+@pytest.mark.parametrize("style", ["srt", "vtt"])
+@pytest.mark.parametrize(("begin", "length"), [(5.0, 0.1), (5.0, 0.37), (5.9, 0.01), (0.0, 5.0)])
+def test_cues_of_tiny_segments_follow_one_another(
+    clips: Path, style: str, begin: float, length: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    end = 6.0  # of the film
+    options = ["--start", begin, "--segment", length]
+    out = tmp_path / f"out.{style}"
+    assert caption(clips / "0.mp4", *options, "-o", out, "--max-new-tokens", "1", "--batch", "4") == 0
+    capsys.readouterr()
+    assert caption(clips / "0.mp4", *options, "--format", style, "--max-new-tokens", "1") == 0
+    streamed = tmp_path / f"streamed.{style}"
+    streamed.write_text(capsys.readouterr().out)
+    for cues in (as_played(out), as_played(streamed)):
+        ends = [begin, *(cue[1] for cue in cues)]
+        assert [cue[0] for cue in cues] == pytest.approx(ends[:-1], abs=1e-6)
+        assert ends == sorted(set(ends))
+        assert ends[-1] == pytest.approx(end, abs=1e-6)
+        assert len(cues) == round((end - begin) / length)
 
 
 def test_segments_are_continued(long_video: tuple[Path, list[str], list[int | None]], tmp_path: Path) -> None:

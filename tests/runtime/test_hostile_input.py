@@ -55,7 +55,7 @@ def test_option_values_that_cannot_work_are_one_line(
 
 
 def test_no_name_is_not_the_current_folder() -> None:
-    with pytest.raises(MediaError, match="'': no such file"):
+    with pytest.raises(MediaError, match="'': there is no such file"):
         expand([""])
 
 

@@ -99,7 +99,7 @@ def test_a_prompt_beyond_the_context_is_told(model: VideoLlama3) -> None:
     small = replace(model.bundle, manifest=replace(manifest, text=replace(manifest.text, max_position_embeddings=150)))
     seen = inspect(small, CLIP, None, PruningConfig(), generation=GenerationConfig(max_new_tokens=8), speed=SPEED)
     assert seen.pruned.answer_tokens == 0
-    assert "166 tokens, the context 150" in (verdict(seen) or "")
+    assert "the model's context is 150: use fewer frames" in (verdict(seen) or "")
     assert "It does not fit" in page(seen, {}, {})
     fits = inspect(small, CLIP, None, PruningConfig(25.5), generation=GenerationConfig(max_new_tokens=99), speed=SPEED)
     assert fits.pruned.prompt_tokens + fits.pruned.answer_tokens == 150

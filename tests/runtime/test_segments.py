@@ -54,7 +54,7 @@ def test_pieces_cover_the_time_and_none_is_too_short(start: float, duration: flo
 
 
 def test_lengths_that_cannot_work() -> None:
-    for length in (0.0, -1.0, math.nan, math.inf):
+    for length in (0.0, -1.0, 0.009, math.nan, math.inf):
         with pytest.raises(ConfigError, match="positive number of seconds"):
             plan_segments(0.0, 10.0, length)
     with pytest.raises(MediaError, match="more than 100,000 segments"):

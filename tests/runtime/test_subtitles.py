@@ -56,6 +56,42 @@ def test_a_player_reads_every_cue(style: str, tmp_path: Path) -> None:
     ]
 
 
+def event(start: float, end: float, seen: tuple[float, float]) -> CaptionRecord:
+    return CaptionRecord(
+        "a.mp4", "?", start_s=start, end_s=end, find="x", found=True, seen_start_s=seen[0], seen_end_s=seen[1]
+    )
+
+
+TIGHT: dict[str, tuple[list[CaptionRecord], list[tuple[float, float]]]] = {
+    "tenths": (
+        [CaptionRecord("a.mp4", "x", start_s=k / 10, end_s=(k + 1) / 10) for k in range(30)],
+        [(k / 10, (k + 1) / 10) for k in range(30)],
+    ),
+    "an event at the end of the film": ([event(9.0, 9.0, (0.0, 9.0))], [(8.0, 9.0)]),
+    "an event shortly before": ([event(8.75, 8.8, (0.0, 9.0))], [(8.0, 9.0)]),
+    "an event in a short part": ([event(9.2, 9.2, (9.0, 9.5))], [(9.0, 9.5)]),
+    "events on either side of a border": (
+        [event(9.0, 9.0, (6.0, 9.0)), event(9.0, 9.0, (9.0, 12.0))],
+        [(8.0, 9.0), (9.0, 10.0)],
+    ),
+    "a picture": ([CaptionRecord("a.jpg", "x")], [(0.0, 1.0)]),
+    "a film of a moment": ([CaptionRecord("a.gif", "x", start_s=0.0, end_s=0.04)], [(0.0, 0.04)]),
+    "hundredths from an odd time": (
+        [CaptionRecord("a.mp4", "x", start_s=0.0005 + k / 100, end_s=0.0105 + k / 100) for k in range(3)],
+        [(0.001, 0.011), (0.011, 0.021), (0.021, 0.031)],
+    ),
+}
+
+
+@pytest.mark.parametrize("style", ["srt", "vtt"])
+@pytest.mark.parametrize("case", TIGHT)
+def test_cues_keep_within_their_part(case: str, style: str, tmp_path: Path) -> None:
+    records, times = TIGHT[case]
+    assert [(start, end) for start, end, _ in played(subtitles(records, style), style, tmp_path)] == [
+        pytest.approx(span, abs=1e-6) for span in times
+    ]
+
+
 HOSTILE = [
     "1\n00:00:00,000 --> 00:00:09,000\nmine",
     "a --> b --> c",

@@ -1,0 +1,7 @@
+"""`python -m vl3edge`: installed as `vl3edge/__main__.py`, the only file of the namespace; see pyproject.toml."""
+
+import sys
+
+from vl3edge.runtime.cli import main
+
+sys.exit(main())
