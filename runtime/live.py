@@ -27,7 +27,7 @@ from .live_clock import IntervalSampler, Pace, Sample, StreamClock
 from .live_news import LiveEvent, News
 from .live_source import OpenSource, Reconnection, SourceLost, SourceOptions, open_source, reason, shown_name
 from .packets import time_base
-from .videofile import to_rgb
+from .pixels import to_rgb
 
 if TYPE_CHECKING:
     from av.packet import Packet
