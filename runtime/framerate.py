@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 FORMAT_WITHOUT_TIMES = 0x80
 """FFmpeg's AVFMT_NOTIMESTAMPS: the times of such packets (MJPEG over HTTP, bare H.264) are made up from a rate."""
 
-ASSUMED_FPS = 25
+ASSUMED_FPS = Fraction(25)
 """By FFmpeg, of streams that say nothing."""
 
 
@@ -33,6 +33,9 @@ def own_rate(container: InputContainer, stream: VideoStream) -> Fraction | None:
     return stream.average_rate or stream.guessed_rate
 
 
-def keeps_time(container: InputContainer) -> bool:
-    """Whether a bare stream says of every picture how long it is shown: MPEG-1 and 2, for films slowed to 30 fields."""
-    return container.format.name == "mpegvideo"
+def must_be_counted(container: InputContainer) -> bool:
+    """Whether the rate is all there is to tell when a frame is shown.
+
+    MPEG-1 and 2 say of every picture how long it is shown (films slowed to 30 a second), which FFmpeg's times heed.
+    """
+    return lacks_clock(container) and container.format.name != "mpegvideo"

@@ -44,8 +44,10 @@ def reply(connection: Connection, request: tuple[Any, ...], memory_bytes: int) -
         connection.send(("error", str(e)))
     except MemoryError:
         gigabytes = memory_bytes / 1e9
-        connection.send(("error", f"{_name(request)}: reading it takes more than {gigabytes:.1f} GB (max_isolated_bytes)"))
-    except OSError:  # of the socket: whoever asked has gone
+        connection.send(
+            ("error", f"{_name(request)}: reading it takes more than {gigabytes:.1f} GB (max_isolated_bytes)")
+        )
+    except ConnectionError:  # whoever asked has gone
         raise
     except Exception as e:
         connection.send(("error", str(unexpected(_name(request), e))))

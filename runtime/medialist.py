@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from .address import is_address
 from .encoder import IMAGE_SUFFIXES
 from .errors import MediaError
 from .framesets import natural_key
@@ -38,7 +39,7 @@ def matches(arguments: Iterable[str]) -> list[tuple[str, list[str]]]:
 
     A folder with video files in it, at any depth, stands for every video and image in it, and every folder in it that
     may not be read; a folder that holds images alone is itself one clip, its images the frames. A file that exists is
-    taken as it is, whatever its name; so is a name with :// in it (a stream), and one that may not be looked up, which
+    taken as it is, whatever its name; so is an address (http://…), and one that may not be looked up, which
     reading it will say. An argument that matches nothing has no clips; one whose clips have all been named is left out.
     """
     seen: set[str] = set()
@@ -47,7 +48,7 @@ def matches(arguments: Iterable[str]) -> list[tuple[str, list[str]]]:
         path = Path(argument)
         if not argument:  # an unset variable of a shell; as a path it would be the current folder
             names = []
-        elif "://" in argument or os.path.isfile(argument) or _is_forbidden(argument):
+        elif is_address(argument) or os.path.isfile(argument) or _is_forbidden(argument):
             names = [argument]
         elif os.path.isdir(argument):
             names = _in_folder(path)

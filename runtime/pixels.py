@@ -27,7 +27,7 @@ UNSPECIFIED = 2
 
 def _unnamed(kinds: type[SideDataType], number: object) -> SideDataType:
     """A member of PyAV's enum of side data for a number that it has no name for."""
-    kind = object.__new__(kinds)
+    kind: SideDataType = object.__new__(kinds)  # type: ignore[assignment]
     kind._name_, kind._value_ = f"UNNAMED_{number}", number
     return kind
 

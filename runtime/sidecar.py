@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from .address import is_address
 from .encoder import IMAGE_SUFFIXES
 from .errors import ConfigError, OutputError
 from .lockedfile import write_whole
@@ -95,7 +96,7 @@ def _paths(media: Sequence[str], suffix: str) -> dict[str, Path]:
     paths: dict[str, Path] = {}
     owners: dict[Path, str] = {}
     for name in media:
-        if "://" in name:
+        if is_address(name):
             raise ConfigError(f"{name} is no file, so there is no place beside it; use -o instead of --sidecar")
         clip = Path(clip_key(name))
         path = clip.with_name(clip.name + suffix) if os.path.isdir(clip) else clip.with_suffix(suffix)

@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import MediaError
-from .framerate import ASSUMED_FPS, keeps_time, lacks_clock, own_rate
+from .framerate import ASSUMED_FPS, lacks_clock, must_be_counted, own_rate
 from .limits import DEFAULT_LIMITS, MediaLimits, ReadingClock
 from .packets import (
     PacketTable,
@@ -80,10 +80,10 @@ class VideoFile:
             self._can_skip = stream.codec_context.name in SKIPPABLE
             base, zero = time_base(stream), clock_zero(container, stream)
             self._is_bare = lacks_clock(container)
-            is_even = self._is_bare and not keeps_time(container)
+            is_even = must_be_counted(container)
             rate = own_rate(container, stream)
-            self.assumed_fps = ASSUMED_FPS if self._is_bare and not rate else None
-            rate = rate or self.assumed_fps
+            self.assumed_fps = float(ASSUMED_FPS) if self._is_bare and not rate else None
+            rate = rate or (ASSUMED_FPS if self._is_bare else None)
             self._step = max(1, round(1 / (rate * base))) if rate else 1
             self._packets: PacketTable | None = scan(container, stream, self.name, limits, self._clock)
             missing, stated = missing_packets(stream, self._packets) if self._packets else (0, 0)
@@ -196,7 +196,7 @@ class VideoFile:
             self.num_lost += wanted.popleft() != latest_ticks and self._has_failed
             yield latest
 
-    def _decode_all(self) -> Iterator[VideoFrame]:
+    def _decode_all(self) -> Generator[VideoFrame]:
         """Every frame that can be decoded, in the order shown."""
         self._has_failed = False
         with open_container(self.name) as container:
@@ -257,8 +257,8 @@ class VideoFile:
 
 
 def _shown_at(times: list[tuple[int | None, int | None]], step: int) -> list[int]:
-    """When frames that come in order are shown, from their times of presentation and decoding, as far as these are known
-    and right.
+    """When frames that come in order are shown, from what is known, and right, of their times of presentation and
+    decoding.
 
     Where B-frames are packed, or in AVI, the parser may have given the times of presentation to the wrong frames; but
     decoders without threads put on a frame the time of decoding of the packet that brought it out.
