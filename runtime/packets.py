@@ -7,6 +7,7 @@ stream.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -171,21 +172,36 @@ def read_packets(container: InputContainer, stream: VideoStream, clock: ReadingC
             continue  # the packet of a stream that began in mid-file, which PyAV looks up among those it found at first
 
 
-def scan(
-    container: InputContainer, stream: VideoStream, name: str, limits: MediaLimits, clock: ReadingClock
-) -> PacketTable | None:
-    """All packets, or None if their times do not tell the frames apart. Raises MediaError beyond a limit."""
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """What a first pass over the packets finds.
+
+    packets: None if their times do not tell the frames apart.
+    num_missing, num_stated: packets that the file states and does not have, of how many.
+    """
+
+    packets: PacketTable | None
+    num_missing: int
+    num_stated: int
+
+
+def scan(container: InputContainer, stream: VideoStream, name: str, limits: MediaLimits, clock: ReadingClock) -> Scan:
+    """Reads all packets. Raises MediaError beyond a limit."""
     ticks: list[int] = []
     keys, clean, shown = [], [], []
     codec = stream.codec_context.name
     length_bytes = nal_length_bytes(codec, stream.codec_context.extradata)
-    num_damaged = 0
-    last, last_duration = None, 0
+    count = num_damaged = 0
+    last, last_duration, last_dts = None, 0, -1
+    are_apart = True
     for packet in read_packets(container, stream, clock):
+        count += 1
+        limits.check_frames(name, count)
+        last_dts = last_dts if packet.dts is None else max(last_dts, packet.dts)
         data = memoryview(packet)
-        if packet.pts is None or is_packed(codec, data):
-            return None
-        limits.check_frames(name, len(ticks) + 1)
+        are_apart = are_apart and packet.pts is not None and not is_packed(codec, data)
+        if not are_apart or packet.pts is None:
+            continue
         ticks.append(packet.pts)
         num_damaged += length_bytes > 0 and not units_fill(data, length_bytes)
         starts = cleanly = packet.is_keyframe
@@ -198,26 +214,47 @@ def scan(
             last, last_duration = packet.pts, packet.duration or 0
     times = np.array(ticks, np.int64)
     is_key, is_clean, is_shown = (np.array(flags, np.bool_) for flags in (keys, clean, shown))
+    is_avi = container.format.name == "avi"
+    if is_avi and stream.codec_context.has_b_frames and (np.diff(times) > 0).all():
+        are_apart = False  # AVI knows the order of decoding only, and the parser could not work out the other
     if len(np.unique(times[is_shown])) != is_shown.sum():
-        return None
-    if container.format.name == "avi" and stream.codec_context.has_b_frames and (np.diff(times) > 0).all():
-        return None  # AVI knows the order of decoding only, and the parser could not work out the other
-    return PacketTable(times, is_key, is_clean, is_shown, last_duration, num_damaged)
+        are_apart = False
+    table = PacketTable(times, is_key, is_clean, is_shown, last_duration, num_damaged) if are_apart else None
+    if is_avi:
+        return Scan(table, *_missing_of_avi(stream, name, count, last_dts + 1))
+    return Scan(table, *_missing(stream, count, (last or 0) + last_duration, last_duration))
 
 
-def missing_packets(stream: VideoStream, packets: PacketTable) -> tuple[int, int]:
-    """How many packets the index of a file names that are not in it, and of how many; (0, 0) if it names none.
+def _missing(stream: VideoStream, found: int, end: int, duration: int) -> tuple[int, int]:
+    """How many packets a file that states their number does not have, of how many.
 
-    What an edit list hides is in the stated number of frames, but need not be read; chunks of AVI without a byte, which
-    repeat the frame before, are in it, too. So the stated number counts only as far as the stated end is not reached.
+    The number alone does not tell, as what an edit list hides need not be read: it counts as far as the index has more,
+    or the packets end before the time stated. end, duration: of the last packet, in ticks.
     """
-    found, stated = len(packets.ticks), stream.frames
-    if not stated or not found:
+    if not (stream.frames and stream.duration and duration):
         return 0, 0
-    indexed = len(stream.index_entries) if hasattr(stream, "index_entries") else found  # PyAV 17 and later
-    if indexed > found:
+    indexed = _num_indexed(stream)
+    behind = min(((stream.start_time or 0) + stream.duration - end) // duration, stream.frames - found)
+    if indexed - found >= max(1, behind):
         return indexed - found, indexed
-    first, last = int(packets.ticks.min()), int(packets.ticks.max())
-    end = (stream.start_time or 0) + (stream.duration or 0)
-    gap = max(1.0, (last - first) / max(1, found - 1), packets.last_duration)
-    return max(0, min(stated - found, int((end - last) / gap) - 1)), stated
+    return (behind, round(stream.duration / duration)) if behind > 0 else (0, 0)
+
+
+def _missing_of_avi(stream: VideoStream, name: str, found: int, num_chunks: int) -> tuple[int, int]:
+    """The same of AVI, whose number counts chunks without a byte, too: these repeat the frame before.
+
+    num_chunks: up to the last packet found. They count where the file is shorter than it says.
+    """
+    indexed = _num_indexed(stream)
+    behind = stream.frames - num_chunks
+    if behind > 0 and stream.frames > found and not is_address(name):
+        with open(name, "rb") as file:
+            stated_size = 8 + int.from_bytes(file.read(8)[4:], "little")
+            if stated_size > os.fstat(file.fileno()).st_size:
+                return behind, stream.frames
+    return (indexed - found, indexed) if indexed > found else (0, 0)
+
+
+def _num_indexed(stream: VideoStream) -> int:
+    """Packets that the index names; 0 where PyAV (before 17) does not tell."""
+    return len(stream.index_entries) if hasattr(stream, "index_entries") else 0

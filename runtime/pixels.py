@@ -27,9 +27,10 @@ UNSPECIFIED = 2
 
 def _unnamed(kinds: type[SideDataType], number: object) -> SideDataType:
     """A member of PyAV's enum of side data for a number that it has no name for."""
-    kind: SideDataType = object.__new__(kinds)  # type: ignore[assignment]
+    kind: Any = object.__new__(kinds)
     kind._name_, kind._value_ = f"UNNAMED_{number}", number
-    return kind
+    named: SideDataType = kind
+    return named
 
 
 if "_missing_" not in vars(SideDataType):

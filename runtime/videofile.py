@@ -35,7 +35,6 @@ from .packets import (
     PacketTable,
     best_video_stream,
     clock_zero,
-    missing_packets,
     open_container,
     read_packets,
     scan,
@@ -85,13 +84,15 @@ class VideoFile:
             self.assumed_fps = float(ASSUMED_FPS) if self._is_bare and not rate else None
             rate = rate or (ASSUMED_FPS if self._is_bare else None)
             self._step = max(1, round(1 / (rate * base))) if rate else 1
-            self._packets: PacketTable | None = scan(container, stream, self.name, limits, self._clock)
-            missing, stated = missing_packets(stream, self._packets) if self._packets else (0, 0)
+            scanned = scan(container, stream, self.name, limits, self._clock)
+            self._packets: PacketTable | None = scanned.packets
             self._ticks, first = self._look(base)
         self.height, self.width = first.shape[:2]
         self.notes: tuple[str, ...] = ()
-        if missing:
-            self.notes = (f"the file is cut short or damaged: {missing} of its {stated} frames are missing",)
+        if missing := scanned.num_missing:
+            self.notes = (
+                f"the file is cut short or damaged: {missing} of its {scanned.num_stated} frames are missing",
+            )
         if self._packets and self._packets.num_damaged:
             # Those that no sample depends on are never decoded; whoever sees the caption should know all the same.
             damaged, total = self._packets.num_damaged, len(self._packets.ticks)
