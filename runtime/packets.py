@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .address import is_address
-from .bitstream import h264_start, is_hidden, is_packed, nal_length_bytes, units_fill
+from .bitstream import Bitstream
 from .errors import MediaError
 from .limits import MediaLimits, ReadingClock
 
@@ -42,7 +42,8 @@ class PacketTable:
     is_clean: bool [P], nothing after this keyframe refers to anything before it, not even in passing. An open group
         of pictures may begin with a keyframe that is not clean: decoding it alone is right, but not free of errors.
     is_shown: bool [P]; the others are decoded only because frames depend on them (the cut of an edit list, hidden
-        frames of VP8 and VP9), or cannot be decoded as the stream begins in the middle of a group of pictures.
+        frames of VP8 and VP9), show nothing new (MPEG-4), or cannot be decoded as the stream begins in the middle of a
+        group of pictures.
     last_duration: ticks for which the last frame is shown, 0 if not known.
     num_damaged: packets of H.264 and HEVC whose units do not fill them, and so cannot be whole.
     """
@@ -189,8 +190,7 @@ def scan(container: InputContainer, stream: VideoStream, name: str, limits: Medi
     """Reads all packets. Raises MediaError beyond a limit."""
     ticks: list[int] = []
     keys, clean, shown = [], [], []
-    codec = stream.codec_context.name
-    length_bytes = nal_length_bytes(codec, stream.codec_context.extradata)
+    bitstream = Bitstream(stream.codec_context.name, stream.codec_context.extradata)
     count = num_damaged = 0
     last, last_duration, last_dts = None, 0, -1
     are_apart = True
@@ -198,18 +198,16 @@ def scan(container: InputContainer, stream: VideoStream, name: str, limits: Medi
         count += 1
         limits.check_frames(name, count)
         last_dts = last_dts if packet.dts is None else max(last_dts, packet.dts)
-        data = memoryview(packet)
-        are_apart = are_apart and packet.pts is not None and not is_packed(codec, data)
+        data = bytes(packet)
+        are_apart = are_apart and packet.pts is not None and not bitstream.is_packed(data)
         if not are_apart or packet.pts is None:
             continue
         ticks.append(packet.pts)
-        num_damaged += length_bytes > 0 and not units_fill(data, length_bytes)
-        starts = cleanly = packet.is_keyframe
-        if starts and codec == "h264":
-            starts, cleanly = h264_start(bytes(packet), length_bytes)
+        num_damaged += not bitstream.is_whole(data)
+        starts, cleanly = bitstream.start(data) if packet.is_keyframe else (False, False)
         keys.append(starts)
         clean.append(cleanly)
-        shown.append(not packet.is_discard and not is_hidden(codec, data))
+        shown.append(not packet.is_discard and not bitstream.is_hidden(data))
         if shown[-1] and (last is None or packet.pts > last):
             last, last_duration = packet.pts, packet.duration or 0
     times = np.array(ticks, np.int64)
