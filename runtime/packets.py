@@ -87,9 +87,9 @@ class PacketTable:
         return replace(self, is_shown=self.is_shown & ~(leading & (self.ticks < first)))
 
     def starts_cleanly(self, needed: npt.NDArray[np.bool_]) -> bool:
-        """Whether every stretch of `needed` begins with a clean keyframe or at the start of the file."""
+        """Whether every stretch of `needed` begins with a clean keyframe. A file may begin without: cut from another."""
         starts = np.flatnonzero(needed & ~np.concatenate([[False], needed[:-1]]))
-        return bool((self.is_clean[starts] | (starts == 0)).all())
+        return bool(self.is_clean[starts].all())
 
     def has_leading(self, key: int) -> bool:
         """Whether packets after the keyframe number `key` are shown before it (an open group of pictures)."""
