@@ -87,7 +87,7 @@ class PacketTable:
         return replace(self, is_shown=self.is_shown & ~(leading & (self.ticks < first)))
 
     def starts_cleanly(self, needed: npt.NDArray[np.bool_]) -> bool:
-        """Whether every stretch of `needed` begins with a clean keyframe. A file may begin without: cut from another."""
+        """Whether every stretch of `needed` begins with a clean keyframe; a file may begin without one."""
         starts = np.flatnonzero(needed & ~np.concatenate([[False], needed[:-1]]))
         return bool(self.is_clean[starts].all())
 
