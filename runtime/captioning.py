@@ -15,7 +15,7 @@ from .caption_jobs import CaptionJob, CaptionResult
 from .clip import Clip
 from .config import GenerationConfig, PruningConfig, SamplingPlan
 from .encoder import OpenedMedia
-from .errors import BackendError, ConfigError, ContextLengthError, MediaError
+from .errors import BackendError, ConfigError, ContextLengthError, MediaError, unexpected
 from .find import grounding_question, read_span
 from .generation import GenerationStats
 from .model import VideoLlama3
@@ -201,4 +201,4 @@ def _reason(media: str, error: Exception | None) -> str:
         return str(error)
     if isinstance(error, MemoryError):
         return f"{media}: not enough memory for it; use fewer frames (--max-frames)"
-    return f"{media}: {type(error).__name__}: {error} (not expected: please report it, with the clip)"
+    return str(unexpected(media, error)) if error else f"{media}: no answer"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import cli_options as shared
+from .address import is_address
 from .captioning import Captioner, CaptionRequest, Outcome
 from .errors import ConfigError, OutputError, no_such_file
 from .medialist import WANTED, matches
@@ -147,7 +148,7 @@ def _record_missing(argument: str, output: Output, retry: bool, tally: _Tally) -
 
 def _folders(names: Sequence[str]) -> set[str]:
     """Every folder that clips lie in: one that could not be read was a failed clip itself."""
-    return {str(folder) for name in names if "://" not in name for folder in Path(name).parents}
+    return {str(folder) for name in names if not is_address(name) for folder in Path(name).parents}
 
 
 def _request(options: argparse.Namespace) -> CaptionRequest:

@@ -44,6 +44,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-frames", type=int, metavar="N", help="at most N frames (default: the model's, 180)")
     group.add_argument("--start", type=float, metavar="S", help="begin at second S")
     group.add_argument("--end", type=float, metavar="S", help="end at second S")
+    add_source_fps(group)
     group.add_argument(
         "--sampling-rule", choices=("fps", "index"), default="fps", help="by time, or evenly by number as transformers"
     )
@@ -57,6 +58,16 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         "--max-visual-tokens", type=int, metavar="N", help="at most N tokens of each video: raises the threshold to fit"
     )
     group.add_argument("--no-pruning", action="store_true", help="keep every video token")
+
+
+def add_source_fps(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--source-fps",
+        type=float,
+        metavar="N",
+        help="the video has N frames per second, whatever its clock says (default: its clock; "
+        "without one 25, folders of pictures 3)",
+    )
 
 
 def _threshold(text: str) -> float | Literal["auto"]:
@@ -124,7 +135,9 @@ def load_model(options: argparse.Namespace) -> VideoLlama3:
 
 
 def sampling_plan(options: argparse.Namespace) -> SamplingPlan:
-    return SamplingPlan(options.fps, options.max_frames, options.start, options.end, options.sampling_rule)
+    return SamplingPlan(
+        options.fps, options.max_frames, options.start, options.end, options.sampling_rule, options.source_fps
+    )
 
 
 def pruning_config(options: argparse.Namespace) -> PruningConfig:

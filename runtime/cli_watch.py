@@ -87,12 +87,15 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--transport", choices=("tcp", "udp"), default="tcp", help="of RTSP (default: tcp)")
     group.add_argument("--camera-size", metavar="WxH", help="picture asked of a camera, as 1280x720")
     group.add_argument("--camera-rate", type=float, metavar="N", help="frames per second asked of a camera")
+    shared.add_source_fps(group)
     group.add_argument("--speed", type=float, default=1.0, metavar="X", help="play a file X times as fast")
 
 
 def run(options: argparse.Namespace) -> int:
     inquiry, generation, pruning = _inquiry(options), shared.generation_config(options), shared.pruning_config(options)
-    source = SourceOptions(options.timeout, options.transport, options.camera_size, options.camera_rate)
+    source = SourceOptions(
+        options.timeout, options.transport, options.camera_size, options.camera_rate, options.source_fps
+    )
     reconnection = Reconnection(options.backoff, max(options.backoff, Reconnection().longest_s), options.reconnects)
     manifest = shared.manifest_of(options)
     fps = manifest.processor.fps if options.fps is None else options.fps

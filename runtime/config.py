@@ -33,6 +33,9 @@ class SamplingPlan:
     start_s, end_s: the part of the video to read, in seconds from its start; None is the whole.
     rule: "fps" samples by time as FFmpeg's fps filter does (the authors' release, the default);
         "index" spreads frames evenly by frame number (transformers' port).
+    source_fps: of the video itself, whatever its own clock says: its frames count as evenly spaced, so many per second.
+        None takes its own; a bare stream that states none counts as 25, a folder of pictures as 3, frames in memory as
+        sampled already.
     """
 
     fps: float | None = None
@@ -40,11 +43,12 @@ class SamplingPlan:
     start_s: float | None = None
     end_s: float | None = None
     rule: SamplingRule = "fps"
+    source_fps: float | None = None
 
     def __post_init__(self) -> None:
         _check_types(self)
-        if self.fps is not None and not 0 < self.fps <= MAX_FPS:
-            raise ConfigError(f"fps must be a positive number, at most {MAX_FPS:,}, not {self.fps}")
+        check_rate("fps", self.fps)
+        check_rate("source_fps", self.source_fps)
         if self.max_frames is not None and self.max_frames < 1:
             raise ConfigError(f"max_frames must be at least 1, not {self.max_frames}")
         for name in ("start_s", "end_s"):
@@ -133,6 +137,12 @@ class GenerationConfig:
         own["repetition_penalty"] = model.repetition_penalty
         taken: dict[str, Any] = {name: value for name, value in own.items() if getattr(self, name) is None}
         return replace(self, **taken)
+
+
+def check_rate(name: str, fps: float | None) -> None:
+    """ConfigError for a number of frames per second that there cannot be; None is none."""
+    if fps is not None and not 0 < fps <= MAX_FPS:
+        raise ConfigError(f"{name} must be a positive number, at most {MAX_FPS:,}, not {fps}")
 
 
 def _check_types(config: Any) -> None:

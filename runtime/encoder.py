@@ -108,7 +108,8 @@ class ClipEncoder:
         max_frames = self._processor.max_frames if plan.max_frames is None else plan.max_frames
         plan = replace(plan, fps=fps, max_frames=max_frames)
         # Frames in memory without a clock count as already sampled, as in transformers: one per sampling interval.
-        source_fps = fps if isinstance(source, np.ndarray | Sequence) and not isinstance(source, str) else None
+        in_memory = isinstance(source, np.ndarray | Sequence) and not isinstance(source, str)
+        source_fps = fps if in_memory and plan.source_fps is None else None
         reader = open_video(source, plan, source_fps=source_fps, limits=self._limits)
         return OpenedMedia(
             kind=kind,

@@ -61,3 +61,9 @@ class BatchWarning(UserWarning):
 
 class BackendWarning(UserWarning):
     """A backend runs what it was asked to, but slower than it could; the message says why."""
+
+
+def unexpected(name: str, error: BaseException) -> MediaError:
+    """What to raise in place of an error that nobody thought of, met while reading or captioning the clip `name`."""
+    what = " ".join(f"{type(error).__name__}: {error}".split())
+    return MediaError(f"{name}: {what} (not expected: please report it, with the clip)")

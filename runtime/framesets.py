@@ -38,6 +38,8 @@ class PictureList:
     """
 
     notes: tuple[str, ...] = ()
+    assumed_fps: float | None = None
+    """Frames per second that nobody has stated."""
 
     def __init__(
         self,
@@ -56,10 +58,8 @@ class PictureList:
             self.height, self.width = next(readable)[1].shape[:2]
 
     @classmethod
-    def from_folder(
-        cls, folder: str | Path, source_fps: float | None = None, limits: MediaLimits = DEFAULT_LIMITS
-    ) -> PictureList:
-        """Raises MediaError if there is no picture in the folder."""
+    def from_folder(cls, folder: str | Path, limits: MediaLimits = DEFAULT_LIMITS) -> PictureList:
+        """Counted as 3 per second. Raises MediaError if there is no picture in the folder."""
         try:
             files = [p for p in Path(folder).iterdir() if not p.name.startswith(".")]
         except PermissionError as e:
@@ -69,7 +69,9 @@ class PictureList:
             raise MediaError(
                 f"{folder}: there are no pictures in this folder (looked for {', '.join(sorted(PICTURE_SUFFIXES))})"
             )
-        return cls(str(folder), pictures, regular_timeline(len(pictures), source_fps or FOLDER_FPS), limits)
+        found = cls(str(folder), pictures, regular_timeline(len(pictures), FOLDER_FPS), limits)
+        found.assumed_fps = FOLDER_FPS
+        return found
 
     def frames(self, indices: Sequence[int]) -> Iterator[Frame]:
         """The pictures with these numbers: uint8 [H, W, 3], each in its own size.
@@ -134,6 +136,7 @@ class Animation:
     """A GIF, animated WebP or PNG with its own clock; a still picture is a video of one frame."""
 
     num_lost = 0
+    assumed_fps = None
     STILL_MS = 1000
     HASTY_MS, USUAL_MS = 20, 100
     """Browsers and FFmpeg take a delay below 20 ms for a mistake and show the frame for 100 ms."""

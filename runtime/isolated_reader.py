@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
-from .errors import MediaError
+from .errors import MediaError, unexpected
 from .image import load_image
 from .video import open_source
 
@@ -43,9 +43,20 @@ def reply(connection: Connection, request: tuple[Any, ...], memory_bytes: int) -
     except MediaError as e:
         connection.send(("error", str(e)))
     except MemoryError:
-        name = request[1] if isinstance(request[1], str) else request[1].name
         gigabytes = memory_bytes / 1e9
-        connection.send(("error", f"{name}: reading it takes more than {gigabytes:.1f} GB (max_isolated_bytes)"))
+        connection.send(
+            ("error", f"{_name(request)}: reading it takes more than {gigabytes:.1f} GB (max_isolated_bytes)")
+        )
+    except ConnectionError:  # whoever asked has gone
+        raise
+    except Exception as e:
+        connection.send(("error", str(unexpected(_name(request), e))))
+
+
+def _name(request: tuple[Any, ...]) -> str:
+    """Of the clip that a request is about."""
+    subject = request[1]
+    return subject if isinstance(subject, str) else str(subject.name)
 
 
 def main() -> None:

@@ -32,8 +32,20 @@ GRACE_S = 2.0
 """The process looks at the clock itself, between packets; it is killed when it does not."""
 
 
+def _folder() -> str | None:
+    """The current folder, None if it is gone."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return None
+
+
 class ReaderProcess:
-    """A process that reads media, one request after the other. is_ready: it waits for the next."""
+    """A process that reads media, one request after the other.
+
+    settings: the memory it may take, and the folder in which it looks for relative names. is_ready: it waits for the
+    next request.
+    """
 
     def __init__(self, memory_bytes: int) -> None:
         ours, theirs = socket.socketpair()
@@ -46,7 +58,7 @@ class ReaderProcess:
             )
         self._connection = Connection(ours.detach())
         self.pid = self._process.pid
-        self.memory_bytes = memory_bytes
+        self.settings = memory_bytes, _folder()
         self.is_ready = True
 
     def ask(self, clock: ReadingClock, name: str, request: tuple[Any, ...]) -> Generator[Any]:
@@ -90,8 +102,8 @@ class _Idle:
     def take(self, memory_bytes: int) -> ReaderProcess:
         with self._lock:
             process, self._process = self._process, None
-        if process is not None and process.memory_bytes != memory_bytes:
-            process.kill()
+        if process is not None and process.settings != (memory_bytes, _folder()):
+            process.kill()  # it would look for relative names in the folder that was current when it began
             process = None
         return process or ReaderProcess(memory_bytes)
 

@@ -12,7 +12,7 @@ from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from .errors import ConfigError, MediaError
+from .errors import ConfigError, MediaError, Vl3EdgeError, unexpected
 
 T = TypeVar("T")
 _END = object()
@@ -73,7 +73,10 @@ DEFAULT_LIMITS = MediaLimits()
 
 
 class ReadingClock:
-    """The time spent on reading one clip: it runs inside `with`, and stands still while others use what was read."""
+    """The time spent on reading one clip: it runs inside `with`, and stands still while others use what was read.
+
+    What libraries raise inside `with`, and no reader has words for, leaves it as a MediaError.
+    """
 
     def __init__(self, name: str, limits: MediaLimits) -> None:
         self._name = name
@@ -85,9 +88,11 @@ class ReadingClock:
         self._since = time.monotonic()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._spent_s = self._total_s()
         self._since = None
+        if isinstance(error, Exception) and not isinstance(error, Vl3EdgeError | MemoryError):
+            raise unexpected(self._name, error) from error
 
     def check(self) -> None:
         """Raises MediaError if the time is up."""

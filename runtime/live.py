@@ -21,13 +21,13 @@ import av
 import numpy as np
 import numpy.typing as npt
 
-from .config import MAX_FPS
-from .errors import ConfigError, MediaError
+from .config import check_rate
+from .errors import ConfigError, MediaError, Vl3EdgeError, unexpected
 from .live_clock import IntervalSampler, Pace, Sample, StreamClock
 from .live_news import LiveEvent, News
 from .live_source import OpenSource, Reconnection, SourceLost, SourceOptions, open_source, reason, shown_name
 from .packets import time_base
-from .videofile import to_rgb
+from .pixels import to_rgb
 
 if TYPE_CHECKING:
     from av.packet import Packet
@@ -78,8 +78,7 @@ class LiveReader:
         reconnection: Reconnection | None = None,
         speed: float = 1.0,
     ) -> None:
-        if not 0 < fps <= MAX_FPS:
-            raise ConfigError(f"fps must be a positive number, at most {MAX_FPS:,}, not {fps}")
+        check_rate("fps", fps)
         if not 0 < speed <= 1000:
             raise ConfigError(f"speed must be a positive number, at most 1000, not {speed}")
         self.name = shown_name(source)
@@ -159,7 +158,8 @@ class LiveReader:
             while not self._stopped.is_set() and self._connect():
                 pass
         except BaseException as e:  # told to the taker: a thread that died in silence would keep it waiting for ever
-            self._error = e
+            known = isinstance(e, Vl3EdgeError | MemoryError) or not isinstance(e, Exception)
+            self._error = e if known else unexpected(self.name, e)
         finally:
             with self._changed:
                 self._ended = True
@@ -230,7 +230,9 @@ class LiveReader:
             self._damaged()
             return
         own = None
-        if opened.has_clock and frame.pts is not None:
+        if opened.fps is not None:
+            own = (self._counts.received + self._counts.damaged) / opened.fps
+        elif opened.has_clock and frame.pts is not None:
             own = frame.pts * (frame.time_base or time_base(opened.stream))
         shown, jump = self._clock.advance(own, time.monotonic())
         self._count(received=1)
@@ -262,7 +264,9 @@ class LiveReader:
             kind = "played at its own speed" if self._speed == 1 else f"played {self._speed:g} times as fast"
             codec = opened.stream.codec_context.name
             size = f"{frame.width}×{frame.height}"
-            self._tell("open", f"{self.name}: {codec}, {size}, {kind if opened.is_recording else 'live'}")
+            rate = f"; {float(opened.fps or 0):g} frames per second are assumed (give --source-fps)"
+            kind = kind if opened.is_recording else "live"
+            self._tell("open", f"{self.name}: {codec}, {size}, {kind}{rate if opened.is_assumed else ''}")
         elif self._lost_at_s is not None:
             self._tell("back", f"{self.name}: back after {time.monotonic() - self._lost_at_s:.1f} s")
         self._described, self._lost_at_s = True, None

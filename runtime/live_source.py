@@ -10,23 +10,25 @@ import errno
 import glob
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 import av
 
+from .address import is_address
+from .config import check_rate
 from .errors import ConfigError, MediaError
+from .framerate import ASSUMED_FPS, lacks_clock, must_be_counted, own_rate
 from .limits import DEFAULT_LIMITS
 from .packets import best_video_stream, open_container, open_tolerantly
+from .timeline import as_fraction
 
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
 Transport = Literal["tcp", "udp"]
-FORMAT_WITHOUT_TIMES = 0x80
-"""FFmpeg's AVFMT_NOTIMESTAMPS: the times of such packets (MJPEG over HTTP, bare H.264) are made up from a guessed
-rate."""
 
 
 class SourceLost(MediaError):
@@ -44,12 +46,14 @@ class SourceOptions:
     transport: what an RTSP server is asked to send over; "udp" has less delay and loses packets.
     camera_size: "1280x720", asked of a camera; None takes what it is set to.
     camera_rate: frames per second asked of a camera.
+    source_fps: of a recording, whatever its own clock says; None takes that, or what is assumed of a bare stream.
     """
 
     timeout_s: float = 10.0
     transport: Transport = "tcp"
     camera_size: str | None = None
     camera_rate: float | None = None
+    source_fps: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.timeout_s < 1e6:
@@ -60,6 +64,7 @@ class SourceOptions:
             raise ConfigError(f"camera_size must be WIDTHxHEIGHT in pixels, not {self.camera_size!r}")
         if self.camera_rate is not None and not 0 < self.camera_rate <= 1000:
             raise ConfigError(f"camera_rate must be frames per second, at most 1000, not {self.camera_rate}")
+        check_rate("source_fps", self.source_fps)
 
 
 @dataclass(frozen=True)
@@ -89,20 +94,22 @@ class Reconnection:
 
 @dataclass(frozen=True, eq=False)
 class OpenSource:
-    """An open source. is_recording: it has an end; has_clock: its frames carry times of their own."""
+    """An open source. is_recording: it has an end; has_clock: its frames carry times of their own.
+
+    fps: by which the frames of a recording are counted that have none, or of which another rate is known.
+    is_assumed: whether nobody has stated it.
+    """
 
     container: InputContainer
     stream: VideoStream
     is_recording: bool
     has_clock: bool
+    fps: Fraction | None = None
+    is_assumed: bool = False
 
 
 def is_camera(source: str) -> bool:
     return source.startswith("/dev/")
-
-
-def is_network(source: str) -> bool:
-    return "://" in source
 
 
 def shown_name(source: str) -> str:
@@ -118,20 +125,29 @@ def open_source(source: str, options: SourceOptions) -> OpenSource:
     name = shown_name(source)
     if is_camera(source):
         _check_camera(source)
-    container = _open(source, name, options) if is_camera(source) or is_network(source) else open_container(source)
+    container = _open(source, name, options) if is_camera(source) or is_address(source) else open_container(source)
     try:
         stream = best_video_stream(container, name)
     except MediaError as e:
         container.close()
-        raise (SourceLost(str(e).removeprefix(f"{name}: ")) if is_network(source) else e) from e
+        raise (SourceLost(str(e).removeprefix(f"{name}: ")) if is_address(source) else e) from e
     stated = container.duration is not None and container.duration > 0
-    recording = stated if is_camera(source) or is_network(source) else True
+    recording = stated if is_camera(source) or is_address(source) else True
     # Slices, not frames: each thread that decodes a frame of its own holds one back.
     stream.thread_type = "SLICE"
     # A stream may grow while it runs; what is too large fails in the decoder, before it has taken the memory.
     stream.codec_context.options = {"max_pixels": str(DEFAULT_LIMITS.max_pixels)}
-    flags = int(container.format.flags)
-    return OpenSource(container, stream, recording, recording or not flags & FORMAT_WITHOUT_TIMES)
+    if not recording:
+        if options.source_fps is not None:
+            container.close()
+            raise ConfigError(f"{name}: what comes as it happens has the clock of its coming: leave out source_fps")
+        return OpenSource(container, stream, recording, not lacks_clock(container))
+    if options.source_fps is not None:
+        return OpenSource(container, stream, recording, False, as_fraction(options.source_fps))
+    if not must_be_counted(container):
+        return OpenSource(container, stream, recording, True)
+    rate = own_rate(container, stream)
+    return OpenSource(container, stream, recording, False, rate or ASSUMED_FPS, rate is None)
 
 
 def _open(source: str, name: str, options: SourceOptions) -> InputContainer:

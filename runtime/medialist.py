@@ -7,14 +7,16 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from .address import is_address
 from .encoder import IMAGE_SUFFIXES
 from .errors import MediaError, no_such_file
 from .framesets import natural_key
 from .records import clip_key
 
 VIDEO_SUFFIXES = frozenset(
-    {".3gp", ".avi", ".flv", ".h264", ".h265", ".hevc", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg"}
-    | {".mpg", ".mts", ".mxf", ".ogv", ".ts", ".webm", ".wmv", ".y4m"}
+    {".3gp", ".asf", ".avi", ".divx", ".dv", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts"}
+    | {".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv", ".y4m"}
+    | {".264", ".265", ".h263", ".h264", ".h265", ".hevc", ".ivf", ".m2v", ".mjpeg", ".mjpg", ".obu"}
     | {".gif", ".apng"}  # a .png or .webp is a still as far as its name goes
 )
 WANTED = "file, folder or pattern"
@@ -38,7 +40,7 @@ def matches(arguments: Iterable[str]) -> list[tuple[str, list[str]]]:
 
     A folder with video files in it, at any depth, stands for every video and image in it, and every folder in it that
     may not be read; a folder that holds images alone is itself one clip, its images the frames. A file that exists is
-    taken as it is, whatever its name; so is a name with :// in it (a stream), and one that may not be looked up, which
+    taken as it is, whatever its name; so is an address (http://…), and one that may not be looked up, which
     reading it will say. An argument that matches nothing has no clips; one whose clips have all been named is left out.
     """
     seen: set[str] = set()
@@ -47,7 +49,7 @@ def matches(arguments: Iterable[str]) -> list[tuple[str, list[str]]]:
         path = Path(argument)
         if not argument:  # an unset variable of a shell; as a path it would be the current folder
             names = []
-        elif "://" in argument or os.path.isfile(argument) or _is_forbidden(argument):
+        elif is_address(argument) or os.path.isfile(argument) or _is_forbidden(argument):
             names = [argument]
         elif os.path.isdir(argument):
             names = _in_folder(path)

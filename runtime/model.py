@@ -139,7 +139,7 @@ class VideoLlama3:
 
         media: a video file, an image file, a folder of frames (3 per second), a GIF; a Pillow image or an array uint8
             [H, W, 3]; an array uint8 [F, H, W, 3] or a list of Pillow images, taken as sampled already; or what `open`
-            returned.
+            returned. `sampling.source_fps` says otherwise how fast frames follow each other.
         sampling, pruning: None takes the checkpoint's settings.
         kind: "image" or "video" where the name or the type of the source does not tell.
         Raises MediaError for media that cannot be used. Warns (MediaWarning) when a damaged video lost frames.

@@ -7,8 +7,9 @@ stream.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +19,8 @@ import av
 import numpy as np
 import numpy.typing as npt
 
+from .address import is_address
+from .bitstream import Bitstream
 from .errors import MediaError, no_such_file
 from .limits import MediaLimits, ReadingClock
 
@@ -37,11 +40,13 @@ MIN_GAP = 8
 class PacketTable:
     """The packets of a stream in decoding order.
 
-    ticks: int64 [P], when the frame of each packet is shown; distinct.
+    ticks: int64 [P], when the frame of each packet is shown; distinct for those that are.
     is_key: bool [P], decoding may start here.
     is_clean: bool [P], nothing after this keyframe refers to anything before it, not even in passing. An open group
         of pictures may begin with a keyframe that is not clean: decoding it alone is right, but not free of errors.
-    is_shown: bool [P]; the others are decoded only because frames depend on them (the cut of an edit list).
+    is_shown: bool [P]; the others are decoded only because frames depend on them (the cut of an edit list, hidden
+        frames of VP8 and VP9), show nothing new (MPEG-4), or cannot be decoded as the stream begins in the middle of a
+        group of pictures.
     last_duration: ticks for which the last frame is shown, 0 if not known.
     num_damaged: packets of H.264 and HEVC whose units do not fill them, and so cannot be whole.
     """
@@ -61,8 +66,9 @@ class PacketTable:
         """
         needed = np.zeros(len(self.ticks), np.bool_)
         keys = np.flatnonzero(self.is_key)
-        order = np.argsort(self.ticks)
-        positions = order[np.searchsorted(self.ticks, wanted, sorter=order)]
+        shown = np.flatnonzero(self.is_shown)
+        order = shown[np.argsort(self.ticks[shown])]
+        positions = order[np.searchsorted(self.ticks[order], wanted)]
         for ticks, position in zip(wanted.tolist(), positions.tolist(), strict=True):
             before = keys[: np.searchsorted(keys, position, side="right")]
             usable = before[self.ticks[before] <= ticks]
@@ -75,10 +81,18 @@ class PacketTable:
                 needed[left + 1 : right + 1] = True
         return needed
 
+    def seen_from(self, first: int) -> PacketTable:
+        """With the packets hidden that a decoder leaves out because the stream begins in the middle of a group of
+        pictures, or its first group is open. first: tick of the first frame that it gives."""
+        keys = np.flatnonzero(self.is_key)
+        key = int(keys[0]) if len(keys) else 0
+        leading = (np.arange(len(self.ticks)) < key) | (self.ticks < self.ticks[key])
+        return replace(self, is_shown=self.is_shown & ~(leading & (self.ticks < first)))
+
     def starts_cleanly(self, needed: npt.NDArray[np.bool_]) -> bool:
-        """Whether every stretch of `needed` begins with a clean keyframe or at the start of the file."""
+        """Whether every stretch of `needed` begins with a clean keyframe; a file may begin without one."""
         starts = np.flatnonzero(needed & ~np.concatenate([[False], needed[:-1]]))
-        return bool((self.is_clean[starts] | (starts == 0)).all())
+        return bool(self.is_clean[starts].all())
 
     def has_leading(self, key: int) -> bool:
         """Whether packets after the keyframe number `key` are shown before it (an open group of pictures)."""
@@ -94,13 +108,15 @@ def open_tolerantly(name: str, **options: Any) -> InputContainer:
 
 def open_container(name: str) -> InputContainer:
     """Opens a file or URL for reading. Raises MediaError that says what is wrong with it."""
-    path = Path(name)
+    path, is_local = Path(name), not is_address(name)
     try:
-        if "://" not in name and path.is_fifo():  # FFmpeg would wait for a writer for ever
+        if is_local and path.is_fifo():  # FFmpeg would wait for a writer for ever
             raise MediaError(f"{name}: this is a pipe, not a file; copy what it gives into a file first")
-        if "://" not in name and path.is_file() and path.stat().st_size == 0:
+        if is_local and path.is_file() and path.stat().st_size == 0:
             raise MediaError(f"{name}: the file is empty")
-        return open_tolerantly(name)
+        # FFmpeg would take what stands before a colon for a protocol, and %d for the numbers of pictures.
+        location, options = (f"file:{name}", {"pattern_type": "none"}) if is_local else (name, {})
+        return open_tolerantly(location, options=options)
     except FileNotFoundError as e:
         raise MediaError(no_such_file(name)) from e
     except PermissionError as e:
@@ -116,16 +132,24 @@ def open_container(name: str) -> InputContainer:
 
 def best_video_stream(container: InputContainer, name: str) -> VideoStream:
     """FFmpeg's choice among the video streams; cover pictures of audio files are none. Raises MediaError."""
-    cover = av.stream.Disposition.attached_pic
-    videos = [s for s in container.streams.video if not s.disposition & cover]
+    videos = [s for s in container.streams.video if not _is_cover(s)]
+    if not videos and container.streams.video:
+        raise MediaError(f"{name}: there is no video in it: its only picture is the cover of what is sound")
     if not videos:
-        kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
+        kinds = ", ".join(sorted({s.type or "unknown" for s in container.streams})) or "nothing"
         raise MediaError(f"{name}: there is no video in it, only: {kinds}")
     best = container.streams.best("video")
     stream = next((s for s in videos if s is best), videos[0])
     if stream.codec_context is None:
         raise MediaError(f"{name}: this build of FFmpeg has no decoder for its video")
     return stream
+
+
+def _is_cover(stream: VideoStream) -> bool:
+    try:
+        return bool(stream.disposition & av.stream.Disposition.attached_pic)
+    except ValueError:  # PyAV before 18 has no names for what a newer FFmpeg adds; no cover needs that
+        return False
 
 
 def time_base(stream: VideoStream) -> Fraction:
@@ -157,76 +181,86 @@ def read_packets(container: InputContainer, stream: VideoStream, clock: ReadingC
             continue  # the packet of a stream that began in mid-file, which PyAV looks up among those it found at first
 
 
-def scan(
-    container: InputContainer, stream: VideoStream, name: str, limits: MediaLimits, clock: ReadingClock
-) -> PacketTable | None:
-    """All packets, or None if their times do not tell the frames apart. Raises MediaError beyond a limit."""
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """What a first pass over the packets finds.
+
+    packets: None if their times do not tell the frames apart.
+    num_missing, num_stated: packets that the file states and does not have, of how many.
+    """
+
+    packets: PacketTable | None
+    num_missing: int
+    num_stated: int
+
+
+def scan(container: InputContainer, stream: VideoStream, name: str, limits: MediaLimits, clock: ReadingClock) -> Scan:
+    """Reads all packets. Raises MediaError beyond a limit."""
     ticks: list[int] = []
     keys, clean, shown = [], [], []
-    codec = stream.codec_context.name
-    is_h264 = codec == "h264"
-    length_bytes = _nal_length_bytes(codec, stream.codec_context.extradata)
-    num_damaged = 0
-    last, last_duration = None, 0
+    bitstream = Bitstream(stream.codec_context.name, stream.codec_context.extradata)
+    count = num_damaged = 0
+    last, last_duration, last_dts = None, 0, -1
+    are_apart = True
     for packet in read_packets(container, stream, clock):
-        if packet.pts is None:
-            return None
-        limits.check_frames(name, len(ticks) + 1)
+        count += 1
+        limits.check_frames(name, count)
+        last_dts = last_dts if packet.dts is None else max(last_dts, packet.dts)
+        data = bytes(packet)
+        are_apart = are_apart and packet.pts is not None and not bitstream.is_packed(data)
+        if not are_apart or packet.pts is None:
+            continue
         ticks.append(packet.pts)
-        num_damaged += length_bytes > 0 and not _units_fill(memoryview(packet), length_bytes)
-        starts = cleanly = packet.is_keyframe
-        if starts and is_h264:
-            starts, cleanly = _h264_start(bytes(packet), length_bytes)
+        num_damaged += not bitstream.is_whole(data)
+        starts, cleanly = bitstream.start(data) if packet.is_keyframe else (False, False)
         keys.append(starts)
         clean.append(cleanly)
-        shown.append(not packet.is_discard)
+        shown.append(not packet.is_discard and not bitstream.is_hidden(data))
         if shown[-1] and (last is None or packet.pts > last):
             last, last_duration = packet.pts, packet.duration or 0
     times = np.array(ticks, np.int64)
-    if len(np.unique(times)) != len(times):
-        return None
-    if container.format.name == "avi" and stream.codec_context.has_b_frames and (np.diff(times) > 0).all():
-        return None  # AVI knows the order of decoding only, and the parser could not work out the other
     is_key, is_clean, is_shown = (np.array(flags, np.bool_) for flags in (keys, clean, shown))
-    return PacketTable(times, is_key, is_clean, is_shown, last_duration, num_damaged)
+    is_avi = container.format.name == "avi"
+    if is_avi and stream.codec_context.has_b_frames and (np.diff(times) > 0).all():
+        are_apart = False  # AVI knows the order of decoding only, and the parser could not work out the other
+    if len(np.unique(times[is_shown])) != is_shown.sum():
+        are_apart = False
+    table = PacketTable(times, is_key, is_clean, is_shown, last_duration, num_damaged) if are_apart else None
+    if is_avi:
+        return Scan(table, *_missing_of_avi(stream, name, count, last_dts + 1))
+    return Scan(table, *_missing(stream, count, (last or 0) + last_duration, last_duration))
 
 
-def _nal_length_bytes(codec: str, extradata: bytes | None) -> int:
-    """How many bytes hold the length of a unit of H.264 or HEVC; 0 for start codes between units, or other codecs."""
-    at = {"h264": 4, "hevc": 21}.get(codec)
-    if at is None or not extradata or len(extradata) <= at or extradata[0] != 1:
-        return 0
-    return (extradata[at] & 3) + 1
+def _missing(stream: VideoStream, found: int, end: int, duration: int) -> tuple[int, int]:
+    """How many packets a file that states their number does not have, of how many.
 
-
-def _units_fill(data: memoryview, length_bytes: int) -> bool:
-    """Whether units, each after its length, fill a packet to the last byte."""
-    at = 0
-    while at + length_bytes < len(data):
-        at += length_bytes + int.from_bytes(data[at : at + length_bytes], "big")
-    return at == len(data)
-
-
-def _h264_start(data: bytes, length_bytes: int) -> tuple[bool, bool]:
-    """Whether decoding may start at an H.264 packet that the container calls a keyframe, and whether cleanly.
-
-    Cleanly at an instantaneous decoding refresh (unit type 5); else at a picture of intra slices. Gradual refresh,
-    which containers also mark, begins with a picture that is predicted in part.
+    The number alone does not tell, as what an edit list hides need not be read: it counts as far as the index has more,
+    or the packets end before the time stated. end, duration: of the last packet, in ticks.
     """
-    at = 0
-    while True:
-        if length_bytes:
-            unit = at + length_bytes
-            at = unit + int.from_bytes(data[at:unit], "big")
-        else:
-            start = data.find(b"\x00\x00\x01", at)
-            unit = at = start + 3 if start >= 0 else len(data)
-        if unit + 1 >= len(data):
-            return False, False
-        kind = data[unit] & 31
-        if kind == 5:
-            return True, True
-        if kind == 1:
-            # Exp-Golomb codes of first_mb_in_slice, 0, and slice_type, 7 or 2: the two names of an intra slice.
-            head = data[unit + 1]
-            return head == 0b10001000 or head >> 4 == 0b1011, False
+    if not (stream.frames and stream.duration and duration):
+        return 0, 0
+    indexed = _num_indexed(stream)
+    behind = min(((stream.start_time or 0) + stream.duration - end) // duration, stream.frames - found)
+    if indexed - found >= max(1, behind):
+        return indexed - found, indexed
+    return (behind, round(stream.duration / duration)) if behind > 0 else (0, 0)
+
+
+def _missing_of_avi(stream: VideoStream, name: str, found: int, num_chunks: int) -> tuple[int, int]:
+    """The same of AVI, whose number counts chunks without a byte, too: these repeat the frame before.
+
+    num_chunks: up to the last packet found. They count where the file is shorter than it says.
+    """
+    indexed = _num_indexed(stream)
+    behind = stream.frames - num_chunks
+    if behind > 0 and stream.frames > found and not is_address(name):
+        with open(name, "rb") as file:
+            stated_size = 8 + int.from_bytes(file.read(8)[4:], "little")
+            if stated_size > os.fstat(file.fileno()).st_size:
+                return behind, stream.frames
+    return (indexed - found, indexed) if indexed > found else (0, 0)
+
+
+def _num_indexed(stream: VideoStream) -> int:
+    """Packets that the index names; 0 where PyAV (before 17) does not tell."""
+    return len(stream.index_entries) if hasattr(stream, "index_entries") else 0

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .address import is_address
+
 Key = tuple[str, "int | None"]
 """Names what a record is about: the clip, as `clip_key` gives it, and the number of the segment, if it has any."""
 
@@ -71,7 +73,7 @@ class CaptionRecord:
 
 def clip_key(media: str) -> str:
     """One name for all names of a clip, so that `a.mp4` and `./a.mp4` are captioned once. Links stay themselves."""
-    return media if "://" in media else os.path.abspath(media)
+    return media if is_address(media) else os.path.abspath(media)
 
 
 def json_line(record: CaptionRecord) -> bytes:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from .address import is_address
 from .encoder import IMAGE_SUFFIXES
 from .errors import ConfigError, OutputError
 from .lockedfile import write_whole
@@ -97,7 +98,7 @@ def _paths(media: Sequence[str], suffix: str) -> tuple[dict[str, Path], str | No
     if suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES:
         raise ConfigError(f"--sidecar {suffix} is the ending of videos or images: a clip could be overwritten")
     for name in media:
-        if "://" in name:
+        if is_address(name):
             raise ConfigError(f"{name} is no file, so there is no place beside it; use -o instead of --sidecar")
     clips = {Path(clip_key(name)): name for name in media}
     whole = {clip: clip.with_name(clip.name + suffix) for clip in clips}

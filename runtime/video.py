@@ -26,7 +26,7 @@ from .isolation import IsolatedSource
 from .limits import DEFAULT_LIMITS, MediaLimits
 from .onepass import FrameSource, OnePass
 from .resize import BudgetRule, PixelBudget, resize_rgb, target_size
-from .timeline import choose
+from .timeline import choose, regular_timeline
 from .videofile import VideoFile
 
 Frame = npt.NDArray[np.uint8]
@@ -58,7 +58,7 @@ class Video:
     frames: uint8 [F, H, W, 3], resized.
     timestamps_s: the time each frame stands for, in seconds on the clip's clock.
     source_fps, num_source_frames, duration_s: of the clip it was taken from.
-    warnings: what was lost, in words; empty for a sound clip.
+    warnings: what was lost or had to be assumed, in words; empty for a sound clip with a clock.
     """
 
     frames: npt.NDArray[np.uint8]
@@ -96,8 +96,8 @@ class VideoReader:
         """The samples in order, decoded as they are taken and resized to `size` = (height, width).
 
         None keeps the size of the clip's first frame. rule: of `resize_rgb`. May be called again; each call decodes
-        anew. At the end one MediaWarning says what of the clip was missing or could not be decoded, and what was
-        taken instead.
+        anew. At the end one MediaWarning says what of the clip was missing, could not be decoded or had to be assumed,
+        and what was taken instead.
         """
         size = size or (self.height, self.width)
         wanted, repeats = np.unique(self._indices, return_counts=True)
@@ -160,13 +160,17 @@ def open_video(
     source: a video file (path or URL), an animated GIF, WebP or PNG, a folder of pictures (sorted by name,
         numbers by value), an array uint8 [F, H, W, 3], or a list of Pillow images.
     plan: which frames; None is one per second, at most 180. Fields that are None have these defaults, too.
-    source_fps: frames per second of an array, a list or a folder; lists and folders count as 3 otherwise.
+    source_fps: frames per second of the source, as of the plan, and instead of that; lists of images count as 3
+        otherwise, an array must have it or timestamps_s.
     timestamps_s: instead of it, the time of each frame of an array or a list.
     limits: of what reading it may cost.
 
     Raises MediaError if there is nothing to see, or too much; ConfigError if the clock of an array is not given.
     """
-    return VideoReader(open_source(source, source_fps, timestamps_s, limits), plan or SamplingPlan())
+    plan = plan or SamplingPlan()
+    if source_fps is not None:
+        plan = replace(plan, source_fps=source_fps)
+    return VideoReader(open_source(source, plan.source_fps, timestamps_s, limits), plan)
 
 
 def read_video(
@@ -199,10 +203,29 @@ def open_source(
     if limits.isolate:
         return IsolatedSource(source, source_fps, limits)
     if os.path.isdir(source):  # False, not an error, where it may not be looked up: opening it says so
-        return PictureList.from_folder(source, source_fps, limits)
+        return _at_rate(PictureList.from_folder(source, limits), source_fps, limits)
     if Path(source).suffix.lower() in ANIMATION_SUFFIXES:
-        return Animation(source, limits)
-    return VideoFile(source, limits)
+        return _at_rate(Animation(source, limits), source_fps, limits)
+    return _at_rate(VideoFile(source, limits), source_fps, limits)
+
+
+def _at_rate(
+    source: VideoFile | PictureList | Animation, source_fps: float | None, limits: MediaLimits
+) -> VideoFile | PictureList | Animation:
+    """The source with its frames evenly spaced at `source_fps`, if that is given, and a note of what that overrides, or
+    of the rate that is assumed."""
+    count, own, assumed = len(source.timeline.ticks), source.timeline.average_fps, source.assumed_fps
+    note = ""
+    if source_fps is not None:
+        source.timeline = regular_timeline(count, source_fps)
+        limits.check_duration(source.name, source.timeline.duration_s)
+        if assumed is None and abs(own / source_fps - 1) > 0.01:
+            note = f"its own clock says {own:.4g} frames per second, but source_fps is {source_fps:g}, which is used"
+    elif assumed is not None:
+        note = f"it has no clock: {assumed:g} frames per second are assumed (give the true rate with --source-fps)"
+    if note and count > 1:
+        source.notes += (note,)
+    return source
 
 
 def _chunk(frames: Sequence[SampledFrame]) -> FrameChunk:

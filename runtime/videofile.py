@@ -9,10 +9,9 @@ What is wanted comes out as decoding everything would give it. At the first sign
 the packets do not tell the frames apart, everything is decoded from the start; a frame that cannot be decoded
 is replaced by the last one before it (at the beginning, by the first that can), and counted.
 
-Colours are converted as PyAV's `to_ndarray(format="rgb24")` does it, which is what transformers' PyAV backend
-gives. The display matrix (rotation, mirroring) is applied; the sample aspect ratio is not, as neither
-reference does it. PyAV keeps FFmpeg's messages off stderr unless a program asks for them; nothing here
-changes that.
+A packet without a frame is damage only where decoding failed: pictures that were never meant to be shown, or repeat
+the one before, are none. PyAV keeps FFmpeg's messages off stderr unless a program asks for them; nothing here changes
+that.
 """
 
 from __future__ import annotations
@@ -21,16 +20,16 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from fractions import Fraction
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import av
 import numpy as np
 import numpy.typing as npt
-from av.sidedata.sidedata import SideDataContainer
 
 from .errors import MediaError
+from .framerate import ASSUMED_FPS, lacks_clock, must_be_counted, own_rate
 from .limits import DEFAULT_LIMITS, MediaLimits, ReadingClock
 from .packets import (
     PacketTable,
@@ -41,14 +40,13 @@ from .packets import (
     scan,
     time_base,
 )
-from .timeline import Timeline
+from .pixels import Frame, to_rgb
+from .timeline import Timeline, regular_timeline
 
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
-
-Frame = npt.NDArray[np.uint8]
 
 SKIPPABLE = frozenset({"h264"})
 """Codecs in which a frame marked as not referenced is referenced by no other, so that leaving it out changes
@@ -80,22 +78,27 @@ class VideoFile:
             self._stream_index = stream.index
             self._can_skip = stream.codec_context.name in SKIPPABLE
             base, zero = time_base(stream), clock_zero(container, stream)
-            rate = stream.average_rate or stream.guessed_rate
+            self._is_bare = lacks_clock(container)
+            is_even = must_be_counted(container)
+            rate = own_rate(container, stream)
+            self.assumed_fps = float(ASSUMED_FPS) if self._is_bare and not rate else None
+            rate = rate or (ASSUMED_FPS if self._is_bare else None)
             self._step = max(1, round(1 / (rate * base))) if rate else 1
-            self._packets: PacketTable | None = scan(container, stream, self.name, limits, self._clock)
-            stated = stream.frames
-            self._ticks = self._frame_ticks(base)
-        missing = stated - len(self._packets.ticks) if self._packets else 0
+            scanned = scan(container, stream, self.name, limits, self._clock)
+            self._packets: PacketTable | None = scanned.packets
+            self._ticks, first = self._look(base)
+        self.height, self.width = first.shape[:2]
         self.notes: tuple[str, ...] = ()
-        if missing > 0:
-            self.notes = (f"the file is cut short or damaged: {missing} of its {stated} frames are missing",)
+        if missing := scanned.num_missing:
+            self.notes = (
+                f"the file is cut short or damaged: {missing} of its {scanned.num_stated} frames are missing",
+            )
         if self._packets and self._packets.num_damaged:
             # Those that no sample depends on are never decoded; whoever sees the caption should know all the same.
             damaged, total = self._packets.num_damaged, len(self._packets.ticks)
             self.notes += (f"the file is damaged: {damaged} of its {total} frames cannot be decoded",)
-        self.timeline = self._timeline(base, zero, None if not rate else float(rate))
-        with closing(self.frames([0])) as frames:
-            self.height, self.width = next(frames).shape[:2]
+        fps = float(rate) if rate else None
+        self.timeline = regular_timeline(len(self._ticks), fps) if fps and is_even else self._timeline(base, zero, fps)
 
     def _timeline(self, base: Fraction, zero: int, rate: float | None) -> Timeline:
         """Ticks counted from `zero`; `rate` is the one stated. Raises MediaError for a clip that is too long."""
@@ -181,9 +184,9 @@ class VideoFile:
         """Last attempt: decodes everything; for each tick of `wanted`, the last frame shown until then."""
         latest: VideoFrame | None = None
         latest_ticks = 0
-        for ticks, frame in self._decode_all():
+        for ticks, frame in self._timed(self._decode_all()):
             while latest is not None and wanted and wanted[0] < ticks:
-                self.num_lost += wanted.popleft() != latest_ticks
+                self.num_lost += wanted.popleft() != latest_ticks and self._has_failed
                 yield latest
             if not wanted:
                 return
@@ -191,50 +194,62 @@ class VideoFile:
         if latest is None:
             raise self._undecodable()
         while wanted:
-            self.num_lost += wanted.popleft() != latest_ticks
+            self.num_lost += wanted.popleft() != latest_ticks and self._has_failed
             yield latest
 
-    def _decode_all(self) -> Iterator[tuple[int, VideoFrame]]:
-        """Every frame that can be decoded, in the order shown, with its ticks."""
+    def _decode_all(self) -> Generator[VideoFrame]:
+        """Every frame that can be decoded, in the order shown."""
+        self._has_failed = False
         with open_container(self.name) as container:
             stream = self._stream(container, {})
-            previous = -self._step
             for packet in chain(read_packets(container, stream, self._clock), [None]):
                 try:
-                    frames = stream.codec_context.decode(packet)
+                    yield from stream.codec_context.decode(packet)
                 except av.FFmpegError:
-                    continue  # damaged: the decoder goes on with the next packet
-                for frame in frames:
-                    times = [t for t in (frame.pts, frame.dts) if t is not None]
-                    if self._packets is None:
-                        # Times may be wrong as well as missing; the frames themselves come in order.
-                        times = [t for t in times if t > previous]
-                    previous = times[0] if times else previous + self._step
-                    if previous >= 1 << 63:  # beyond FFmpeg's own clock
-                        return
-                    yield previous, frame
+                    self._has_failed = True  # damaged: the decoder goes on with the next packet
 
-    def _frame_ticks(self, base: Fraction) -> npt.NDArray[np.int64]:
-        """When each frame is shown, ascending, at least one: from the packets, or by decoding everything if need be."""
-        if self._packets is not None:
-            ticks = self._packets.ticks[self._packets.is_shown]
+    def _timed(self, frames: Iterator[VideoFrame]) -> Iterator[tuple[int, VideoFrame]]:
+        """All frames, each with its ticks."""
+        if self._packets is None:
+            yield from zip(self._ticks.tolist(), frames, strict=False)
         else:
-            found: list[int] = []
-            for number, (tick, _) in enumerate(self._decode_all()):
-                self._limits.check_frames(self.name, number + 1)
-                self._limits.check_duration(self.name, float((tick - found[0]) * base) if found else 0.0)
-                found.append(tick)
-            ticks = np.array(found, np.int64)
-        if not len(ticks):
-            raise self._undecodable()
-        return np.sort(ticks)
+            yield from ((frame.pts, frame) for frame in frames if frame.pts is not None)
+
+    def _look(self, base: Fraction) -> tuple[npt.NDArray[np.int64], Frame]:
+        """When each frame is shown, ascending, at least one, and the pixels of the first; from the packets, or by
+        decoding everything if need be."""
+        with closing(self._decode_all()) as frames:
+            first = next(frames, None)
+            if first is None:
+                raise self._undecodable()
+            pixels = to_rgb(first, self.name, self._limits)
+            if self._packets is not None:
+                if first.pts is not None:
+                    self._packets = self._packets.seen_from(first.pts)
+                ticks = self._packets.ticks[self._packets.is_shown]
+                if not len(ticks):
+                    raise self._undecodable()
+                return np.sort(ticks), pixels
+            times: list[tuple[int | None, int | None]] = [(first.pts, first.dts)]
+            for frame in frames:
+                times.append((frame.pts, frame.dts))
+                self._limits.check_frames(self.name, len(times))
+        if self._is_bare:
+            times = [(None, None)] * len(times)
+        shown = _shown_at(times, self._step)
+        self._limits.check_duration(self.name, float((shown[-1] - shown[0]) * base))
+        return np.array(shown, np.int64), pixels
 
     def _stream(self, container: InputContainer, options: dict[str, str]) -> VideoStream:
         stream = next((s for s in container.streams.video if s.index == self._stream_index), None)
         if stream is None or stream.codec_context is None:
             raise MediaError(f"{self.name}: it has changed since it was opened; read it when nobody writes it any more")
-        # With threads, damaged frames come out different from run to run.
-        stream.thread_type = "NONE" if self._packets and self._first_attempt == 2 else "AUTO"
+        if self._packets is None and not self._is_bare:
+            # The order of decoding may be all that is known, and is lost where every thread has a frame of its own.
+            stream.thread_type = "SLICE"
+        else:
+            # With threads, damaged frames come out different from run to run.
+            stream.thread_type = "NONE" if self._packets and self._first_attempt == 2 else "AUTO"
         stream.codec_context.options = options
         return stream
 
@@ -242,29 +257,22 @@ class VideoFile:
         return MediaError(f"{self.name}: no frame of its video can be decoded; the file is damaged or cut short")
 
 
-def to_rgb(frame: VideoFrame, name: str, limits: MediaLimits = DEFAULT_LIMITS) -> Frame:
-    """The upright pixels of a decoded frame of `name`, uint8 [H, W, 3]. Raises MediaError if there are too many."""
-    limits.check_pixels(name, frame.height, frame.width)
-    try:
-        pixels = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
-    except (av.FFmpegError, ValueError) as e:
-        raise MediaError(f"{name}: a frame of the format {frame.format.name} cannot be made RGB ({e})") from e
-    return _upright(pixels, frame)
+def _shown_at(times: list[tuple[int | None, int | None]], step: int) -> list[int]:
+    """When frames that come in order are shown, from what is known, and right, of their times of presentation and
+    decoding.
 
-
-def _upright(pixels: Frame, frame: VideoFrame) -> Frame:
-    """Applies the frame's display matrix, to the nearest quarter turn, as FFmpeg's own player does."""
-    # Not `frame.side_data`: the frame would hold that and be held by it, and so stay in memory, 3 MB at 1080p, until
-    # the garbage collector comes by, which may be hundreds of frames later.
-    data: Any = SideDataContainer(frame).get("DISPLAYMATRIX")  # type: ignore[call-arg]  # its stub lacks __init__
-    if data is None:
-        return pixels
-    matrix = np.frombuffer(bytes(data), dtype=np.int32).reshape(3, 3)
-    (a, b), (c, d) = matrix[0, :2].tolist(), matrix[1, :2].tolist()
-    # A point (x, y) of the coded frame is shown at (a·x + c·y, b·x + d·y).
-    if abs(a) + abs(d) >= abs(b) + abs(c):
-        flip_x, flip_y = a < 0, d < 0
-    else:
-        pixels = pixels.transpose(1, 0, 2)
-        flip_x, flip_y = c < 0, b < 0
-    return np.ascontiguousarray(pixels[:: -1 if flip_y else 1, :: -1 if flip_x else 1])
+    Where B-frames are packed, or in AVI, the parser may have given the times of presentation to the wrong frames; but
+    decoders without threads put on a frame the time of decoding of the packet that brought it out.
+    """
+    for known in zip(*times, strict=True):
+        ticks: list[int] = []
+        for time in known:
+            ticks.append((ticks[-1] + step if ticks else 0) if time is None else time)
+        if all(earlier < later for earlier, later in pairwise(ticks)):
+            return ticks
+    ticks = []
+    for pair in times:
+        previous = ticks[-1] if ticks else -step
+        later = [time for time in pair if time is not None and time > previous]
+        ticks.append(later[0] if later else previous + step)
+    return ticks
