@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import cli_options as shared
+from .addresses import is_address
 from .captioning import Captioner, CaptionRequest, Outcome
 from .errors import ConfigError, OutputError
 from .medialist import matches
@@ -36,7 +37,7 @@ from .sidecar import SUFFIXES, SidecarOutput
 
 def add_to(commands: Any) -> None:
     parser = commands.add_parser("caption", help="caption videos and images", description=__doc__)
-    parser.add_argument("media", nargs="+", metavar="MEDIA", help="file, folder or pattern")
+    parser.add_argument("media", nargs="+", metavar="MEDIA", help="file, folder, pattern or address")
     parser.add_argument("-p", "--prompt", help='what to ask (default: "Describe this video." or "… image.")')
     parser.add_argument(
         "--find",
@@ -68,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
     begin = time.perf_counter()
     request, style = _request(options), _style(options)
     shared.manifest_of(options)  # a bundle that is none should not leave an empty output
-    arguments = matches(options.media)
+    arguments = matches(options.media, options.kind, shared.media_limits(options))
     media = [name for _, names in arguments for name in names]
     with closing(_output(options, style, media)) as output:
         tally = _Tally()
@@ -147,7 +148,7 @@ def _record_missing(argument: str, output: Output, retry: bool, tally: _Tally) -
 
 def _folders(names: Sequence[str]) -> set[str]:
     """Every folder that clips lie in: one that could not be read was a failed clip itself."""
-    return {str(folder) for name in names if "://" not in name for folder in Path(name).parents}
+    return {str(folder) for name in names if not is_address(name) for folder in Path(name).parents}
 
 
 def _request(options: argparse.Namespace) -> CaptionRequest:
@@ -165,6 +166,7 @@ def _request(options: argparse.Namespace) -> CaptionRequest:
         options.find,
         options.segment,
         options.batch,
+        options.kind,
     )
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import av
 
+from .contents import format_of, media_kind
 from .errors import ConfigError, MediaError
 from .limits import DEFAULT_LIMITS
 from .packets import best_video_stream, open_container
@@ -27,6 +28,9 @@ Transport = Literal["tcp", "udp"]
 FORMAT_WITHOUT_TIMES = 0x80
 """FFmpeg's AVFMT_NOTIMESTAMPS: the times of such packets (MJPEG over HTTP, bare H.264) are made up from a guessed
 rate."""
+
+
+PICTURE = "this is a picture, which does not go on; ask about it with vl3edge ask or caption"
 
 
 class SourceLost(MediaError):
@@ -118,12 +122,17 @@ def open_source(source: str, options: SourceOptions) -> OpenSource:
     name = shown_name(source)
     if is_camera(source):
         _check_camera(source)
+    elif not is_network(source):
+        _check_film(source)
     container = _open(source, name, options) if is_camera(source) or is_network(source) else open_container(source)
     try:
+        if container.format.name == "image2" or container.format.name.endswith("_pipe"):
+            raise MediaError(f"{name}: {PICTURE}")
         stream = best_video_stream(container, name)
     except MediaError as e:
         container.close()
-        raise (SourceLost(str(e).removeprefix(f"{name}: ")) if is_network(source) else e) from e
+        lost = is_network(source) and PICTURE not in str(e)
+        raise (SourceLost(str(e).removeprefix(f"{name}: ")) if lost else e) from e
     stated = container.duration is not None and container.duration > 0
     recording = stated if is_camera(source) or is_network(source) else True
     # Slices, not frames: each thread that decodes a frame of its own holds one back.
@@ -167,6 +176,13 @@ def reason(error: av.FFmpegError, options: SourceOptions) -> str:
     if error.errno == errno.EIO:  # which is all that FFmpeg says of either
         return "the connection broke off, or the host is not known"
     return str(error.strerror)
+
+
+def _check_film(path: str) -> None:
+    """Raises MediaError for a picture, and for an animation that FFmpeg does not play."""
+    found = format_of(path)
+    if found is not None and not (found in ("GIF", "PNG") and media_kind(path) == "video"):
+        raise MediaError(f"{path}: {PICTURE}")
 
 
 def _check_camera(source: str) -> None:

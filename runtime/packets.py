@@ -18,8 +18,9 @@ import av
 import numpy as np
 import numpy.typing as npt
 
+from .addresses import is_address, unreachable
 from .errors import MediaError
-from .limits import MediaLimits, ReadingClock
+from .limits import DEFAULT_LIMITS, MediaLimits, ReadingClock
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -84,15 +85,16 @@ class PacketTable:
         return bool((self.ticks[key + 1 : end] < self.ticks[key]).any())
 
 
-def open_container(name: str) -> InputContainer:
+def open_container(name: str, limits: MediaLimits = DEFAULT_LIMITS) -> InputContainer:
     """Opens a file or URL for reading. Raises MediaError that says what is wrong with it."""
     path = Path(name)
+    silence_s = limits.silence_s if is_address(name) else None
     try:
         if "://" not in name and path.is_fifo():  # FFmpeg would wait for a writer for ever
             raise MediaError(f"{name}: this is a pipe, not a file; copy what it gives into a file first")
         if "://" not in name and path.is_file() and path.stat().st_size == 0:
             raise MediaError(f"{name}: the file is empty")
-        return av.open(name, mode="r", metadata_errors="replace")
+        return av.open(name, mode="r", metadata_errors="replace", timeout=silence_s)
     except FileNotFoundError as e:
         raise MediaError(f"{name}: there is no such file") from e
     except PermissionError as e:
@@ -100,6 +102,8 @@ def open_container(name: str) -> InputContainer:
     except IsADirectoryError as e:
         raise MediaError(f"{name}: this is a folder, not a video file") from e
     except av.FFmpegError as e:
+        if silence_s is not None:
+            raise MediaError(f"{name}: {unreachable(e, silence_s)}") from e
         raise MediaError(
             f"{name}: not a video that FFmpeg can read ({e.strerror}): "
             "it is damaged, cut short before its index, or not a video at all"
@@ -143,6 +147,8 @@ def read_packets(container: InputContainer, stream: VideoStream, clock: ReadingC
                 if packet.size and not packet.is_corrupt:
                     yield packet
             return
+        except av.ExitError as e:  # nothing else interrupts a read
+            raise MediaError(f"{container.name}: its server fell silent before the end") from e
         except av.FFmpegError:
             return
         except IndexError:

@@ -8,10 +8,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from .encoder import IMAGE_SUFFIXES
+from .addresses import is_address
+from .contents import PICTURE_SUFFIXES, VIDEO_SUFFIXES
 from .errors import ConfigError, OutputError
 from .lockedfile import write_whole
-from .medialist import VIDEO_SUFFIXES
 from .outputs import document
 from .recordfile import State
 from .records import CaptionRecord, clip_key
@@ -90,12 +90,12 @@ def _paths(media: Sequence[str], suffix: str) -> dict[str, Path]:
     """The sidecar of each clip, by the clip's key."""
     if not suffix.startswith(".") or "/" in suffix or suffix == ".":
         raise ConfigError(f"--sidecar takes the ending of the files to write, such as .txt, not {suffix!r}")
-    if suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES:
+    if suffix.lower() in VIDEO_SUFFIXES | PICTURE_SUFFIXES:
         raise ConfigError(f"--sidecar {suffix} is the ending of videos or images: a clip could be overwritten")
     paths: dict[str, Path] = {}
     owners: dict[Path, str] = {}
     for name in media:
-        if "://" in name:
+        if is_address(clip_key(name)):
             raise ConfigError(f"{name} is no file, so there is no place beside it; use -o instead of --sidecar")
         clip = Path(clip_key(name))
         path = clip.with_name(clip.name + suffix) if os.path.isdir(clip) else clip.with_suffix(suffix)

@@ -19,9 +19,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from .addresses import Fetched, located
 from .config import SamplingPlan
+from .contents import format_of
 from .errors import MediaError, MediaWarning
-from .framesets import ANIMATION_SUFFIXES, FOLDER_FPS, Animation, FrameArray, PictureList, timeline_of
+from .framesets import FOLDER_FPS, Animation, FrameArray, PictureList, timeline_of
 from .isolation import IsolatedSource
 from .limits import DEFAULT_LIMITS, MediaLimits
 from .onepass import FrameSource, OnePass
@@ -30,7 +32,7 @@ from .timeline import choose
 from .videofile import VideoFile
 
 Frame = npt.NDArray[np.uint8]
-VideoSource: TypeAlias = "str | Path | npt.NDArray[np.uint8] | Sequence[Image.Image]"
+VideoSource: TypeAlias = "str | Path | Fetched | npt.NDArray[np.uint8] | Sequence[Image.Image]"
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,8 +159,9 @@ def open_video(
 ) -> VideoReader:
     """Opens a video and chooses its samples; see VideoReader.
 
-    source: a video file (path or URL), an animated GIF, WebP or PNG, a folder of pictures (sorted by name,
-        numbers by value), an array uint8 [F, H, W, 3], or a list of Pillow images.
+    source: a video file or an animated GIF, WebP, AVIF or PNG (path or address), a still picture, which is a video
+        of one frame, a folder of pictures (sorted by name, numbers by value), an array uint8 [F, H, W, 3], or a list
+        of Pillow images.
     plan: which frames; None is one per second, at most 180. Fields that are None have these defaults, too.
     source_fps: frames per second of an array, a list or a folder; lists and folders count as 3 otherwise.
     timestamps_s: instead of it, the time of each frame of an array or a list.
@@ -166,6 +169,8 @@ def open_video(
 
     Raises MediaError if there is nothing to see, or too much; ConfigError if the clock of an array is not given.
     """
+    if isinstance(source, str | Path):
+        source = located(source, limits)
     return VideoReader(open_source(source, source_fps, timestamps_s, limits), plan or SamplingPlan())
 
 
@@ -187,10 +192,10 @@ def read_video(
 def open_source(
     source: VideoSource, source_fps: float | None, timestamps_s: Sequence[float] | None, limits: MediaLimits
 ) -> FrameSource:
-    """What `open_video` samples from; arguments as there."""
+    """What `open_video` samples from; arguments as there, the source as `located` gave it."""
     if isinstance(source, np.ndarray):
         return FrameArray(source, timeline_of(len(source), source_fps, timestamps_s), limits)
-    if not isinstance(source, str | Path):
+    if not isinstance(source, str | Path | Fetched):
         if not len(source):
             raise MediaError("the list of images is empty")
         if source_fps is None and timestamps_s is None:
@@ -198,9 +203,11 @@ def open_source(
         return PictureList("the list of images", source, timeline_of(len(source), source_fps, timestamps_s), limits)
     if limits.isolate:
         return IsolatedSource(source, source_fps, limits)
+    if isinstance(source, Fetched):
+        return Animation(source, limits)
     if os.path.isdir(source):  # False, not an error, where it may not be looked up: opening it says so
         return PictureList.from_folder(source, source_fps, limits)
-    if Path(source).suffix.lower() in ANIMATION_SUFFIXES:
+    if format_of(source) is not None:
         return Animation(source, limits)
     return VideoFile(source, limits)
 
