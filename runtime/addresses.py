@@ -26,6 +26,8 @@ from .errors import MediaError
 from .limits import MediaLimits, ReadingClock
 from .signatures import PREFIX_BYTES, TGA_SUFFIXES, picture_format, starts_as_picture
 
+UNREADABLE = "what it sends is no picture or video that can be read"
+
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _QUERY_VALUES = re.compile(r"(?<==)[^&\s]+?(?=[:;,.)'\"]*(?:&|\s|$))")
 _WITH_QUERY = re.compile(r"(\w[\w+.-]*://[^\s?#]*\?)(\S+)")
@@ -150,7 +152,7 @@ def unreachable(error: Exception, silence_s: float) -> str:
     if isinstance(error, ConnectionError | http.client.RemoteDisconnected | http.client.IncompleteRead):
         return "the connection broke off"
     if isinstance(error, av.InvalidDataError):
-        return "what it sends is no picture or video that can be read"
+        return UNREADABLE
     if isinstance(error, av.ProtocolNotFoundError):
         return "FFmpeg knows no such protocol"
     if isinstance(error, OSError) and error.errno == errno.EIO:  # which is all that FFmpeg says of either

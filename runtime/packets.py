@@ -18,7 +18,7 @@ import av
 import numpy as np
 import numpy.typing as npt
 
-from .addresses import is_address, unreachable
+from .addresses import UNREADABLE, is_address, unreachable
 from .errors import MediaError
 from .limits import DEFAULT_LIMITS, MediaLimits, ReadingClock
 
@@ -94,7 +94,11 @@ def open_container(name: str, limits: MediaLimits = DEFAULT_LIMITS) -> InputCont
             raise MediaError(f"{name}: this is a pipe, not a file; copy what it gives into a file first")
         if "://" not in name and path.is_file() and path.stat().st_size == 0:
             raise MediaError(f"{name}: the file is empty")
-        return av.open(name, mode="r", metadata_errors="replace", timeout=silence_s)
+        container = av.open(name, mode="r", metadata_errors="replace", timeout=silence_s)
+        if silence_s is not None and container.format.name == "image2":  # FFmpeg believes the suffix alone
+            container.close()
+            raise MediaError(f"{name}: {UNREADABLE}")
+        return container
     except FileNotFoundError as e:
         raise MediaError(f"{name}: there is no such file") from e
     except PermissionError as e:
