@@ -13,7 +13,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import av
 import numpy as np
 from PIL import Image
 
@@ -23,6 +22,7 @@ from .errors import ConfigError, MediaError
 from .image import damage_reported, open_image
 from .isolation import told
 from .limits import DEFAULT_LIMITS, MediaLimits
+from .packets import open_container
 from .signatures import TGA_SUFFIXES, picture_format
 
 PICTURE_SUFFIXES = TGA_SUFFIXES | frozenset(
@@ -117,10 +117,10 @@ def _is_film(path: str) -> bool:
     if not os.path.isfile(path):
         return False
     try:
-        with av.open(f"file:{path}", metadata_errors="replace") as container:
+        with open_container(path) as container:
             name = container.format.name
             return bool(container.streams.video) and name != "image2" and not name.endswith("_pipe")
-    except (av.FFmpegError, ValueError):
+    except (MediaError, ValueError):
         return False
 
 

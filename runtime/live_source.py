@@ -19,6 +19,7 @@ from .contents import format_of, media_kind
 from .errors import ConfigError, MediaError
 from .limits import DEFAULT_LIMITS
 from .packets import best_video_stream, open_container
+from .signatures import STILL_BRANDS
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -126,7 +127,7 @@ def open_source(source: str, options: SourceOptions) -> OpenSource:
         _check_film(source)
     container = _open(source, name, options) if is_camera(source) or is_network(source) else open_container(source)
     try:
-        if container.format.name == "image2" or container.format.name.endswith("_pipe"):
+        if _shows_a_picture(container):
             raise MediaError(f"{name}: {PICTURE}")
         stream = best_video_stream(container, name)
     except MediaError as e:
@@ -176,6 +177,12 @@ def reason(error: av.FFmpegError, options: SourceOptions) -> str:
     if error.errno == errno.EIO:  # which is all that FFmpeg says of either
         return "the connection broke off, or the host is not known"
     return str(error.strerror)
+
+
+def _shows_a_picture(container: InputContainer) -> bool:
+    """Whether FFmpeg found a picture; of a HEIF one it would show the first tile."""
+    name, brand = container.format.name, container.metadata.get("major_brand", "")
+    return name == "image2" or name.endswith("_pipe") or brand.encode() in STILL_BRANDS
 
 
 def _check_film(path: str) -> None:

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from .addresses import is_address, local_path
+from .addresses import is_address
 from .clip import MediaKind
 from .contents import VIDEO_SUFFIXES, pictures_in
 from .errors import MediaError, MediaWarning
@@ -60,7 +60,7 @@ def _named(argument: str, kind: MediaKind | None, limits: MediaLimits) -> list[s
     if not argument:  # an unset variable of a shell; as a path it would be the current folder
         return []
     if is_address(argument):
-        path = local_path(argument)
+        path = clip_key(argument)  # of a file:// address; reading says what is wrong with one
         return _in_folder(Path(path), kind, limits) if os.path.isdir(path) else [argument]
     if os.path.isfile(argument) or _is_forbidden(argument):
         return [argument]

@@ -25,7 +25,7 @@ MJPEG_SUFFIXES = frozenset({".mjpg", ".mjpeg"})
 _SIGNED = frozenset({"PNG", "GIF", "WEBP", "TIFF", "JPEG2000"})
 """Known by four bytes or more: a file that begins so and cannot be read is damaged, and nothing else."""
 
-_STILLS = frozenset(
+STILL_BRANDS = frozenset(
     {b"mif1", b"mif2", b"heic", b"heix", b"heim", b"heis", b"avif", b"avci", b"jpeg", b"j2ki", b"vvic", b"miaf"}
 )
 _SEQUENCES = frozenset({b"msf1", b"hevc", b"hevx", b"hevm", b"hevs", b"avis", b"avcs", b"vvis"})
@@ -35,7 +35,7 @@ _MJPEG_SEARCH_BYTES = 1 << 20
 def starts_as_picture(prefix: bytes) -> bool:
     """Whether a file with these first bytes (PREFIX_BYTES of them, if it has so many) may be a picture."""
     if prefix[4:8] == b"ftyp":
-        return prefix[8:12] in _STILLS | _SEQUENCES
+        return prefix[8:12] in STILL_BRANDS | _SEQUENCES
     return bool(_accepting(prefix))
 
 
@@ -70,11 +70,11 @@ def iso_brands(prefix: bytes) -> tuple[bytes, frozenset[bytes]]:
 def _iso_format(file: BinaryIO, prefix: bytes) -> str | None:
     """HEIF or AVIF for pictures and animations of these; None for films, which sequences of HEVC pictures are, too."""
     major, brands = iso_brands(prefix)
-    if not brands & (_STILLS | _SEQUENCES):
+    if not brands & (STILL_BRANDS | _SEQUENCES):
         return None
     parts = set(_top_boxes(file))
     is_avif = bool(brands & {b"avif", b"avis"})
-    if b"moov" in parts and major not in _STILLS:
+    if b"moov" in parts and major not in STILL_BRANDS:
         return "AVIF" if is_avif and major in _SEQUENCES else None
     return "AVIF" if is_avif and not brands & {b"heic", b"heix"} else "HEIF"
 

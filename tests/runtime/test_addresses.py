@@ -197,7 +197,12 @@ def test_addresses_on_the_command_line(tmp_path: Path, site: str, capsys: pytest
     status, _, err = run(capsys, "inspect", media[0], "-o", tmp_path / "report")
     assert status == 0
     assert "123456" not in (tmp_path / "report.html").read_text()
-    assert run(capsys, "watch", media[0], "-q", "What?", *OPTIONS)[0] == 1
+    shutil.copy(FILM.with_name("grid.heif"), tmp_path / "grid")
+    for address in (media[0], f"{site}/grid"):
+        status, _, err = run(capsys, "watch", address, "-q", "What?", *OPTIONS)
+        assert (status, "this is a picture" in err) == (1, True)
+    status, _, err = run(capsys, "caption", "file://elsewhere/a.jpg", media[2], *OPTIONS)
+    assert (status, "1 captioned, 1 failed" in err) == (1, True)
 
 
 def test_secrets_are_not_shown() -> None:

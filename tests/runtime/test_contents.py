@@ -174,6 +174,16 @@ def test_a_heif_picture_without_its_reader_names_it(
     assert "no pictures" not in err
 
 
+def test_an_avif_picture_without_its_reader_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(struct.pack(">I", 24) + b"ftypavif" + bytes(4) + b"avifmif1" + bytes(99))
+    monkeypatch.setattr("PIL.features.check", lambda name: name != "avif")
+    assert media_kind(tmp_path / "a.jpg") == "image"
+    with pytest.raises(MediaError, match=r"needs Pillow 11\.3 or later: pip install -U pillow"):
+        load_image(tmp_path / "a.jpg")
+
+
 @pytest.mark.parametrize("brand", ["hevc", "msf1"])
 def test_a_sequence_of_hevc_pictures_is_a_film(tmp_path: Path, brand: str) -> None:
     path = write_clip(tmp_path / "burst.mp4", range(5), muxer={"brand": brand})
