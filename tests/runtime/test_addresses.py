@@ -198,7 +198,7 @@ def test_addresses_on_the_command_line(tmp_path: Path, site: str, capsys: pytest
     assert status == 0
     assert "123456" not in (tmp_path / "report.html").read_text()
     shutil.copy(FILM.with_name("grid.heif"), tmp_path / "grid")
-    for address in (media[0], f"{site}/grid"):
+    for address in (media[0], (tmp_path / "grid").as_uri()):
         status, _, err = run(capsys, "watch", address, "-q", "What?", *OPTIONS)
         assert (status, "this is a picture" in err) == (1, True)
     status, _, err = run(capsys, "caption", "file://elsewhere/a.jpg", media[2], *OPTIONS)
