@@ -19,7 +19,7 @@ from vl3edge.models.vision import VisionEncoder
 from vl3edge.models.weights import Dense
 from vl3edge.quant.calibration import calibration_items
 from vl3edge.runtime.config import SamplingPlan
-from vl3edge.runtime.encoder import media_kind
+from vl3edge.runtime.contents import media_kind
 from vl3edge.runtime.engine import select_backend
 from vl3edge.runtime.errors import MediaError
 from vl3edge.runtime.image import load_image

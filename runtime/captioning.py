@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from .caption_jobs import CaptionJob, CaptionResult
-from .clip import Clip
+from .clip import Clip, MediaKind
 from .config import GenerationConfig, PruningConfig, SamplingPlan
 from .encoder import OpenedMedia
 from .errors import BackendError, ConfigError, ContextLengthError, MediaError, unexpected
@@ -32,7 +32,8 @@ class CaptionRequest:
     prompt: None asks for a description. find: an event to look for instead.
     system, add_system_prompt: see `VideoLlama3`.
     segment_s: seconds of the pieces that videos are cut into; None takes each as a whole.
-    batch: how many answers are generated together. Raises ConfigError for less than one.
+    batch: how many answers are generated together. kind: what the media are, where it should not be told by their
+    content. Raises ConfigError for less than one.
     """
 
     sampling: SamplingPlan
@@ -44,6 +45,7 @@ class CaptionRequest:
     batch: int = 1
     system: str | None = None
     add_system_prompt: bool = False
+    kind: MediaKind | None = None
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -96,7 +98,7 @@ class Captioner:
     def _jobs(self, media: str) -> Iterator[CaptionJob]:
         begin = time.perf_counter()
         try:
-            opened = self._model.open(media, self._request.sampling)
+            opened = self._model.open(media, self._request.sampling, self._request.kind)
             question = self._question(opened)
             segments = self._segments(opened)
             parts = opened.parts([(segment.start_s, segment.end_s) for segment in segments]) if segments else []

@@ -22,7 +22,9 @@ from .records import printable
 
 def add_to(commands: Any) -> None:
     parser = commands.add_parser("ask", help="ask about videos and images", description=__doc__)
-    parser.add_argument("media", nargs="*", metavar="MEDIA", help="file, folder or pattern; all go into one question")
+    parser.add_argument(
+        "media", nargs="*", metavar="MEDIA", help="file, folder, pattern or address; all go into one question"
+    )
     parser.add_argument("-q", "--question", help="without it, a conversation: questions are read from stdin")
     shared.add_system(parser)
     shared.add_model(parser)
@@ -36,15 +38,16 @@ def run(options: argparse.Namespace) -> int:
     generation = shared.generation_config(options)
     if options.question is not None and not options.media:
         raise ConfigError("a question needs MEDIA to be about: name a file, or leave -q out for a conversation")
-    media = expand(options.media)
+    limits = shared.media_limits(options)
+    media = expand(options.media, shared.folder_kind(options), limits)
     model = shared.load_model(options)
-    clips = model.encode_all(media, sampling, pruning)
+    clips = model.encode_all(media, sampling, pruning, options.kind)
     if options.question is not None:
         _answer_once(model, clips, options, generation)
         return 0
 
     def load(names: Sequence[str]) -> list[Clip]:
-        return model.encode_all(expand(names), sampling, pruning)
+        return model.encode_all(expand(names, shared.folder_kind(options), limits), sampling, pruning, options.kind)
 
     chat = model.chat(options.system, sampling, pruning, options.add_system_prompt)
     return Conversation(chat, load, clips, generation, questions_from(sys.stdin)).run()

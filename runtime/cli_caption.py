@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import cli_options as shared
-from .address import is_address
+from .addresses import is_address
 from .captioning import Captioner, CaptionRequest, Outcome
 from .errors import ConfigError, OutputError, no_such_file
 from .medialist import WANTED, matches
@@ -37,7 +37,7 @@ from .sidecar import SUFFIXES, SidecarOutput
 
 def add_to(commands: Any) -> None:
     parser = commands.add_parser("caption", help="caption videos and images", description=__doc__)
-    parser.add_argument("media", nargs="+", metavar="MEDIA", help="file, folder or pattern")
+    parser.add_argument("media", nargs="+", metavar="MEDIA", help="file, folder, pattern or address")
     parser.add_argument("-p", "--prompt", help='what to ask (default: "Describe this video." or "… image.")')
     parser.add_argument(
         "--find",
@@ -70,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
     begin = time.perf_counter()
     request, style = _request(options), _style(options)
     shared.manifest_of(options)  # a bundle that is none should not leave an empty output
-    arguments = matches(options.media)
+    arguments = matches(options.media, shared.folder_kind(options), shared.media_limits(options))
     media = [name for _, names in arguments for name in names]
     with closing(_output(options, style, media)) as output:
         tally = _Tally()
@@ -168,6 +168,7 @@ def _request(options: argparse.Namespace) -> CaptionRequest:
         options.batch,
         options.system,
         options.add_system_prompt,
+        options.kind,
     )
 
 

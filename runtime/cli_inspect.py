@@ -25,7 +25,7 @@ from .records import one_line
 
 def add_to(commands: Any) -> None:
     parser = commands.add_parser("inspect", help="draw what becomes of a clip, before it runs", description=__doc__)
-    parser.add_argument("media", metavar="MEDIA", help="video, image, or folder of frames")
+    parser.add_argument("media", metavar="MEDIA", help="video, image, or folder of frames; or an address")
     parser.add_argument("-m", "--model", metavar="BUNDLE", help="bundle to use (default: the small demo bundle)")
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="REPORT", help="writes REPORT.png and REPORT.html"
@@ -46,8 +46,8 @@ def run(options: argparse.Namespace) -> int:
     if any(path.exists() and path.samefile(options.media) for path in (png, html) if Path(options.media).exists()):
         raise ConfigError(f"-o {options.output} would overwrite {options.media}: give the report another name")
     bundle = open_bundle(bundle_folder(options.model))
-    instructions = {"system": options.system, "add_system_prompt": options.add_system_prompt}
-    seen = inspect(bundle, options.media, sampling, pruning, options.question, generation, **instructions)
+    asked = {"system": options.system, "add_system_prompt": options.add_system_prompt, "kind": options.kind}
+    seen = inspect(bundle, options.media, sampling, pruning, options.question, generation, **asked)
     from .inspection_charts import DARK, LIGHT
     from .inspection_picture import page_charts, picture  # the only ones that need matplotlib
 

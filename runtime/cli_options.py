@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from typing import Literal
+from typing import Literal, get_args
 
+from .addresses import without_secrets
 from .bundle import bundle_folder, read_manifest
-from .clip import Clip
+from .clip import Clip, MediaKind
 from .config import GenerationConfig, PruningConfig, SamplingPlan
 from .engine import BACKENDS
 from .errors import ConfigError
@@ -40,6 +41,12 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("frames")
+    group.add_argument(
+        "--as",
+        dest="kind",
+        choices=get_args(MediaKind),
+        help="what MEDIA are (default: by content; an animation is a video, a folder by what its pictures look like)",
+    )
     group.add_argument("--fps", type=float, help="frames sampled per second (default: the model's, 1)")
     group.add_argument("--max-frames", type=int, metavar="N", help="at most N frames (default: the model's, 180)")
     group.add_argument("--start", type=float, metavar="S", help="begin at second S")
@@ -118,8 +125,7 @@ def manifest_of(options: argparse.Namespace) -> Manifest:
 def load_model(options: argparse.Namespace) -> VideoLlama3:
     """Loads the bundle asked for and says on stderr what runs where."""
     memory_limit = None if options.memory_limit is None else parse_bytes(options.memory_limit)
-    limits = MediaLimits(max_read_s=options.max_read_seconds, isolate=options.isolate)
-    model = VideoLlama3.load(options.model, options.backend, options.threads, memory_limit, limits)
+    model = VideoLlama3.load(options.model, options.backend, options.threads, memory_limit, media_limits(options))
     info = model.info
     demo = " (demo bundle; give your own with -m)" if options.model is None else ""
     weights = info["precision"] if info["quantization"] == "none" else f"decoder by {info['quantization']}"
@@ -132,6 +138,16 @@ def load_model(options: argparse.Namespace) -> VideoLlama3:
             "the model's chat template has no system text: --add-system-prompt changes nothing, --system TEXT does"
         )
     return model
+
+
+def media_limits(options: argparse.Namespace) -> MediaLimits:
+    return MediaLimits(max_read_s=options.max_read_seconds, isolate=options.isolate)
+
+
+def folder_kind(options: argparse.Namespace) -> MediaKind | None:
+    """What folders of pictures are: what --as says, and frames of a video where their rate is given."""
+    kind: MediaKind | None = options.kind
+    return kind or ("video" if options.source_fps is not None else None)
 
 
 def sampling_plan(options: argparse.Namespace) -> SamplingPlan:
@@ -160,9 +176,12 @@ def generation_config(options: argparse.Namespace) -> GenerationConfig:
 
 
 def progress(message: str) -> None:
-    """One line on stderr. If that cannot be written (a full disk, a reader that has gone), no clip is lost for it."""
+    """One line on stderr, without the secrets of addresses.
+
+    If that cannot be written (a full disk, a reader that has gone), no clip is lost for it.
+    """
     with contextlib.suppress(OSError):
-        print(f"vl3edge: {one_line(message)}", file=sys.stderr, flush=True)
+        print(f"vl3edge: {without_secrets(one_line(message))}", file=sys.stderr, flush=True)
 
 
 def time_report(clip: Clip, stats: GenerationStats) -> str:

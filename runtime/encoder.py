@@ -7,7 +7,6 @@ of the encoder.
 
 from __future__ import annotations
 
-import os
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -17,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from .addresses import Fetched, located
 from .clip import Clip, EncodeStats, MediaKind, new_uid
 from .config import PruningConfig, SamplingPlan
+from .contents import media_kind
 from .errors import ConfigError, MediaError, MediaWarning
 from .frameencoder import EncodedFrames, FrameEncoder
 from .image import load_image
@@ -28,18 +28,15 @@ from .isolation import load_image_isolated
 from .limits import DEFAULT_LIMITS, MediaLimits
 from .manifest import MediaSpec, ProcessorSpec
 from .memory_limit import MemoryBudget
+from .photographs import warn_of_photographs
 from .pruning import FramePruner
 from .pruning_choice import check_budget
 from .readahead import read_ahead
 from .resize import MediaShape, PixelBudget, resize_rgb, size_in_conversation, target_size
 from .splice import Visual
 from .streamframes import StreamFrames, frames_sharing_budget
-from .video import VideoReader, open_video
+from .video import VideoReader, open_source
 from .vision import VisionPath
-
-IMAGE_SUFFIXES = frozenset(
-    {".bmp", ".jpeg", ".jpg", ".jfif", ".png", ".ppm", ".tif", ".tiff", ".webp", ".avif", ".heic"}
-)
 
 
 @dataclass(frozen=True)
@@ -96,9 +93,13 @@ class ClipEncoder:
         begin = time.perf_counter()
         if kind not in (None, "image", "video"):
             raise ConfigError(f"kind must be 'image' or 'video', not {kind!r}")
-        kind = kind or media_kind(source)
+        if isinstance(source, str | Path):
+            source = located(source, self._limits)
+        if kind is None:
+            kind = media_kind(source, self._limits)
+            warn_of_photographs(source, self._limits)
         if kind == "image":
-            isolated = self._limits.isolate and isinstance(source, str | Path)
+            isolated = self._limits.isolate and isinstance(source, str | Path | Fetched)
             image = load_image_isolated(source, self._limits) if isolated else load_image(source, self._limits)
             height, width = image.shape[:2]
             read_s = time.perf_counter() - begin
@@ -109,8 +110,8 @@ class ClipEncoder:
         plan = replace(plan, fps=fps, max_frames=max_frames)
         # Frames in memory without a clock count as already sampled, as in transformers: one per sampling interval.
         in_memory = isinstance(source, np.ndarray | Sequence) and not isinstance(source, str)
-        source_fps = fps if in_memory and plan.source_fps is None else None
-        reader = open_video(source, plan, source_fps=source_fps, limits=self._limits)
+        source_fps = fps if in_memory and plan.source_fps is None else plan.source_fps
+        reader = VideoReader(open_source(source, source_fps, None, self._limits), plan)
         return OpenedMedia(
             kind=kind,
             name=reader.name,
@@ -342,23 +343,6 @@ SharingMedia = OpenedMedia | Clip | PendingClip
 """What can share a pixel budget."""
 
 
-def media_kind(source: Any) -> MediaKind:
-    """Whether a source is an image or a video, by its type, or a file by its name; folders and GIFs are videos."""
-    if isinstance(source, Image.Image):
-        return "image"
-    if isinstance(source, np.ndarray):
-        return "video" if source.ndim == 4 else "image"
-    if isinstance(source, str | Path):
-        is_image = Path(source).suffix.lower() in IMAGE_SUFFIXES and not os.path.isdir(source)
-        return "image" if is_image else "video"
-    if isinstance(source, Sequence) and not isinstance(source, bytes):
-        return "video"
-    raise ConfigError(
-        "media must be a path, a Pillow image, an array [H, W, 3] or [F, H, W, 3], or a list of Pillow images, "
-        f"not {type(source).__name__}"
-    )
-
-
 def source_name(source: Any) -> str:
     """What messages and records call a source."""
-    return str(source) if isinstance(source, str | Path) else "the image given"
+    return str(source) if isinstance(source, str | Path | Fetched) else "the image given"

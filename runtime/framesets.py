@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from .addresses import Fetched
+from .contents import PICTURE_SUFFIXES, first_frame, is_animated, pictures_in
 from .errors import ConfigError, MediaError
 from .image import damage_reported, load_image, open_image, to_rgb
 from .limits import DEFAULT_LIMITS, MediaLimits, ReadingClock
@@ -24,9 +26,6 @@ Frame = npt.NDArray[np.uint8]
 
 FOLDER_FPS = 3.0
 """Pictures of a folder count as so many per second, as in the authors' release."""
-
-PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".avif"})
-ANIMATION_SUFFIXES = frozenset({".gif", ".webp", ".png", ".apng", ".avif"})
 
 MICROSECOND = Fraction(1, 1_000_000)
 
@@ -60,11 +59,7 @@ class PictureList:
     @classmethod
     def from_folder(cls, folder: str | Path, limits: MediaLimits = DEFAULT_LIMITS) -> PictureList:
         """Counted as 3 per second. Raises MediaError if there is no picture in the folder."""
-        try:
-            files = [p for p in Path(folder).iterdir() if not p.name.startswith(".")]
-        except PermissionError as e:
-            raise MediaError(f"{folder}: no permission to read it") from e
-        pictures = sorted((p for p in files if p.suffix.lower() in PICTURE_SUFFIXES), key=natural_key)
+        pictures = pictures_of(folder)
         if not pictures:
             raise MediaError(
                 f"{folder}: there are no pictures in this folder (looked for {', '.join(sorted(PICTURE_SUFFIXES))})"
@@ -133,7 +128,7 @@ class FrameArray:
 
 
 class Animation:
-    """A GIF, animated WebP or PNG with its own clock; a still picture is a video of one frame."""
+    """An animated GIF, WebP, AVIF or PNG with its own clock; a still picture is a video of one frame."""
 
     num_lost = 0
     assumed_fps = None
@@ -141,11 +136,13 @@ class Animation:
     HASTY_MS, USUAL_MS = 20, 100
     """Browsers and FFmpeg take a delay below 20 ms for a mistake and show the frame for 100 ms."""
 
-    def __init__(self, path: str | Path, limits: MediaLimits = DEFAULT_LIMITS) -> None:
-        self.name = str(path)
+    def __init__(self, source: str | Path | Fetched, limits: MediaLimits = DEFAULT_LIMITS) -> None:
+        self.name = str(source)
         self.notes: tuple[str, ...] = ()
+        self._source = source
         self._limits = limits
-        with open_image(path, limits) as image:
+        with open_image(source, limits) as image:
+            self._first = first_frame(image) if is_animated(image) else 0
             durations = self._durations(image)
         with closing(self.frames([0])) as frames:
             self.height, self.width = next(frames).shape[:2]
@@ -156,8 +153,11 @@ class Animation:
 
     def _durations(self, image: Image.Image) -> list[int]:
         """How long each frame is shown, in milliseconds, of those that can be read; at least one."""
-        # A GIF states no number of frames: Pillow would count them without a limit.
-        stated = None if image.format == "GIF" else getattr(image, "n_frames", 1)
+        stated: int | None = 1
+        if image.format == "GIF":  # states no number of frames: Pillow would count them without a limit
+            stated = None
+        elif is_animated(image):
+            stated = getattr(image, "n_frames", 1) - self._first
         self._limits.check_frames(self.name, stated or 1)
         durations: list[int] = []
         with ReadingClock(self.name, self._limits) as clock:
@@ -182,7 +182,7 @@ class Animation:
         return ReadingClock(self.name, self._limits).timed(self._frames(indices))
 
     def _frames(self, indices: Sequence[int]) -> Generator[Frame]:
-        with open_image(self.name, self._limits) as image:
+        with open_image(self._source, self._limits) as image:
             for i in indices:
                 with damage_reported(f"{self.name}: frame {i} is damaged"):
                     self._load(image, i)
@@ -190,9 +190,19 @@ class Animation:
                 yield frame
 
     def _load(self, image: Image.Image, index: int) -> None:
-        image.seek(index)
+        if index + self._first != image.tell():  # what shows one picture may not be able to seek
+            image.seek(index + self._first)
         self._limits.check_pixels(self.name, image.height, image.width)  # a frame may enlarge the picture
         image.load()
+
+
+def pictures_of(folder: str | Path) -> list[Path]:
+    """The pictures of a folder in natural order, hidden ones left out. Raises MediaError if it may not be read."""
+    try:
+        files = [path for path in Path(folder).iterdir() if not path.name.startswith(".")]
+    except PermissionError as e:
+        raise MediaError(f"{folder}: no permission to read it") from e
+    return sorted(pictures_in(files), key=natural_key)
 
 
 def timeline_of(num_frames: int, source_fps: float | None, timestamps_s: Sequence[float] | None) -> Timeline:

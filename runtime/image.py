@@ -9,21 +9,24 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
+from .addresses import Fetched, is_address, located, suffix_of
 from .errors import MediaError, no_such_file
 from .limits import DEFAULT_LIMITS, MediaLimits
+from .signatures import NOT_PICTURES, picture_format
 
 PROGRAMS = frozenset({"EPS", "WMF"})
 """Formats that Pillow hands to other programs (Ghostscript), whatever the file is called."""
 
 
 def load_image(
-    source: str | Path | Image.Image | npt.NDArray[np.uint8], limits: MediaLimits = DEFAULT_LIMITS
+    source: str | Path | Fetched | Image.Image | npt.NDArray[np.uint8], limits: MediaLimits = DEFAULT_LIMITS
 ) -> npt.NDArray[np.uint8]:
     """The image as uint8 [H, W, 3], turned upright by its EXIF orientation.
 
@@ -38,6 +41,7 @@ def load_image(
     if isinstance(source, Image.Image):
         limits.check_pixels("the image given", source.height, source.width)
         return to_rgb(source)
+    source = located(source, limits)
     with open_image(source, limits) as image, damage_reported(f"{source}: the image is damaged or cut short"):
         return to_rgb(image)
 
@@ -53,18 +57,21 @@ def damage_reported(message: str) -> Iterator[None]:
         raise MediaError(f"{message} ({' '.join(str(e).split()) or type(e).__name__})") from e
 
 
-def open_image(path: str | Path, limits: MediaLimits = DEFAULT_LIMITS) -> Image.Image:
+def open_image(source: str | Path | Fetched, limits: MediaLimits = DEFAULT_LIMITS) -> Image.Image:
     """The image file opened by Pillow, its header checked, its pixels not read yet. Raises MediaError."""
-    path = Path(path)
+    if not isinstance(source, Fetched) and is_address(str(source)):
+        raise MediaError(f"{source}: what is at this address is no picture that Pillow reads")
+    path = source if isinstance(source, Fetched) else Path(source)
     try:
-        if path.is_fifo():  # opening it would wait for a writer for ever
+        if isinstance(path, Path) and path.is_fifo():  # opening it would wait for a writer for ever
             raise MediaError(f"{path}: this is a pipe, not a file; copy what it gives into a file first")
-        if path.stat().st_size == 0:
+        if isinstance(path, Path) and path.stat().st_size == 0:
             raise MediaError(f"{path}: the file is empty")
+        formats = _formats(path)
         with warnings.catch_warnings():
             # Pillow warns from 89 million pixels on and refuses from twice that; our own limit is checked below.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path)
+            image = Image.open(path if isinstance(path, Path) else BytesIO(path.data), formats=formats)
     except (MediaError, MemoryError):
         raise
     except FileNotFoundError as e:
@@ -91,6 +98,24 @@ def open_image(path: str | Path, limits: MediaLimits = DEFAULT_LIMITS) -> Image.
         image.close()
         raise
     return image
+
+
+def _formats(source: Path | Fetched) -> list[str]:
+    """The formats that Pillow should try. Raises MediaError if it lacks the reader of the one it is."""
+    with source.open("rb") if isinstance(source, Path) else BytesIO(source.data) as file:
+        name = picture_format(file, suffix_of(str(source)))
+    if name == "HEIF":
+        try:
+            import pillow_heif
+        except ImportError as e:
+            raise MediaError(
+                f"{source}: a HEIF picture (.heic), which needs pillow-heif: pip install 'vl3edge[heif]'"
+            ) from e
+        pillow_heif.register_heif_opener()
+    Image.init()
+    if name == "AVIF" and not (name in Image.OPEN and features.check("avif")):
+        raise MediaError(f"{source}: an AVIF picture, which needs Pillow 11.3 or later: pip install -U pillow")
+    return [name] if name else [known for known in Image.OPEN if known not in NOT_PICTURES]
 
 
 def to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import workload
+from .addresses import without_secrets
 from .bundle import Bundle
 from .clip import MediaKind, new_uid
 from .config import GenerationConfig, PruningConfig, SamplingPlan
@@ -113,7 +114,8 @@ class Inspection:
     @property
     def title(self) -> str:
         """The file's name without its folder, as it can be shown anywhere."""
-        return shortened(Path(self.name).name or self.name)
+        name = without_secrets(self.name)
+        return shortened(Path(name).name or name)
 
     @property
     def shown_question(self) -> str:
@@ -183,17 +185,18 @@ def inspect(
     speed: Speed | None = None,
     system: str | None = None,
     add_system_prompt: bool = False,
+    kind: MediaKind | None = None,
 ) -> Inspection:
     """What `bundle` would make of media and a question about them; no graph of it is loaded.
 
-    media, sampling, pruning: as of `VideoLlama3.encode`. question: None asks for a description.
+    media, sampling, pruning, kind: as of `VideoLlama3.encode`. question: None asks for a description.
     system, add_system_prompt: see `VideoLlama3`.
     speed: of the machine; None measures it. Raises MediaError, ConfigError, BundleError as encoding and asking would.
     """
     manifest, pruning = bundle.manifest, pruning or PruningConfig()
     processor, patch = manifest.processor, manifest.vision.patch_size
     encoder = ClipEncoder(VisionPath(bundle, select_backend("cpu", 0)), processor, patch)
-    opened = encoder.open(media, None, sampling)
+    opened = encoder.open(media, kind, sampling)
     begin = time.perf_counter()
     frames = encoder.frames(opened)
     read_s = opened.read_s + time.perf_counter() - begin

@@ -10,20 +10,29 @@ from __future__ import annotations
 import resource
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
+from .contents import media_kind
 from .errors import MediaError, unexpected
 from .image import load_image
+from .photographs import why_photographs
 from .video import open_source
+
+QUESTIONS: dict[str, Callable[..., Any]] = {
+    "image": load_image,
+    "kind": media_kind,
+    "photographs": why_photographs,
+}
 
 
 def answers(request: tuple[Any, ...]) -> Iterator[Any]:
     """What is sent back, the last one marking the end."""
     kind, subject, *rest = request
-    if kind == "image":
-        yield load_image(subject, *rest)
+    if kind in QUESTIONS:
+        yield QUESTIONS[kind](subject, *rest)
     elif kind == "open":
         source_fps, limits = rest
         yield open_source(subject, source_fps, None, limits)
@@ -56,7 +65,7 @@ def reply(connection: Connection, request: tuple[Any, ...], memory_bytes: int) -
 def _name(request: tuple[Any, ...]) -> str:
     """Of the clip that a request is about."""
     subject = request[1]
-    return subject if isinstance(subject, str) else str(subject.name)
+    return str(subject) if isinstance(subject, str | Path) else str(getattr(subject, "name", "the folder"))
 
 
 def main() -> None:

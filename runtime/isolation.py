@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .addresses import Fetched
 from .errors import MediaError
 from .limits import MediaLimits, ReadingClock
 from .timeline import Timeline
@@ -132,10 +133,10 @@ def ask(name: str, limits: MediaLimits, request: tuple[Any, ...]) -> Generator[A
 class IsolatedSource:
     """A media file that another process reads: what `video.open_source` gives, with the same frames."""
 
-    def __init__(self, path: str | Path, source_fps: float | None, limits: MediaLimits) -> None:
+    def __init__(self, source: str | Path | Fetched, source_fps: float | None, limits: MediaLimits) -> None:
         """Raises MediaError for what cannot be read, within the limits, without harm."""
         self._limits = limits
-        self._source = next(ask(str(path), limits, ("open", str(path), source_fps, replace(limits, isolate=False))))
+        self._source = next(ask(str(source), limits, ("open", source, source_fps, replace(limits, isolate=False))))
         self.name: str = self._source.name
         self.height: int = self._source.height
         self.width: int = self._source.width
@@ -155,8 +156,13 @@ class IsolatedSource:
             self.num_lost = self._source.num_lost
 
 
-def load_image_isolated(path: str | Path, limits: MediaLimits) -> Frame:
+def load_image_isolated(source: str | Path | Fetched, limits: MediaLimits) -> Frame:
     """`image.load_image` of a file, in another process."""
-    with closing(ask(str(path), limits, ("image", str(path), replace(limits, isolate=False)))) as found:
-        image: Frame = next(found)
+    image: Frame = told("image", str(source), source, limits)
     return image
+
+
+def told(question: str, name: str, subject: Any, limits: MediaLimits) -> Any:
+    """What another process answers to one of `isolated_reader.QUESTIONS`; name: for messages. Raises MediaError."""
+    with closing(ask(name, limits, (question, subject, replace(limits, isolate=False)))) as found:
+        return next(found)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TypeVar
 
 from .errors import ConfigError, MediaError, Vl3EdgeError, unexpected
@@ -27,6 +27,7 @@ class MediaLimits:
     max_source_frames: of a clip, sampled or not.
     max_duration_s: of a clip, as its times say.
     max_read_s: seconds of reading and decoding one clip, opening it included; encoding it does not count.
+    max_fetch_bytes: of a picture at an address. max_silence_s: of a server, after which it counts as lost.
     isolate: read media files in a process of their own (`isolation.py`): a crash or a hang inside a codec costs that
         clip alone. max_isolated_bytes: of memory that this process may take.
     """
@@ -35,14 +36,21 @@ class MediaLimits:
     max_source_frames: int = 1_000_000
     max_duration_s: float = 48 * 3600
     max_read_s: float = 1800
+    max_fetch_bytes: int = 256 << 20
+    max_silence_s: float = 30
     isolate: bool = False
     max_isolated_bytes: int = 2 << 30
 
     def __post_init__(self) -> None:
-        for name in ("max_pixels", "max_source_frames", "max_duration_s", "max_read_s", "max_isolated_bytes"):
+        for name in (field.name for field in fields(self) if field.name != "isolate"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ConfigError(f"{name} must be a number above 0, not {value}")
+
+    @property
+    def silence_s(self) -> float:
+        """How long a server may be silent: no longer than reading may take."""
+        return min(self.max_silence_s, self.max_read_s)
 
     def check_pixels(self, name: str, height: int, width: int) -> None:
         """Raises MediaError if a frame of `name` has more than max_pixels."""

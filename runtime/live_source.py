@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import av
 
-from .address import is_address
+from .addresses import is_address
 from .config import check_rate
+from .contents import format_of, media_kind
 from .errors import ConfigError, MediaError
 from .framerate import ASSUMED_FPS, lacks_clock, must_be_counted, own_rate
 from .limits import DEFAULT_LIMITS
 from .packets import best_video_stream, open_container, open_tolerantly
+from .signatures import STILL_BRANDS
 from .timeline import as_fraction
 
 if TYPE_CHECKING:
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 Transport = Literal["tcp", "udp"]
+
+
+PICTURE = "this is a picture, which does not go on; ask about it with vl3edge ask or caption"
 
 
 class SourceLost(MediaError):
@@ -125,12 +130,17 @@ def open_source(source: str, options: SourceOptions) -> OpenSource:
     name = shown_name(source)
     if is_camera(source):
         _check_camera(source)
+    elif not is_address(source):
+        _check_film(source)
     container = _open(source, name, options) if is_camera(source) or is_address(source) else open_container(source)
     try:
+        if _shows_a_picture(container):
+            raise MediaError(f"{name}: {PICTURE}")
         stream = best_video_stream(container, name)
     except MediaError as e:
         container.close()
-        raise (SourceLost(str(e).removeprefix(f"{name}: ")) if is_address(source) else e) from e
+        lost = is_address(source) and PICTURE not in str(e)
+        raise (SourceLost(str(e).removeprefix(f"{name}: ")) if lost else e) from e
     stated = container.duration is not None and container.duration > 0
     recording = stated if is_camera(source) or is_address(source) else True
     # Slices, not frames: each thread that decodes a frame of its own holds one back.
@@ -177,6 +187,19 @@ def reason(error: av.FFmpegError, options: SourceOptions) -> str:
     if error.errno == errno.EIO:  # which is all that FFmpeg says of either
         return "the connection broke off, or the host is not known"
     return str(error.strerror)
+
+
+def _shows_a_picture(container: InputContainer) -> bool:
+    """Whether FFmpeg found a picture; of a HEIF one it would show the first tile."""
+    name, brand = container.format.name, container.metadata.get("major_brand", "")
+    return name == "image2" or name.endswith("_pipe") or brand.encode() in STILL_BRANDS
+
+
+def _check_film(path: str) -> None:
+    """Raises MediaError for a picture, and for an animation that FFmpeg does not play."""
+    found = format_of(path)
+    if found is not None and not (found in ("GIF", "PNG") and media_kind(path) == "video"):
+        raise MediaError(f"{path}: {PICTURE}")
 
 
 def _check_camera(source: str) -> None:

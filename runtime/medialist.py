@@ -1,66 +1,76 @@
-"""What MEDIA on the command line means: a file, a folder or a pattern, as a list of clips in a stable order."""
+"""What MEDIA on the command line means: files, folders, patterns and addresses, as clips in a stable order."""
 
 from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from .address import is_address
-from .encoder import IMAGE_SUFFIXES
-from .errors import MediaError, no_such_file
-from .framesets import natural_key
+from .addresses import is_address
+from .clip import MediaKind
+from .contents import VIDEO_SUFFIXES, pictures_in
+from .errors import MediaError, MediaWarning, no_such_file
+from .framesets import FOLDER_FPS, natural_key
+from .limits import DEFAULT_LIMITS, MediaLimits
+from .photographs import why_photographs
 from .records import clip_key
 
-VIDEO_SUFFIXES = frozenset(
-    {".3gp", ".asf", ".avi", ".divx", ".dv", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts"}
-    | {".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv", ".y4m"}
-    | {".264", ".265", ".h263", ".h264", ".h265", ".hevc", ".ivf", ".m2v", ".mjpeg", ".mjpg", ".obu"}
-    | {".gif", ".apng"}  # a .png or .webp is a still as far as its name goes
-)
-WANTED = "file, folder or pattern"
+WANTED = "file, folder, pattern or address"
 """What an argument can be."""
 
 
-def expand(arguments: Iterable[str]) -> list[str]:
+def expand(arguments: Iterable[str], kind: MediaKind | None = None, limits: MediaLimits = DEFAULT_LIMITS) -> list[str]:
     """The clips that the arguments name, each once, in the order given; see `matches`.
 
     Raises MediaError, naming all of them, if arguments match nothing.
     """
-    found = matches(arguments)
+    found = matches(arguments, kind, limits)
     missing = [argument for argument, names in found if not names]
     if missing:
         raise MediaError("; ".join(no_such_file(name, WANTED) for name in missing))
     return [name for _, names in found for name in names]
 
 
-def matches(arguments: Iterable[str]) -> list[tuple[str, list[str]]]:
+def matches(
+    arguments: Iterable[str], kind: MediaKind | None = None, limits: MediaLimits = DEFAULT_LIMITS
+) -> list[tuple[str, list[str]]]:
     """For each argument the clips it names that none before has named (folders and patterns sorted by name).
 
-    A folder with video files in it, at any depth, stands for every video and image in it, and every folder in it that
-    may not be read; a folder that holds images alone is itself one clip, its images the frames. A file that exists is
-    taken as it is, whatever its name; so is an address (http://…), and one that may not be looked up, which
-    reading it will say. An argument that matches nothing has no clips; one whose clips have all been named is left out.
+    A folder stands for the media in it and in its sub-folders, links to folders among them, and for every folder in it
+    that may not be read. Pictures beside videos are clips of their own. A folder that holds pictures alone is one clip,
+    they its frames, unless they look like photographs (`photographs.py`); a MediaWarning says what was assumed. kind:
+    "image" or "video" decides instead. A file that exists is taken as it is, whatever its name; so is an address, and a
+    name that may not be looked up, which reading it will say. An argument that matches nothing has no clips; one whose
+    clips have all been named is left out.
     """
     seen: set[str] = set()
     found = []
     for argument in dict.fromkeys(arguments):
-        path = Path(argument)
-        if not argument:  # an unset variable of a shell; as a path it would be the current folder
-            names = []
-        elif is_address(argument) or os.path.isfile(argument) or _is_forbidden(argument):
-            names = [argument]
-        elif os.path.isdir(argument):
-            names = _in_folder(path)
-        else:
-            matched = sorted(glob.glob(argument, recursive=True), key=lambda name: natural_key(Path(name)))
-            names = [part for name in matched for part in (_in_folder(Path(name)) if os.path.isdir(name) else [name])]
+        names = _named(argument, kind, limits)
         new = list({clip_key(name): name for name in reversed(names) if clip_key(name) not in seen}.values())[::-1]
         seen |= {clip_key(name) for name in new}
         if new or not names:
             found.append((argument, new))
     return found
+
+
+def _named(argument: str, kind: MediaKind | None, limits: MediaLimits) -> list[str]:
+    """The clips of one argument."""
+    if not argument:  # an unset variable of a shell; as a path it would be the current folder
+        return []
+    if is_address(argument):
+        path = clip_key(argument)  # of a file:// address; reading says what is wrong with one
+        return _in_folder(Path(path), kind, limits) if os.path.isdir(path) else [argument]
+    if os.path.isfile(argument) or _is_forbidden(argument):
+        return [argument]
+    if os.path.isdir(argument):
+        return _in_folder(Path(argument), kind, limits)
+    matched = sorted(glob.glob(argument, recursive=True), key=lambda name: natural_key(Path(name)))
+    return [
+        part for name in matched for part in (_in_folder(Path(name), kind, limits) if os.path.isdir(name) else [name])
+    ]
 
 
 def _is_forbidden(name: str) -> bool:
@@ -74,15 +84,52 @@ def _is_forbidden(name: str) -> bool:
     return False
 
 
-def _in_folder(folder: Path) -> list[str]:
+def _in_folder(folder: Path, kind: MediaKind | None, limits: MediaLimits) -> list[str]:
     """The clips in a folder. Links without an end and pipes that are named like media are among them, as failures."""
-    files: list[Path] = []
     forbidden: list[str] = []
-    for parent, folders, names in os.walk(folder, onerror=lambda error: forbidden.append(str(error.filename))):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        files += [Path(parent, name) for name in names if not name.startswith(".")]
-    if not any(path.suffix.lower() in VIDEO_SUFFIXES for path in files):
-        # Frames of one clip, or nothing usable: reading it says what.
-        return [str(folder), *(name for name in forbidden if name != str(folder))]
-    media = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES]
-    return [str(path) for path in sorted([*media, *map(Path, forbidden)], key=natural_key)]
+    clips: list[Path] = []
+    for parent, files in _walk(folder, forbidden):
+        videos = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES]
+        pictures = pictures_in([path for path in files if path.suffix.lower() not in VIDEO_SUFFIXES])
+        if pictures and not videos and _are_frames(parent, sorted(pictures, key=natural_key), kind, limits):
+            clips.append(parent)
+        else:
+            clips += [*pictures, *([] if kind == "image" else videos)]
+    clips += map(Path, forbidden)
+    # Where nothing can be used, reading the folder says what.
+    return [str(path) for path in sorted(clips, key=natural_key)] or [str(folder)]
+
+
+def _walk(folder: Path, forbidden: list[str]) -> Iterator[tuple[Path, list[Path]]]:
+    """Every folder with its files, hidden ones left out; those behind links follow the others, none comes twice.
+
+    Adds the folders that may not be read to `forbidden`.
+    """
+    waiting = [str(folder)]
+    seen: set[tuple[int, int]] = set()
+    while waiting:
+        for parent, folders, names in os.walk(waiting.pop(0), onerror=lambda e: forbidden.append(str(e.filename))):
+            identity = os.stat(parent)
+            if (identity.st_dev, identity.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((identity.st_dev, identity.st_ino))
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            waiting += [path for name in folders if os.path.islink(path := os.path.join(parent, name))]
+            yield Path(parent), [Path(parent, name) for name in names if not name.startswith(".")]
+
+
+def _are_frames(folder: Path, pictures: list[Path], kind: MediaKind | None, limits: MediaLimits) -> bool:
+    """Whether the pictures of a folder are one clip; says what was assumed if nobody decided it."""
+    if kind is not None:
+        return kind == "video"
+    why = why_photographs(pictures, limits)
+    if len(pictures) > 1:
+        taken = (
+            f"are taken for photographs, one by one, as {why}; --as video makes them the frames of one video"
+            if why
+            else f"are taken as the frames of one video, {FOLDER_FPS:g} per second (--source-fps N if not); "
+            "--as image takes them one by one"
+        )
+        warnings.warn(f"{folder}: its {len(pictures)} pictures {taken}", MediaWarning, stacklevel=5)
+    return why is None

@@ -137,11 +137,12 @@ class VideoLlama3:
     ) -> Clip:
         """Encodes a video or an image into visual tokens.
 
-        media: a video file, an image file, a folder of frames (3 per second), a GIF; a Pillow image or an array uint8
-            [H, W, 3]; an array uint8 [F, H, W, 3] or a list of Pillow images, taken as sampled already; or what `open`
-            returned. `sampling.source_fps` says otherwise how fast frames follow each other.
+        media: a video file or a picture, an animation (GIF, WebP, AVIF, PNG), which is a video with its own clock, each
+            by its path or its address (http://…, file://…); a folder of frames (3 per second); a Pillow image or an
+            array uint8 [H, W, 3]; an array uint8 [F, H, W, 3] or a list of Pillow images, taken as sampled already; or
+            what `open` returned. `sampling.source_fps` says otherwise how fast frames follow each other.
         sampling, pruning: None takes the checkpoint's settings.
-        kind: "image" or "video" where the name or the type of the source does not tell.
+        kind: "image" or "video"; None tells by the type of the source, and a file's by what is in it.
         Raises MediaError for media that cannot be used. Warns (MediaWarning) when a damaged video lost frames.
         """
         return self.begin(media, sampling, pruning, kind).finish()
@@ -166,7 +167,11 @@ class VideoLlama3:
         return self._encoder.open(media, kind, sampling)
 
     def encode_all(
-        self, media: Sequence[Any], sampling: SamplingPlan | None = None, pruning: PruningConfig | None = None
+        self,
+        media: Sequence[Any],
+        sampling: SamplingPlan | None = None,
+        pruning: PruningConfig | None = None,
+        kind: MediaKind | None = None,
     ) -> list[Clip]:
         """Encodes media that will stand in one conversation; each is what `encode` takes, or a clip.
 
@@ -174,7 +179,7 @@ class VideoLlama3:
         pictures and videos, by dividing all sides by the same number. Clips keep their size and count with it. Apart
         from that, it is the same as encoding one by one.
         """
-        pending = self._clips([(None, source) for source in media], sampling, pruning)
+        pending = self._clips([(kind, source) for source in media], sampling, pruning)
         return [item if isinstance(item, Clip) else item.finish() for item in pending]
 
     def stream(

@@ -19,10 +19,10 @@ import av
 import numpy as np
 import numpy.typing as npt
 
-from .address import is_address
+from .addresses import UNREADABLE, is_address, unreachable
 from .bitstream import Bitstream
 from .errors import MediaError, no_such_file
-from .limits import MediaLimits, ReadingClock
+from .limits import DEFAULT_LIMITS, MediaLimits, ReadingClock
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -106,9 +106,10 @@ def open_tolerantly(name: str, **options: Any) -> InputContainer:
     return av.open(name, mode="r", **_METADATA, **options)
 
 
-def open_container(name: str) -> InputContainer:
+def open_container(name: str, limits: MediaLimits = DEFAULT_LIMITS) -> InputContainer:
     """Opens a file or URL for reading. Raises MediaError that says what is wrong with it."""
     path, is_local = Path(name), not is_address(name)
+    silence_s = None if is_local else limits.silence_s
     try:
         if is_local and path.is_fifo():  # FFmpeg would wait for a writer for ever
             raise MediaError(f"{name}: this is a pipe, not a file; copy what it gives into a file first")
@@ -116,7 +117,11 @@ def open_container(name: str) -> InputContainer:
             raise MediaError(f"{name}: the file is empty")
         # FFmpeg would take what stands before a colon for a protocol, and %d for the numbers of pictures.
         location, options = (f"file:{name}", {"pattern_type": "none"}) if is_local else (name, {})
-        return open_tolerantly(location, options=options)
+        container = open_tolerantly(location, options=options, timeout=silence_s)
+        if silence_s is not None and container.format.name == "image2":  # FFmpeg believes the suffix alone
+            container.close()
+            raise MediaError(f"{name}: {UNREADABLE}")
+        return container
     except FileNotFoundError as e:
         raise MediaError(no_such_file(name)) from e
     except PermissionError as e:
@@ -124,6 +129,8 @@ def open_container(name: str) -> InputContainer:
     except IsADirectoryError as e:
         raise MediaError(f"{name}: this is a folder, not a video file") from e
     except av.FFmpegError as e:
+        if silence_s is not None:
+            raise MediaError(f"{name}: {unreachable(e, silence_s)}") from e
         raise MediaError(
             f"{name}: not a video that FFmpeg can read ({e.strerror}): "
             "it is damaged, cut short before its index, or not a video at all"
@@ -175,6 +182,8 @@ def read_packets(container: InputContainer, stream: VideoStream, clock: ReadingC
                 if packet.size and not packet.is_corrupt:
                     yield packet
             return
+        except av.ExitError as e:  # nothing else interrupts a read
+            raise MediaError(f"{container.name}: its server fell silent before the end") from e
         except av.FFmpegError:
             return
         except IndexError:

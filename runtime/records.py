@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .address import is_address
+from .addresses import is_address, local_path
+from .errors import MediaError
 
 Key = tuple[str, "int | None"]
 """Names what a record is about: the clip, as `clip_key` gives it, and the number of the segment, if it has any."""
@@ -73,7 +74,11 @@ class CaptionRecord:
 
 def clip_key(media: str) -> str:
     """One name for all names of a clip, so that `a.mp4` and `./a.mp4` are captioned once. Links stay themselves."""
-    return media if is_address(media) else os.path.abspath(media)
+    try:
+        path = local_path(media)
+    except MediaError:
+        path = media
+    return path if is_address(path) else os.path.abspath(path)
 
 
 def json_line(record: CaptionRecord) -> bytes:

@@ -9,11 +9,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from .address import is_address
-from .encoder import IMAGE_SUFFIXES
+from .addresses import is_address
+from .contents import PICTURE_SUFFIXES, VIDEO_SUFFIXES
 from .errors import ConfigError, OutputError
 from .lockedfile import write_whole
-from .medialist import VIDEO_SUFFIXES
 from .outputs import document
 from .recordfile import State
 from .records import CaptionRecord, clip_key
@@ -95,10 +94,10 @@ def _paths(media: Sequence[str], suffix: str) -> tuple[dict[str, Path], str | No
     """The sidecar of each clip, by the clip's key, and what is unusual about their names."""
     if not suffix.startswith(".") or "/" in suffix or suffix == ".":
         raise ConfigError(f"--sidecar takes the ending of the files to write, such as .txt, not {suffix!r}")
-    if suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES:
+    if suffix.lower() in VIDEO_SUFFIXES | PICTURE_SUFFIXES:
         raise ConfigError(f"--sidecar {suffix} is the ending of videos or images: a clip could be overwritten")
     for name in media:
-        if is_address(name):
+        if is_address(clip_key(name)):
             raise ConfigError(f"{name} is no file, so there is no place beside it; use -o instead of --sidecar")
     clips = {Path(clip_key(name)): name for name in media}
     whole = {clip: clip.with_name(clip.name + suffix) for clip in clips}

@@ -19,9 +19,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from .addresses import Fetched, located
 from .config import SamplingPlan
+from .contents import format_of
 from .errors import MediaError, MediaWarning
-from .framesets import ANIMATION_SUFFIXES, FOLDER_FPS, Animation, FrameArray, PictureList, timeline_of
+from .framesets import FOLDER_FPS, Animation, FrameArray, PictureList, timeline_of
 from .isolation import IsolatedSource
 from .limits import DEFAULT_LIMITS, MediaLimits
 from .onepass import FrameSource, OnePass
@@ -30,7 +32,7 @@ from .timeline import choose, regular_timeline
 from .videofile import VideoFile
 
 Frame = npt.NDArray[np.uint8]
-VideoSource: TypeAlias = "str | Path | npt.NDArray[np.uint8] | Sequence[Image.Image]"
+VideoSource: TypeAlias = "str | Path | Fetched | npt.NDArray[np.uint8] | Sequence[Image.Image]"
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,8 +159,9 @@ def open_video(
 ) -> VideoReader:
     """Opens a video and chooses its samples; see VideoReader.
 
-    source: a video file (path or URL), an animated GIF, WebP or PNG, a folder of pictures (sorted by name,
-        numbers by value), an array uint8 [F, H, W, 3], or a list of Pillow images.
+    source: a video file or an animated GIF, WebP, AVIF or PNG (path or address), a still picture, which is a video
+        of one frame, a folder of pictures (sorted by name, numbers by value), an array uint8 [F, H, W, 3], or a list
+        of Pillow images.
     plan: which frames; None is one per second, at most 180. Fields that are None have these defaults, too.
     source_fps: frames per second of the source, as of the plan, and instead of that; lists of images count as 3
         otherwise, an array must have it or timestamps_s.
@@ -170,6 +173,8 @@ def open_video(
     plan = plan or SamplingPlan()
     if source_fps is not None:
         plan = replace(plan, source_fps=source_fps)
+    if isinstance(source, str | Path):
+        source = located(source, limits)
     return VideoReader(open_source(source, plan.source_fps, timestamps_s, limits), plan)
 
 
@@ -191,10 +196,10 @@ def read_video(
 def open_source(
     source: VideoSource, source_fps: float | None, timestamps_s: Sequence[float] | None, limits: MediaLimits
 ) -> FrameSource:
-    """What `open_video` samples from; arguments as there."""
+    """What `open_video` samples from; arguments as there, the source as `located` gave it."""
     if isinstance(source, np.ndarray):
         return FrameArray(source, timeline_of(len(source), source_fps, timestamps_s), limits)
-    if not isinstance(source, str | Path):
+    if not isinstance(source, str | Path | Fetched):
         if not len(source):
             raise MediaError("the list of images is empty")
         if source_fps is None and timestamps_s is None:
@@ -202,9 +207,11 @@ def open_source(
         return PictureList("the list of images", source, timeline_of(len(source), source_fps, timestamps_s), limits)
     if limits.isolate:
         return IsolatedSource(source, source_fps, limits)
+    if isinstance(source, Fetched):
+        return _at_rate(Animation(source, limits), source_fps, limits)
     if os.path.isdir(source):  # False, not an error, where it may not be looked up: opening it says so
         return _at_rate(PictureList.from_folder(source, limits), source_fps, limits)
-    if Path(source).suffix.lower() in ANIMATION_SUFFIXES:
+    if format_of(source) is not None:
         return _at_rate(Animation(source, limits), source_fps, limits)
     return _at_rate(VideoFile(source, limits), source_fps, limits)
 

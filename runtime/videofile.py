@@ -72,7 +72,7 @@ class VideoFile:
         self._clock = ReadingClock(self.name, limits)
         self.num_lost = 0
         self._first_attempt = 0
-        with self._clock, open_container(self.name) as container:
+        with self._clock, open_container(self.name, self._limits) as container:
             stream = best_video_stream(container, self.name)
             limits.check_pixels(self.name, stream.codec_context.height, stream.codec_context.width)
             self._stream_index = stream.index
@@ -147,7 +147,7 @@ class VideoFile:
         targets = set(wanted)
         # An error must end it, as what follows would be decoded from a damaged frame.
         options = {"err_detect": "explode"} if packets.starts_cleanly(needed) else {}
-        with open_container(self.name) as container:
+        with open_container(self.name, self._limits) as container:
             stream = self._stream(container, options)
             codec = stream.codec_context
             running = settled = False
@@ -200,7 +200,7 @@ class VideoFile:
     def _decode_all(self) -> Generator[VideoFrame]:
         """Every frame that can be decoded, in the order shown."""
         self._has_failed = False
-        with open_container(self.name) as container:
+        with open_container(self.name, self._limits) as container:
             stream = self._stream(container, {})
             for packet in chain(read_packets(container, stream, self._clock), [None]):
                 try:

@@ -11,7 +11,18 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 # Modules each package may import from outside itself, the standard library apart.
-RUNTIME = {"numpy", "av", "PIL", "tokenizers", "jinja2", "onnxruntime", "tensorrt", "tensorrt_rtx", "pyarrow"}
+RUNTIME = {
+    "numpy",
+    "av",
+    "PIL",
+    "tokenizers",
+    "jinja2",
+    "onnxruntime",
+    "tensorrt",
+    "tensorrt_rtx",
+    "pyarrow",
+    "pillow_heif",
+}
 DRAWING, DRAWN = {"matplotlib"}, {"inspection_charts.py", "inspection_picture.py"}
 SIBLINGS = {"runtime", "models", "quant", "export"}
 MAY_IMPORT = {"runtime": set(), "models": {"runtime"}, "quant": {"models", "runtime"}, "export": SIBLINGS}

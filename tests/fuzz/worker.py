@@ -18,9 +18,8 @@ import av  # noqa: F401  (loaded before memory is limited)
 import numpy as np
 
 from vl3edge.runtime.config import SamplingPlan
-from vl3edge.runtime.encoder import IMAGE_SUFFIXES
+from vl3edge.runtime.contents import PICTURE_SUFFIXES
 from vl3edge.runtime.errors import MediaError
-from vl3edge.runtime.framesets import ANIMATION_SUFFIXES
 from vl3edge.runtime.image import load_image
 from vl3edge.runtime.limits import MediaLimits
 from vl3edge.runtime.pruning import FramePruner
@@ -31,6 +30,7 @@ from vl3edge.runtime.video import open_video
 PLAN = SamplingPlan(fps=2.0, max_frames=6)
 BUDGET = PixelBudget(14, 2, 56 * 56, 6 * 112 * 112)
 LIMITS = MediaLimits(max_pixels=4096 * 4096, max_source_frames=100_000, max_read_s=8)
+ANIMATED_SUFFIXES = {".gif", ".webp", ".png", ".apng", ".avif"}
 ADDRESS_SPACE_BYTES = 6 << 30
 
 
@@ -88,8 +88,8 @@ def examine(path: Path) -> dict[str, Any]:
 
 def readers(path: Path) -> list[Callable[[Path], str]]:
     """A picture whose type may be animated is read as an image and as a clip."""
-    readers: list[Callable[[Path], str]] = [read_image] if path.suffix in IMAGE_SUFFIXES else []
-    return readers + ([read_clip] if path.suffix in ANIMATION_SUFFIXES or not readers else [])
+    readers: list[Callable[[Path], str]] = [read_image] if path.suffix in PICTURE_SUFFIXES else []
+    return readers + ([read_clip] if path.suffix in ANIMATED_SUFFIXES or not readers else [])
 
 
 def attempt(read: Callable[[Path], str], path: Path) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vl3edge.runtime.address import is_address
+from vl3edge.runtime.addresses import is_address
 from vl3edge.runtime.cli import main
 from vl3edge.runtime.errors import MediaError
 from vl3edge.runtime.limits import MediaLimits

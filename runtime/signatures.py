@@ -1,0 +1,136 @@
+"""What a file is by its bytes: a picture, and of which format, or something that is FFmpeg's to read.
+
+Most formats are known by Pillow's own look at their first bytes. Three need more: HEIF and AVIF pictures lie in the
+same boxes as an MP4 film, and FFmpeg would show their first tile; raw Motion JPEG begins as its first picture does; and
+TGA has no signature at all.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from PIL import Image
+
+PREFIX_BYTES = 64
+"""Enough for a signature, and for the brands of an ISO file that are looked at before the rest is there."""
+
+NOT_PICTURES = frozenset({"MPEG", "FLI", "BUFR", "GRIB", "HDF5"})
+"""What Pillow knows by name and cannot show, or FFmpeg plays as the film it is."""
+
+TGA_SUFFIXES = frozenset({".tga", ".icb", ".vda", ".vst"})
+MJPEG_SUFFIXES = frozenset({".mjpg", ".mjpeg"})
+
+_SIGNED = frozenset({"PNG", "GIF", "WEBP", "TIFF", "JPEG2000"})
+"""Known by four bytes or more: a file that begins so and cannot be read is damaged, and nothing else."""
+
+STILL_BRANDS = frozenset(
+    {b"mif1", b"mif2", b"heic", b"heix", b"heim", b"heis", b"avif", b"avci", b"jpeg", b"j2ki", b"vvic", b"miaf"}
+)
+_SEQUENCES = frozenset({b"msf1", b"hevc", b"hevx", b"hevm", b"hevs", b"avis", b"avcs", b"vvis"})
+_MJPEG_SEARCH_BYTES = 1 << 20
+
+
+def starts_as_picture(prefix: bytes) -> bool:
+    """Whether a file with these first bytes (PREFIX_BYTES of them, if it has so many) may be a picture."""
+    if prefix[4:8] == b"ftyp":
+        return prefix[8:12] in STILL_BRANDS | _SEQUENCES
+    return bool(_accepting(prefix))
+
+
+def picture_format(file: BinaryIO, suffix: str = "") -> str | None:
+    """Pillow's name of a picture's format; None for what is no picture, or is better read by FFmpeg.
+
+    file: at its beginning, and able to seek. suffix: of its name in lower case, which decides where bytes cannot.
+    Raises OSError.
+    """
+    prefix = file.read(PREFIX_BYTES)
+    if prefix[4:8] == b"ftyp":
+        return _iso_format(file, prefix)
+    accepting = _accepting(prefix)
+    if "JPEG" in accepting:
+        more = prefix + file.read(_MJPEG_SEARCH_BYTES)
+        # Pictures that lie back to back are a film, unless the first says that the others belong to it.
+        is_film = suffix in MJPEG_SUFFIXES or (b"\xff\xd9\xff\xd8\xff" in more and b"MPF\0" not in more)
+        return None if is_film else "JPEG"
+    for name in accepting:
+        if name in _SIGNED or _opens(file, name):
+            return name
+    return "TGA" if _is_tga(file, prefix, suffix) else None
+
+
+def iso_brands(prefix: bytes) -> tuple[bytes, frozenset[bytes]]:
+    """The major brand of an ISO file (MP4, HEIF, AVIF), and all that its first bytes name."""
+    size = int.from_bytes(prefix[:4], "big")
+    names = prefix[8 : min(size, len(prefix))]
+    return names[:4], frozenset(names[at : at + 4] for at in (0, *range(8, len(names) - 3, 4)))
+
+
+def _iso_format(file: BinaryIO, prefix: bytes) -> str | None:
+    """HEIF or AVIF for pictures and animations of these; None for films, which sequences of HEVC pictures are, too."""
+    major, brands = iso_brands(prefix)
+    if not brands & (STILL_BRANDS | _SEQUENCES):
+        return None
+    parts = set(_top_boxes(file))
+    is_avif = bool(brands & {b"avif", b"avis"})
+    if b"moov" in parts and major not in STILL_BRANDS:
+        return "AVIF" if is_avif and major in _SEQUENCES else None
+    return "AVIF" if is_avif and not brands & {b"heic", b"heix"} else "HEIF"
+
+
+def _top_boxes(file: BinaryIO) -> Iterator[bytes]:
+    end = file.seek(0, os.SEEK_END)
+    at = 0
+    for _ in range(64):
+        file.seek(at)
+        head = file.read(16)
+        if len(head) < 8:
+            return
+        yield head[4:8]
+        size = int.from_bytes(head[:4], "big")
+        if size == 1:
+            size = int.from_bytes(head[8:16], "big")
+        at += size
+        if size < 8 or at >= end:
+            return
+
+
+def _accepting(prefix: bytes) -> list[str]:
+    """The formats of Pillow that know these first bytes as theirs."""
+    Image.init()
+    return [
+        name
+        for name, (_, accept) in Image.OPEN.items()
+        if name not in NOT_PICTURES | {"AVIF", "DIB", "HEIF"} and accept is not None and accept(prefix)
+    ]
+
+
+def _opens(file: BinaryIO, name: str) -> bool:
+    """Whether the header, too, is that of the format."""
+    file.seek(0)
+    try:
+        Image.open(file, formats=[name])
+    except Image.DecompressionBombError:
+        return True
+    except Exception:  # Pillow's readers raise whatever their parsing stumbles over
+        return False
+    return True
+
+
+def _is_tga(file: BinaryIO, prefix: bytes, suffix: str) -> bool:
+    """A header that can be one, and the suffix, the footer of TGA 2.0, or just the length that the header states."""
+    if len(prefix) < 18 or not _opens(file, "TGA"):
+        return False
+    if suffix in TGA_SUFFIXES:
+        return True
+    has_palette, kind, depth = prefix[1], prefix[2], prefix[16]
+    if (kind & 7 == 1) != (has_palette == 1):  # what begins with 00 00 01, as MPEG does, claims a palette and has none
+        return False
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 18))
+    if file.read(18) == b"TRUEVISION-XFILE.\0":
+        return True
+    width, height, entries = (int.from_bytes(prefix[at : at + 2], "little") for at in (12, 14, 5))
+    palette = has_palette * entries * (prefix[7] + 7 >> 3)
+    return kind < 8 and size == 18 + prefix[0] + palette + width * height * (depth + 7 >> 3)
