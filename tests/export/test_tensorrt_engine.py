@@ -1,8 +1,7 @@
-"""The TensorRT backend with ONNX Runtime in TensorRT's place: the same tokens, in chunks that fit, and clear errors."""
+"""The TensorRT backend with ONNX Runtime in TensorRT's place: the same tokens, chunks that fit, clear errors."""
 
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
 import warnings
@@ -23,13 +22,9 @@ from vl3edge.models.projector import Projector
 from vl3edge.runtime import PruningConfig, SamplingPlan, VideoLlama3
 from vl3edge.runtime.buffers import DeviceMemory
 from vl3edge.runtime.bundle import hash_file, open_bundle, read_manifest
-from vl3edge.runtime.cli import main
-from vl3edge.runtime.cuda import open_device
-from vl3edge.runtime.engine import select_backend
 from vl3edge.runtime.errors import BackendError, BundleError, MediaWarning
 from vl3edge.runtime.tensorrt_backend import TensorRtBackend
 from vl3edge.runtime.tensorrt_engine import TensorRtEngine
-from vl3edge.runtime.tensorrt_library import import_tensorrt
 from vl3edge.runtime.tensorrt_plan import EngineSet, PlanSpec, TensorSpec, read_engine_sets
 from vl3edge.runtime.tensorrt_profiles import activation_bytes, max_patches, projector_profiles, vision_profiles
 from vl3edge.runtime.tensorrt_vision import BlockProjector, PatchEncoder
@@ -324,28 +319,3 @@ def test_changed_plans_and_sources_are_found(folder: Path) -> None:
         open_bundle(folder)
     assert "vision.plan was changed" in str(e.value)
     assert "engines/projector.onnx.data is missing" in str(e.value)
-
-
-def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(name: str) -> Any:
-        raise ModuleNotFoundError(name)
-
-    monkeypatch.setattr(importlib, "import_module", missing)
-    with pytest.raises(BackendError, match=r"pip install 'vl3edge\[rtx\]'"):
-        import_tensorrt("rtx")
-    with pytest.raises(BackendError, match="it comes with JetPack"):
-        select_backend("jetson")
-    with pytest.raises(BackendError, match="pip install cuda-python"):
-        open_device()
-
-
-def test_the_command_says_what_a_bundle_lacks(
-    bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("vl3edge.runtime.tensorrt_build.import_tensorrt", lambda target: FakeTensorRt({}))
-    assert main(["build", str(bundle), "--target", "rtx"]) == 1
-    err = capsys.readouterr().err
-    assert "engines/vision.onnx" in err
-    assert "vl3edge export CHECKPOINT -o BUNDLE --target rtx" in err
-    assert main(["build", str(bundle), "--target", "jetson", "--compute-capability", "8.9"]) == 2
-    assert "--compute-capability is for --target rtx" in capsys.readouterr().err

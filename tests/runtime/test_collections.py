@@ -12,6 +12,7 @@ from typing import Any
 import faults
 import numpy as np
 import pytest
+from extras import needs_parquet
 from PIL import Image
 from test_subtitles import as_played
 
@@ -147,7 +148,9 @@ def test_a_second_run_on_the_same_output_is_refused(
         other.close()
 
 
-@pytest.mark.parametrize("name", ["out.jsonl", "out.txt", "out.srt", "out.vtt", "out.parquet"])
+@pytest.mark.parametrize(
+    "name", ["out.jsonl", "out.txt", "out.srt", "out.vtt", pytest.param("out.parquet", marks=needs_parquet)]
+)
 def test_a_file_that_exists_is_not_lost(clips: Path, name: str, tmp_path: Path) -> None:
     out = tmp_path / name
     out.write_text("precious\n")
@@ -159,9 +162,9 @@ def test_a_file_that_exists_is_not_lost(clips: Path, name: str, tmp_path: Path) 
     assert {path.name for path in tmp_path.iterdir()} <= {"clips", name, "out.parquet.jsonl"}
 
 
-def test_a_bundle_that_is_none_leaves_no_output(clips: Path, tmp_path: Path) -> None:
-    for name in ("out.jsonl", "out.txt", "out.parquet"):
-        assert caption(clips, "-o", tmp_path / name, "-m", tmp_path / "nothing") == 1
+@pytest.mark.parametrize("name", ["out.jsonl", "out.txt", pytest.param("out.parquet", marks=needs_parquet)])
+def test_a_bundle_that_is_none_leaves_no_output(clips: Path, tmp_path: Path, name: str) -> None:
+    assert caption(clips, "-o", tmp_path / name, "-m", tmp_path / "nothing") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["clips"]
 
 
@@ -366,7 +369,9 @@ USAGE = {
 }
 
 
-@pytest.mark.parametrize("name", USAGE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=needs_parquet) if "table" in name else name for name in USAGE]
+)
 def test_options_that_do_not_go_together(
     name: str, clips: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from extras import needs_parquet
 
 from vl3edge.runtime import VideoLlama3
 from vl3edge.runtime.errors import MediaError
@@ -151,7 +152,7 @@ def test_a_folder_on_the_way_that_is_closed_is_a_media_error(tmp_path: Path, mon
 
 
 @pytest.mark.unwatched
-@pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
+@pytest.mark.parametrize("name", ["out.jsonl", pytest.param("out.parquet", marks=needs_parquet)])
 def test_a_disk_that_fills_up_loses_the_clip_at_hand_alone(tmp_path: Path, name: str) -> None:
     """The limit on a file's size cuts a write short in its middle, as a full disk does."""
     for number in range(9):
