@@ -106,9 +106,8 @@ def open_container(name: str) -> InputContainer:
             raise MediaError(f"{name}: this is a pipe, not a file; copy what it gives into a file first")
         if is_local and path.is_file() and path.stat().st_size == 0:
             raise MediaError(f"{name}: the file is empty")
-        # FFmpeg would take what stands before a colon for a protocol, and %d for the numbers of pictures.
-        location, options = (f"file:{name}", {"pattern_type": "none"}) if is_local else (name, {})
-        return av.open(location, mode="r", options=options, metadata_errors="replace")
+        # FFmpeg would take what stands before a colon for a protocol.
+        return av.open(f"file:{name}" if is_local else name, mode="r", metadata_errors="replace")
     except FileNotFoundError as e:
         raise MediaError(f"{name}: there is no such file") from e
     except PermissionError as e:
