@@ -115,9 +115,8 @@ def open_container(name: str, limits: MediaLimits = DEFAULT_LIMITS) -> InputCont
             raise MediaError(f"{name}: this is a pipe, not a file; copy what it gives into a file first")
         if is_local and path.is_file() and path.stat().st_size == 0:
             raise MediaError(f"{name}: the file is empty")
-        # FFmpeg would take what stands before a colon for a protocol, and %d for the numbers of pictures.
-        location, options = (f"file:{name}", {"pattern_type": "none"}) if is_local else (name, {})
-        container = open_tolerantly(location, options=options, timeout=silence_s)
+        # FFmpeg would take what stands before a colon for a protocol.
+        container = open_tolerantly(f"file:{name}" if is_local else name, timeout=silence_s)
         if silence_s is not None and container.format.name == "image2":  # FFmpeg believes the suffix alone
             container.close()
             raise MediaError(f"{name}: {UNREADABLE}")
