@@ -16,18 +16,22 @@ from .splice import SplicedPrompt
 FinishReason = Literal["stop", "length"]
 
 
-def too_long(visual: int, text: int, limit: int) -> str:
-    """What to say of a prompt that leaves no room in a context of `limit` tokens, and what to do about it."""
+def too_long(prompt: int, media: int, limit: int) -> str:
+    """What to say of a prompt that leaves no room in a context, and what to do about it.
+
+    prompt, limit: in tokens. media: how many of the prompt's are `SplicedPrompt.media_tokens`.
+    """
+    text = prompt - media
     advice = "use fewer frames (max_frames) or a higher pruning threshold"
-    if text > visual:
+    if text > media:
         advice = "shorten the question, or what stands before it: system text and earlier turns"
-    return f"the prompt has {visual:,} visual tokens and {text:,} of text, the model's context is {limit:,}: {advice}"
+    return f"the prompt has {media:,} tokens of media and {text:,} of text, the model's context is {limit:,}: {advice}"
 
 
 def check_room(prompt: SplicedPrompt, limit: int) -> None:
     """Raises ContextLengthError if a prompt, or as much of one as there is, leaves no room for an answer."""
     if len(prompt) >= limit:
-        raise ContextLengthError(too_long(prompt.num_visual, len(prompt) - prompt.num_visual, limit))
+        raise ContextLengthError(too_long(len(prompt), prompt.media_tokens, limit))
 
 
 class Continuation:

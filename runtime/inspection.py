@@ -59,13 +59,14 @@ class Speed:
 class Cost:
     """What one answer about the clip takes, with the visual tokens that are left.
 
-    visual_tokens, text_tokens: of the prompt. answer_tokens: the longest answer; 0 if the prompt leaves no room.
+    visual_tokens, text_tokens: of the prompt. media_tokens: see `SplicedPrompt`. answer_tokens: the longest answer; 0 if the prompt leaves no room.
     memory: of the whole process on a CPU; of a full context where the prompt does not fit.
     floors_s: least seconds of every stage on this machine, with float32 products.
     """
 
     visual_tokens: int
     text_tokens: int
+    media_tokens: int
     answer_tokens: int
     memory: MemoryEstimate
     floors_s: dict[str, float]
@@ -285,7 +286,8 @@ class _Costs:
         manifest, media = self._bundle.manifest, self._media
         visual = int(keep.sum())
         nothing = Visual(np.zeros((visual, 0), np.float32), tuple(keep.sum(axis=1).tolist()), new_uid())
-        prompt = len(splice(self._pieces, [nothing], [0], self._tokenizer))
+        spliced = splice(self._pieces, [nothing], [0], self._tokenizer)
+        prompt = len(spliced)
         limit = manifest.text.max_position_embeddings
         answer = max(0, min(self._new_tokens, limit - prompt))
         memory = estimate(
@@ -297,7 +299,7 @@ class _Costs:
             kind=media.kind,
             source_size=(media.height, media.width),
         )
-        return Cost(visual, prompt - visual, answer, memory, self._floors(visual, prompt, answer))
+        return Cost(visual, prompt - visual, spliced.media_tokens, answer, memory, self._floors(visual, prompt, answer))
 
     def _floors(self, visual: int, prompt: int, answer: int) -> dict[str, float]:
         manifest, speed = self._bundle.manifest, self._speed

@@ -38,7 +38,7 @@ def verdict(seen: Inspection) -> str | None:
     """What would go wrong; None if nothing."""
     if seen.pruned.answer_tokens:
         return None
-    return too_long(seen.pruned.visual_tokens, seen.pruned.text_tokens, seen.context_tokens)
+    return too_long(seen.pruned.prompt_tokens, seen.pruned.media_tokens, seen.context_tokens)
 
 
 def moment(seen: Inspection, number: int) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -157,9 +158,13 @@ class SplicedPrompt:
         return len(self.ids)
 
     @property
-    def num_visual(self) -> int:
-        """How many of its tokens are visual."""
-        return sum(len(tokens) for _, tokens in self.spans)
+    def media_tokens(self) -> int:
+        """Visual tokens, and what the template writes between the frames of one video: fewer frames make fewer."""
+        total = sum(len(tokens) for _, tokens in self.spans)
+        for (start, tokens), (following, _) in pairwise(self.spans):
+            if _uid(self.keys[start]) == _uid(self.keys[following]):
+                total += following - start - len(tokens)
+        return total
 
     def head(self, length: int) -> SplicedPrompt:
         """Its first `length` tokens."""
@@ -175,6 +180,11 @@ class SplicedPrompt:
                 at = position + skip - start
                 result[at : at + len(tokens) - skip] = tokens[skip:]
         return result
+
+
+def _uid(key: np.int64) -> int:
+    """Of the visual that a visual token's key stands for."""
+    return int(-1 - key) >> 32
 
 
 def splice(
