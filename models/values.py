@@ -15,7 +15,7 @@ from .errors import CheckpointError
 
 LARGEST_HALF = 65504.0
 _ELEMENTS_AT_ONCE = 1 << 22
-_BYTES_HELD = 1 << 30  # of the mapped files
+_BYTES_HELD = 1 << 28  # of the mapped files
 _TOLD = 10
 
 
