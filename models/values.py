@@ -51,5 +51,6 @@ def _problem(tensor: torch.Tensor, largest: float) -> str | None:
         if not size < float("inf") or low != low:
             return "holds NaN or infinity: the file is damaged, or the training diverged"
     if size > largest:
-        return f"has values up to {size:.3g}, and float16 ends at {largest:,.0f}: export with --precision fp32"
+        how = "to keep them, export with --precision fp32 --quant none, for the CPU"
+        return f"has values up to {size:.3g}, and float16 ends at {largest:,.0f}: {how}"
     return None
