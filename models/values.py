@@ -15,7 +15,7 @@ from .errors import CheckpointError
 
 LARGEST_HALF = 65504.0
 _ELEMENTS_AT_ONCE = 1 << 22
-_BYTES_HELD = 1 << 30  # of the mapped files
+_BYTES_HELD = 1 << 28  # of the mapped files
 _TOLD = 10
 
 
@@ -51,5 +51,6 @@ def _problem(tensor: torch.Tensor, largest: float) -> str | None:
         if not size < float("inf") or low != low:
             return "holds NaN or infinity: the file is damaged, or the training diverged"
     if size > largest:
-        return f"has values up to {size:.3g}, and float16 ends at {largest:,.0f}: export with --precision fp32"
+        how = "to keep them, export with --precision fp32 --quant none, for the CPU"
+        return f"has values up to {size:.3g}, and float16 ends at {largest:,.0f}: {how}"
     return None

@@ -51,13 +51,11 @@ TEMPLATES = {
     "{% endgeneration %}{% else %}{{ m.role }}{% endif %}{% endfor %}",
     "generation keeps its names": "{% set x = 1 %}{% set n = namespace(y=1) %}{% generation %}{% set x = 2 %}"
     "{% set n.y = 2 %}{{ x }}{% endgeneration %}{{ x }}{{ n.y }}",
-    "generation and blanks": "a\n  {%- generation -%}\n  b  \n{% endgeneration %}\n c"
-    "{% generation %} d{% endgeneration %}",
+    "generation and blanks": "a\n {%- generation -%}\n b \n{% endgeneration %}\n c{% generation %}d{% endgeneration %}",
     "generation in loops": "{% for m in messages %}{% generation %}{{ loop.index }}{% if loop.last %}!{% endif %}"
     "{% endgeneration %}{% endfor %}",
     "set block": "{% set x %}{% for m in messages %}{{ m.role }},{% endfor %}{% endset %}{{ x }}{{ x | length }}",
-    "set block with a filter": "{% set x | upper %}a{{ eos_token }}{% endset %}{{ x }}"
-    "{% set x %}<{{ x }}{% endset %}{{ x }}",
+    "set block filtered": "{% set x | upper %}a{{ eos_token }}{% endset %}{{ x }}{% set x %}{{ x }}{% endset %}{{ x }}",
 }
 
 
