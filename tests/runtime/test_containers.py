@@ -279,6 +279,8 @@ def test_side_data_without_a_name(tmp_path: Path, isolate: bool) -> None:
 
 @pytest.mark.usefixtures("no_names")
 def test_the_display_matrix_is_found_beside_side_data_without_a_name(tmp_path: Path) -> None:
+    if not hasattr(av.VideoStream, "set_display_rotation"):
+        pytest.skip("this PyAV cannot write a display matrix")
     # x264 writes what it is into the stream, which is side data of the first frame.
     path = write_clip(tmp_path / "turned.mp4", range(3), rotation=90)
     with av.open(str(path)) as container:
@@ -327,21 +329,21 @@ def test_a_disposition_that_pyav_has_no_name_for(tmp_path: Path, monkeypatch: py
     assert len(VideoFile(path).timeline.ticks) == 5
 
 
-@pytest.mark.parametrize("error", [ValueError("x is not a valid Y"), KeyError("x"), TypeError("no"), RuntimeError("?")])
+@pytest.mark.parametrize("kind", [ValueError, KeyError, TypeError, RuntimeError])
 @pytest.mark.parametrize("where", ["opening", "decoding"])
 def test_whatever_a_library_raises_is_a_media_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, where: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception], where: str
 ) -> None:
     path = write_clip(tmp_path / "clip.mp4", range(5))
     video = VideoFile(path)
 
     def fail(*_: object, **__: object) -> None:
-        raise error
+        raise kind("x is not a valid Y")
 
     monkeypatch.setattr("vl3edge.runtime.videofile.to_rgb", fail)
-    with pytest.raises(MediaError, match=f"clip.mp4: {type(error).__name__}: .*not expected") as caught:
+    with pytest.raises(MediaError, match=f"clip.mp4: {kind.__name__}: .*not expected") as caught:
         VideoFile(path) if where == "opening" else list(video.frames([0]))
-    assert caught.value.__cause__ is error
+    assert type(caught.value.__cause__) is kind
 
 
 def test_a_watch_ends_with_a_media_error_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -361,7 +363,7 @@ def test_sound_files_are_not_called_videos_of_their_cover(tmp_path: Path) -> Non
         sound = container.add_stream("aac", rate=8000, layout="mono")
         cover = container.add_stream("mjpeg", rate=1)
         cover.width, cover.height, cover.pix_fmt = 96, 64, "yuvj420p"
-        cover.disposition = av.stream.Disposition.attached_pic
+        cover.disposition = av.stream.Disposition.attached_pic.value
         samples = av.AudioFrame.from_ndarray(np.zeros((1, 8192), np.float32), format="fltp", layout="mono")
         samples.sample_rate = 8000
         container.mux(sound.encode(samples))
