@@ -58,7 +58,8 @@ class Speed:
 class Cost:
     """What one answer about the clip takes, with the visual tokens that are left.
 
-    visual_tokens, text_tokens: of the prompt. media_tokens: see `SplicedPrompt`. answer_tokens: the longest answer; 0 if the prompt leaves no room.
+    visual_tokens, text_tokens: of the prompt. media_tokens: see `SplicedPrompt`.
+    answer_tokens: the longest answer; 0 if the prompt leaves no room.
     memory: of the whole process on a CPU; of a full context where the prompt does not fit.
     floors_s: least seconds of every stage on this machine, with float32 products.
     """
