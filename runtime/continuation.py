@@ -25,7 +25,8 @@ def too_long(prompt: int, media: int, limit: int) -> str:
     advice = "use fewer frames (max_frames) or a higher pruning threshold"
     if text > media:
         advice = "shorten the question, or what stands before it: system text and earlier turns"
-    return f"the prompt has {media:,} tokens of media and {text:,} of text, the model's context is {limit:,}: {advice}"
+    parts = f"{media:,} of media and {text:,} of text"
+    return f"the prompt has {prompt} tokens, {parts}, the model's context is {limit}: {advice}"
 
 
 def check_room(prompt: SplicedPrompt, limit: int) -> None:

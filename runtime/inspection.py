@@ -20,7 +20,6 @@ import numpy as np
 import numpy.typing as npt
 
 from . import workload
-from .addresses import without_secrets
 from .bundle import Bundle
 from .clip import MediaKind, new_uid
 from .config import GenerationConfig, PruningConfig, SamplingPlan
@@ -59,8 +58,8 @@ class Speed:
 class Cost:
     """What one answer about the clip takes, with the visual tokens that are left.
 
-    visual_tokens, text_tokens: of the prompt. media_tokens: see `SplicedPrompt`. answer_tokens: the longest answer; 0 if
-        the prompt leaves no room.
+    visual_tokens, text_tokens: of the prompt. media_tokens: see `SplicedPrompt`.
+    answer_tokens: the longest answer; 0 if the prompt leaves no room.
     memory: of the whole process on a CPU; of a full context where the prompt does not fit.
     floors_s: least seconds of every stage on this machine, with float32 products.
     """
@@ -116,8 +115,7 @@ class Inspection:
     @property
     def title(self) -> str:
         """The file's name without its folder, as it can be shown anywhere."""
-        name = without_secrets(self.name)
-        return shortened(Path(name).name or name)
+        return shortened(Path(self.name).name or self.name)
 
     @property
     def shown_question(self) -> str:
@@ -187,18 +185,17 @@ def inspect(
     speed: Speed | None = None,
     system: str | None = None,
     add_system_prompt: bool = False,
-    kind: MediaKind | None = None,
 ) -> Inspection:
     """What `bundle` would make of media and a question about them; no graph of it is loaded.
 
-    media, sampling, pruning, kind: as of `VideoLlama3.encode`. question: None asks for a description.
+    media, sampling, pruning: as of `VideoLlama3.encode`. question: None asks for a description.
     system, add_system_prompt: see `VideoLlama3`.
     speed: of the machine; None measures it. Raises MediaError, ConfigError, BundleError as encoding and asking would.
     """
     manifest, pruning = bundle.manifest, pruning or PruningConfig()
     processor, patch = manifest.processor, manifest.vision.patch_size
     encoder = ClipEncoder(VisionPath(bundle, select_backend("cpu", 0)), processor, patch)
-    opened = encoder.open(media, kind, sampling)
+    opened = encoder.open(media, None, sampling)
     begin = time.perf_counter()
     frames = encoder.frames(opened)
     read_s = opened.read_s + time.perf_counter() - begin
