@@ -34,7 +34,7 @@ from machine import describe
 from peers import import_transformers
 
 from vl3edge.runtime import GenerationConfig, PruningConfig, SamplingPlan, VideoLlama3
-from vl3edge.runtime.bundle import open_bundle
+from vl3edge.runtime.bundle.bundle import open_bundle
 from vl3edge.runtime.clip import Clip
 from vl3edge.runtime.cuda import Device, open_device
 from vl3edge.runtime.decoder import Decoder

@@ -22,7 +22,7 @@ import av
 import numpy as np
 from machine import describe
 
-from vl3edge.runtime.bundle import read_manifest
+from vl3edge.runtime.bundle.bundle import read_manifest
 from vl3edge.runtime.memory_estimate import estimate
 
 RESULTS = Path(__file__).parent / "results" / "memory.json"

@@ -47,7 +47,7 @@ from vl3edge.quant.decoder import HEAD, quantize_decoder
 from vl3edge.quant.dequantized import Linears
 from vl3edge.quant.plan import QuantizationPlan
 from vl3edge.quant.sequences import CalibrationSequence
-from vl3edge.runtime.bundle import open_bundle
+from vl3edge.runtime.bundle.bundle import open_bundle
 
 _THRESHOLD = 0.1  # DiffFP's released one
 _CALIBRATION_SEED = 40_000_000  # training clips that the demo model's own training does not reach either

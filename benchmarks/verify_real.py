@@ -26,8 +26,8 @@ import onnx
 from machine import describe
 from onnx import helper
 
-from vl3edge.runtime.bundle import hash_file
-from vl3edge.runtime.manifest import sealed
+from vl3edge.runtime.bundle.bundle import hash_file
+from vl3edge.runtime.bundle.manifest import sealed
 
 RESULTS = Path(__file__).parent / "results" / "verify_real.json"
 STAGES = {

@@ -15,12 +15,12 @@ import numpy as np
 
 from vl3edge.quant.calibration import CalibrationItem, CalibrationSet, calibration_items, collect
 from vl3edge.quant.sequences import CalibrationSequence
-from vl3edge.runtime.bundle import Bundle
+from vl3edge.runtime.bundle.bundle import Bundle
+from vl3edge.runtime.bundle.manifest import MediaSpec
 from vl3edge.runtime.config import SamplingPlan
 from vl3edge.runtime.encoder import ClipEncoder
 from vl3edge.runtime.engine import select_backend
 from vl3edge.runtime.errors import MediaError
-from vl3edge.runtime.manifest import MediaSpec
 from vl3edge.runtime.medialist import expand
 from vl3edge.runtime.prompt import MediaItem, PromptTemplate
 from vl3edge.runtime.splice import EmbeddingTable, splice

@@ -29,7 +29,7 @@ import numpy as np
 from onnx import TensorProto
 
 from vl3edge.models.config import TextConfig
-from vl3edge.runtime.manifest import TextSpec
+from vl3edge.runtime.bundle.manifest import TextSpec
 
 from .attention import MS, CachedAttention, PromptAttention
 from .graph import GraphWriter

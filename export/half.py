@@ -27,7 +27,7 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper
 
-from vl3edge.runtime.manifest import DECODER_GRAPH, HALF_DECODER_GRAPH
+from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, HALF_DECODER_GRAPH
 
 from .errors import ExportError
 

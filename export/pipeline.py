@@ -29,8 +29,8 @@ from vl3edge.quant.calibration import CalibrationSet
 from vl3edge.quant.dequantized import DequantizedCheckpoint
 from vl3edge.quant.gptq_writer import write_gptq_checkpoint
 from vl3edge.quant.plan import QuantizationPlan
-from vl3edge.runtime.bundle import MANIFEST_NAME, Bundle, hash_file
-from vl3edge.runtime.manifest import (
+from vl3edge.runtime.bundle.bundle import MANIFEST_NAME, Bundle, hash_file
+from vl3edge.runtime.bundle.manifest import (
     DECODER_GRAPH,
     PREFILL_GRAPH,
     FileEntry,

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from vl3edge.models.config import TextConfig
-from vl3edge.runtime.manifest import PREFILL_GRAPH
+from vl3edge.runtime.bundle.manifest import PREFILL_GRAPH
 
 from .attention import MS, PromptAttention
 from .decoder import PREFIX, DecoderBuilder, TensorSource, pad_heads

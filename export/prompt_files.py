@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from vl3edge.models.checkpoint import Checkpoint
+from vl3edge.runtime.bundle.manifest import Manifest
 from vl3edge.runtime.errors import BundleError, ConfigError
-from vl3edge.runtime.manifest import Manifest
 from vl3edge.runtime.prompt import MediaItem, PromptTemplate
 from vl3edge.runtime.records import one_line
 from vl3edge.runtime.template_sandbox import TemplateRefusal

@@ -8,7 +8,7 @@ import numpy as np
 
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.tensors import EMBEDDINGS
-from vl3edge.runtime.bundle import Bundle
+from vl3edge.runtime.bundle.bundle import Bundle
 from vl3edge.runtime.errors import Vl3EdgeError
 from vl3edge.runtime.prompt import MediaItem, PromptTemplate
 from vl3edge.runtime.splice import EmbeddingTable, Visual, splice

@@ -12,7 +12,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from vl3edge.runtime.manifest import GenerationSpec
+from vl3edge.runtime.bundle.manifest import GenerationSpec
 
 from .config import MediaProcessing, ModelConfig, TextConfig, VisionConfig
 from .errors import CheckpointError

@@ -21,13 +21,13 @@ from typing import Any
 
 import numpy as np
 
+from .bundle.manifest import GREEDY, GenerationSpec
 from .config import GenerationConfig
 from .continuation import Continuation, FinishReason
 from .decoder import BatchDecoder
 from .errors import BackendError, BatchWarning, ContextLengthError
 from .generation import Answer, GenerationStats
 from .kvcache import capacity_for
-from .manifest import GREEDY, GenerationSpec
 from .splice import EmbeddingTable, SplicedPrompt
 from .tokenizer import Detokenizer, Tokenizer
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from . import workload
-from .bundle import Bundle
+from .bundle.bundle import Bundle
 from .config import SamplingPlan
 from .decoder import Decoder
 from .decoder_graph import load_decoder_graph

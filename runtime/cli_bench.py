@@ -17,7 +17,7 @@ from typing import Any
 
 from . import cli_options as shared
 from .bench import Bench, BenchPlan, Stage
-from .bundle import bundle_folder, open_bundle
+from .bundle.bundle import bundle_folder, open_bundle
 from .engine import BACKENDS, select_backend
 from .errors import ConfigError
 from .machine_speed import cores

@@ -10,14 +10,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from .bundle import Bundle, open_bundle
+from .bundle.bundle import Bundle, open_bundle
+from .bundle.manifest import DECODER_GRAPH, PREFILL_GRAPH, Manifest
+from .bundle.plans import read_engine_sets
 from .cuda import open_device
 from .engine import import_onnxruntime
 from .errors import BackendError, BundleError
-from .manifest import DECODER_GRAPH, PREFILL_GRAPH, Manifest
 from .records import one_line
 from .tensorrt_library import import_tensorrt
-from .tensorrt_plan import read_engine_sets
 
 _PACKAGES = ("vl3edge", "numpy", "av", "pillow", "tokenizers", "jinja2")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import cli_options as shared
-from .bundle import bundle_folder, open_bundle
+from .bundle.bundle import bundle_folder, open_bundle
 from .config import GenerationConfig
 from .errors import ConfigError
 from .inspection import inspect

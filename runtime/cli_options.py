@@ -8,14 +8,14 @@ import sys
 from typing import Literal, get_args
 
 from .addresses import without_secrets
-from .bundle import bundle_folder, read_manifest
+from .bundle.bundle import bundle_folder, read_manifest
+from .bundle.manifest import Manifest
 from .clip import Clip, MediaKind
 from .config import GenerationConfig, PruningConfig, SamplingPlan
 from .engine import BACKENDS
 from .errors import ConfigError
 from .generation import GenerationStats
 from .limits import DEFAULT_LIMITS, MediaLimits
-from .manifest import Manifest
 from .memory_limit import parse_bytes
 from .model import VideoLlama3
 from .records import one_line

@@ -12,8 +12,8 @@ import re
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
+from .bundle.manifest import GenerationSpec
 from .errors import ConfigError
-from .manifest import GenerationSpec
 
 MAX_FPS = 1_000_000  # finer than any clip's clock; times are counted exactly, and may not overflow
 SamplingRule = Literal["fps", "index"]

@@ -7,9 +7,9 @@ from typing import Literal
 
 import numpy as np
 
+from .bundle.manifest import GREEDY, GenerationSpec
 from .config import GenerationConfig
 from .errors import ContextLengthError
-from .manifest import GREEDY, GenerationSpec
 from .sampling import Sampler, check_logits
 from .splice import SplicedPrompt
 

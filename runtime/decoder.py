@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from .buffers import Buffer
+from .bundle.manifest import DECODER_GRAPH, PREFILL_GRAPH, TextSpec
 from .decoder_graph import Binding, BoundTensor, DecoderGraph
 from .errors import BundleError
 from .kvcache import KvCache, capacity_for
-from .manifest import DECODER_GRAPH, PREFILL_GRAPH, TextSpec
 from .rotary import Rotary
 
 PREFILL_CHUNK = 512  # tokens a call: bounds the attention scores' memory, and is long enough to be compute-bound

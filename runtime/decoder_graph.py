@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from .buffers import HOST, Buffer, DeviceMemory, Memory
-from .bundle import Bundle
+from .bundle.bundle import Bundle
+from .bundle.manifest import DECODER_GRAPH, HALF_DECODER_GRAPH, PREFILL_GRAPH
 from .engine import Backend, guarded, import_onnxruntime
 from .errors import BackendError, BackendWarning, BundleError
-from .manifest import DECODER_GRAPH, HALF_DECODER_GRAPH, PREFILL_GRAPH
 
 MAX_RECORDINGS = 64
 _GRAPH_ID = "gpu_graph_id"

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from .addresses import Fetched, located
+from .bundle.manifest import MediaSpec, ProcessorSpec
 from .clip import Clip, EncodeStats, MediaKind, new_uid
 from .config import PruningConfig, SamplingPlan
 from .contents import media_kind
@@ -26,7 +27,6 @@ from .frameencoder import EncodedFrames, FrameEncoder
 from .image import load_image
 from .isolation import load_image_isolated
 from .limits import DEFAULT_LIMITS, MediaLimits
-from .manifest import MediaSpec, ProcessorSpec
 from .memory_limit import MemoryBudget
 from .photographs import warn_of_photographs
 from .pruning import FramePruner

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .bundle import Bundle
+from .bundle.bundle import Bundle
 from .cpu_features import adds_8_bit_products_exactly
 from .cuda import Device, open_device
 from .cuda_start import PROVIDER as _CUDA

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .bundle.manifest import GREEDY, GenerationSpec
 from .config import GenerationConfig
 from .continuation import Continuation, FinishReason, check_room
 from .decoder import PREFILL_CHUNK, Decoder
 from .errors import BackendError, Vl3EdgeError
-from .manifest import GREEDY, GenerationSpec
 from .splice import EmbeddingTable, SplicedPrompt, common_prefix
 from .tokenizer import Detokenizer, Tokenizer
 

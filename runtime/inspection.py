@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import workload
-from .bundle import Bundle
+from .bundle.bundle import Bundle
 from .clip import MediaKind, new_uid
 from .config import GenerationConfig, PruningConfig, SamplingPlan
 from .conversation import conversation_pieces

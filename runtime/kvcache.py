@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from .buffers import HOST, Buffer, Memory
+from .bundle.manifest import TextSpec
 from .errors import ContextLengthError
-from .manifest import TextSpec
 from .rotary import Rotary
 
 CAPACITY_STEP = 256

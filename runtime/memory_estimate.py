@@ -17,11 +17,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .bundle import Bundle
+from .bundle.bundle import Bundle
+from .bundle.manifest import PREFILL_GRAPH, Manifest
 from .decoder import PREFILL_CHUNK
 from .engine import PATCHES_PER_CALL
 from .kvcache import bytes_per_row, capacity_for
-from .manifest import PREFILL_GRAPH, Manifest
 
 FLOAT = 4
 BASE_BYTES = 105_000_000

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import re
 
+from .bundle.manifest import Manifest
 from .decoder import PREFILL_CHUNK
 from .engine import Backend
 from .errors import ConfigError, ContextLengthError, MediaError, MemoryLimitError
 from .kvcache import bytes_per_row
-from .manifest import Manifest
 from .memory import available_bytes
 from .memory_estimate import (
     BASE_BYTES,

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from .batch import BatchGenerator
-from .bundle import Bundle, bundle_folder, open_bundle
+from .bundle.bundle import Bundle, bundle_folder, open_bundle
+from .bundle.manifest import DECODER_GRAPH, HALF_DECODER_GRAPH, PREFILL_GRAPH
 from .caption_jobs import CaptionJob, CaptionResult, one_by_one, together
 from .chat import Chat
 from .clip import Clip, MediaKind
@@ -21,7 +22,6 @@ from .engine import PATCHES_PER_CALL, Backend, select_backend
 from .errors import ConfigError
 from .generation import Answer, Chunk, Generator, join
 from .limits import DEFAULT_LIMITS, MediaLimits
-from .manifest import DECODER_GRAPH, HALF_DECODER_GRAPH, PREFILL_GRAPH
 from .memory_estimate import prefill_bytes, vision_bytes
 from .memory_limit import MemoryBudget
 from .prompt import DESCRIBE as DESCRIBE

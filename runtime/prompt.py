@@ -22,8 +22,8 @@ from typing import Any, Protocol
 
 import jinja2
 
+from .bundle.manifest import TokenSpec
 from .errors import BundleError, ConfigError
-from .manifest import TokenSpec
 from .template_sandbox import TemplateSandbox, refuse
 from .tokenizer import Tokenizer
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from .bundle.manifest import MediaSpec
 from .frameencoder import FrameEncoder
-from .manifest import MediaSpec
 from .resize import BudgetRule, resize_rgb
 
 

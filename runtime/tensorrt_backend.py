@@ -10,15 +10,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .buffers import DeviceMemory
-from .bundle import Bundle
+from .bundle.bundle import Bundle
+from .bundle.manifest import MediaSpec
+from .bundle.plans import InstalledEngines, choose_engines, read_engine_sets
+from .bundle.profiles import Profile, frames_per_call, max_patches
 from .cuda import Device
 from .engine import Backend, Engine, FrameLimits
 from .errors import BackendError
-from .manifest import MediaSpec
 from .tensorrt_engine import TensorRtEngine
 from .tensorrt_library import import_tensorrt
-from .tensorrt_plan import InstalledEngines, choose_engines, read_engine_sets
-from .tensorrt_profiles import Profile, frames_per_call, max_patches
 from .tensorrt_vision import BlockProjector, ResidentPatchEncoder
 
 TARGET_OF = {"rtx": "rtx", "jetson": "jetson", "tensorrt": "jetson"}

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from .buffers import DeviceBuffer
+from .bundle.plans import PlanSpec, TensorSpec
+from .bundle.profiles import choose
 from .cuda import Device
 from .errors import BackendError
 from .tensorrt_library import make_logger
-from .tensorrt_plan import PlanSpec, TensorSpec
-from .tensorrt_profiles import choose
 
 
 @dataclass

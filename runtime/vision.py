@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .bundle import Bundle
+from .bundle.bundle import Bundle
 from .engine import Backend, Engine
 from .features import Features, on_host
 

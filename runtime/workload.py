@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from .bundle import Bundle
+from .bundle.bundle import Bundle
+from .bundle.manifest import Manifest, TextSpec
+from .bundle.onnx_external import external_files
 from .kvcache import bytes_per_row
-from .manifest import Manifest, TextSpec
-from .onnx_files import external_files
 
 
 def vision_flops(manifest: Manifest, patches: int) -> float:

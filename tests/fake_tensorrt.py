@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from vl3edge.runtime.tensorrt_profiles import Profile
+from vl3edge.runtime.bundle.profiles import Profile
 
 
 class FakeLock:

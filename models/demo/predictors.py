@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from vl3edge.runtime.bundle import open_bundle
+from vl3edge.runtime.bundle.bundle import open_bundle
 from vl3edge.runtime.config import GenerationConfig, PruningConfig
 from vl3edge.runtime.decoder import Decoder
 from vl3edge.runtime.decoder_graph import load_decoder_graph

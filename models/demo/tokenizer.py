@@ -14,12 +14,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from .model import PATCH_PX, VOCABULARY
 from .questions import IMAGE_KINDS, VIDEO_KINDS, WORDINGS, ask_image, ask_video
 from .render import SIZE_PX, random_scene
-from .stock import (
-    PreTrainedTokenizerFast,
-    VideoLlama3ImageProcessor,
-    VideoLlama3Processor,
-    VideoLlama3VideoProcessor,
-)
+from .stock import PreTrainedTokenizerFast, VideoLlama3ImageProcessor, VideoLlama3Processor, VideoLlama3VideoProcessor
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",

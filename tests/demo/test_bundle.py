@@ -11,7 +11,7 @@ from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.demo.evaluate import CHECKPOINT, evaluate, summarize, write_media
 from vl3edge.models.demo.predictors import BundlePredictor, TorchPredictor
 from vl3edge.models.demo.questions import Question
-from vl3edge.runtime.bundle import DEMO_BUNDLE
+from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE
 
 
 def test_shipped_bundle_is_the_shipped_checkpoint() -> None:

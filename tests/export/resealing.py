@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vl3edge.runtime.bundle import hash_file
-from vl3edge.runtime.manifest import sealed
+from vl3edge.runtime.bundle.bundle import hash_file
+from vl3edge.runtime.bundle.manifest import sealed
 
 
 def reseal(bundle: Path, change: Callable[[dict[str, Any]], Any] = lambda data: None) -> None:

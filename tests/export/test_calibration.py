@@ -13,7 +13,7 @@ from vl3edge.quant.calibration import CalibrationItem, calibration_items
 from vl3edge.quant.conversations import TURNS
 from vl3edge.quant.errors import QuantError
 from vl3edge.runtime import SamplingPlan, VideoLlama3
-from vl3edge.runtime.bundle import open_bundle
+from vl3edge.runtime.bundle.bundle import open_bundle
 from vl3edge.runtime.errors import MediaError
 from vl3edge.runtime.splice import EmbeddingTable
 

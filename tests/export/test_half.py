@@ -24,10 +24,10 @@ from vl3edge.export.pipeline import ExportOptions, Float32Source, export_bundle
 from vl3edge.export.quantized import HEAD, QuantizedDecoderBuilder, write_quantized_embeddings
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.quant.linear import LayerError, QuantizedLinear
-from vl3edge.runtime.bundle import open_bundle
+from vl3edge.runtime.bundle.bundle import open_bundle
+from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, HALF_DECODER_GRAPH, TextSpec
+from vl3edge.runtime.bundle.onnx_external import external_files
 from vl3edge.runtime.decoder import PREFILL_CHUNK, BatchDecoder, Decoder
-from vl3edge.runtime.manifest import DECODER_GRAPH, HALF_DECODER_GRAPH, TextSpec
-from vl3edge.runtime.onnx_files import external_files
 
 CUDA_KERNELS = {
     "Add": 14,

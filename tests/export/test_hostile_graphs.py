@@ -12,9 +12,9 @@ import pytest
 from onnx import TensorProto, helper
 from resealing import reseal
 
-from vl3edge.runtime.bundle import DEMO_BUNDLE, open_bundle
+from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, open_bundle
+from vl3edge.runtime.bundle.onnx_external import CHILDREN, external_files
 from vl3edge.runtime.errors import BundleError
-from vl3edge.runtime.onnx_files import CHILDREN, external_files
 
 
 @pytest.fixture

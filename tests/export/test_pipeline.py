@@ -23,7 +23,7 @@ from vl3edge.export.pipeline import ExportOptions, export_bundle
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.quant.plan import QuantizationPlan
 from vl3edge.runtime import GenerationConfig, SamplingPlan, VideoLlama3
-from vl3edge.runtime.bundle import open_bundle
+from vl3edge.runtime.bundle.bundle import open_bundle
 
 
 def test_both_precisions_are_close_to_torch(checkpoints: Callable[..., Path], bundle: Path, tmp_path: Path) -> None:

@@ -28,14 +28,14 @@ from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.random import preset, write_random_checkpoint
 from vl3edge.models.vision import VisionEncoder
 from vl3edge.runtime import VideoLlama3
-from vl3edge.runtime.bundle import DEMO_BUNDLE, Bundle, open_bundle
+from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, Bundle, open_bundle
+from vl3edge.runtime.bundle.plans import TensorSpec, read_engine_sets
+from vl3edge.runtime.bundle.profiles import Profile, ShapeRange, projector_profiles, vision_profiles
 from vl3edge.runtime.cli import main
 from vl3edge.runtime.engine import Backend, Engine, OrtEngine
 from vl3edge.runtime.errors import BackendError, BundleError, ConfigError
 from vl3edge.runtime.tensorrt_build import BuildOptions, build_engines, compile_plan
 from vl3edge.runtime.tensorrt_library import import_tensorrt
-from vl3edge.runtime.tensorrt_plan import TensorSpec, read_engine_sets
-from vl3edge.runtime.tensorrt_profiles import Profile, ShapeRange, projector_profiles, vision_profiles
 from vl3edge.runtime.tensorrt_vision import BlockProjector, PatchEncoder
 
 needs_tensorrt = pytest.mark.skipif(

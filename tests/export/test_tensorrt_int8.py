@@ -19,11 +19,11 @@ from vl3edge.export.tensorrt_stage import write_tensorrt
 from vl3edge.export.vision_calibration import VisionCalibration, calibrate_vision, calibration_clips
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.demo.twin import write_outlier_twin
+from vl3edge.runtime.bundle.profiles import vision_profiles
 from vl3edge.runtime.engine import OrtEngine
 from vl3edge.runtime.errors import BackendError
 from vl3edge.runtime.tensorrt_build import BuildOptions, compile_plan
 from vl3edge.runtime.tensorrt_library import import_tensorrt
-from vl3edge.runtime.tensorrt_profiles import vision_profiles
 from vl3edge.runtime.tensorrt_vision import PatchEncoder
 
 

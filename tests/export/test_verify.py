@@ -22,7 +22,7 @@ from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.demo.evaluate import CHECKPOINT
 from vl3edge.quant.gptq_reader import GptqLinears
 from vl3edge.quant.plan import QuantizationPlan
-from vl3edge.runtime.bundle import DEMO_BUNDLE
+from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE
 
 OPTIONS = VerifyOptions(frames=3, tokens=6, threads=1)
 INT4 = ExportOptions(plan=QuantizationPlan(method="rtn", group_size=32))

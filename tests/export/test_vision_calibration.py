@@ -14,8 +14,8 @@ from vl3edge.export.vision_calibration import calibrate_vision, calibration_clip
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.random import preset
 from vl3edge.models.vision import VisionEncoder
+from vl3edge.runtime.bundle.manifest import Manifest
 from vl3edge.runtime.errors import MediaError
-from vl3edge.runtime.manifest import Manifest
 
 
 @pytest.fixture(scope="module")

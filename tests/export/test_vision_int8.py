@@ -25,11 +25,11 @@ from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.demo.twin import write_outlier_twin
 from vl3edge.models.vision import VisionEncoder
 from vl3edge.runtime import PruningConfig, SamplingPlan, VideoLlama3
-from vl3edge.runtime.bundle import open_bundle
+from vl3edge.runtime.bundle.bundle import open_bundle
+from vl3edge.runtime.bundle.manifest import Manifest, VisionQuantization
 from vl3edge.runtime.cpu_features import adds_8_bit_products_exactly
 from vl3edge.runtime.engine import Backend, select_backend
 from vl3edge.runtime.errors import BackendError
-from vl3edge.runtime.manifest import Manifest, VisionQuantization
 from vl3edge.runtime.vision import VisionPath
 
 

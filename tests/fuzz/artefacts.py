@@ -27,9 +27,9 @@ from fuzzer import Report, Worker
 from mutations import MUTATIONS
 
 from vl3edge.runtime import GenerationConfig, VideoLlama3
-from vl3edge.runtime.bundle import DEMO_BUNDLE, hash_file, open_bundle
+from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, hash_file, open_bundle
+from vl3edge.runtime.bundle.manifest import sealed
 from vl3edge.runtime.errors import ConfigError, Vl3EdgeError
-from vl3edge.runtime.manifest import sealed
 from vl3edge.runtime.prompt import MediaItem, PromptTemplate
 from vl3edge.runtime.recordfile import RecordFile
 from vl3edge.runtime.records import CaptionRecord, json_line

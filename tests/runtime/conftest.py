@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vl3edge.runtime.bundle import DEMO_BUNDLE
+from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE
 
 # What draws is in an extra of its own.
 collect_ignore = [] if find_spec("matplotlib") else ["test_inspection.py"]

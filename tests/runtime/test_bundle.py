@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from vl3edge.runtime.bundle import DEMO_BUNDLE, open_bundle
+from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, open_bundle
+from vl3edge.runtime.bundle.manifest import Manifest, sealed
 from vl3edge.runtime.errors import BundleError
-from vl3edge.runtime.manifest import Manifest, sealed
 
 
 @pytest.fixture

@@ -14,14 +14,14 @@ from fake_tensorrt import FakeDevice
 from vl3edge.runtime import decoder_graph
 from vl3edge.runtime.batch import BatchGenerator, BatchRequest
 from vl3edge.runtime.buffers import HOST, DeviceMemory, Memory
-from vl3edge.runtime.bundle import DEMO_BUNDLE, Bundle, open_bundle
+from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, Bundle, open_bundle
+from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, HALF_DECODER_GRAPH, PREFILL_GRAPH, FileEntry
 from vl3edge.runtime.config import GenerationConfig
 from vl3edge.runtime.decoder import PREFILL_CHUNK, BatchDecoder, Decoder
 from vl3edge.runtime.decoder_graph import DecoderGraph, load_decoder_graph
 from vl3edge.runtime.engine import Backend, select_backend
 from vl3edge.runtime.errors import BackendError, BackendWarning, BundleError
 from vl3edge.runtime.generation import Generator
-from vl3edge.runtime.manifest import DECODER_GRAPH, HALF_DECODER_GRAPH, PREFILL_GRAPH, FileEntry
 from vl3edge.runtime.splice import EmbeddingTable, SplicedPrompt
 from vl3edge.runtime.tokenizer import Tokenizer
 

@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from vl3edge.runtime import GenerationConfig, SamplingPlan, VideoLlama3
-from vl3edge.runtime.bundle import DEMO_BUNDLE
+from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE
+from vl3edge.runtime.bundle.manifest import sealed
 from vl3edge.runtime.cli import main
 from vl3edge.runtime.decoder import Decoder
 from vl3edge.runtime.errors import BundleError, ConfigError, MediaError
-from vl3edge.runtime.manifest import sealed
 from vl3edge.runtime.medialist import expand
 from vl3edge.runtime.sampling import filtered_probabilities
 

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vl3edge.runtime import GenerationConfig, VideoLlama3
-from vl3edge.runtime.bundle import DEMO_BUNDLE
+from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE
+from vl3edge.runtime.bundle.manifest import sealed
 from vl3edge.runtime.cli import main
-from vl3edge.runtime.manifest import sealed
 from vl3edge.runtime.records import CaptionRecord, json_line, one_line, printable
 from vl3edge.runtime.tokenizer import Tokenizer
 

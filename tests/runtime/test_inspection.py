@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from vl3edge.runtime import GenerationConfig, PruningConfig, SamplingPlan, VideoLlama3
-from vl3edge.runtime.bundle import DEMO_BUNDLE, open_bundle
+from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, open_bundle
 from vl3edge.runtime.cli import main
 from vl3edge.runtime.cli_inspect import report_paths
 from vl3edge.runtime.errors import ConfigError, MediaError

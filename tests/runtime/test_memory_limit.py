@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from vl3edge.runtime import GenerationConfig, VideoLlama3
-from vl3edge.runtime.bundle import DEMO_BUNDLE, read_manifest
+from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, read_manifest
 from vl3edge.runtime.cli import main
 from vl3edge.runtime.errors import ConfigError, ContextLengthError, MediaError, MemoryLimitError
 from vl3edge.runtime.kvcache import bytes_per_row

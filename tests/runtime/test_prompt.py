@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vl3edge.runtime.bundle import open_bundle
+from vl3edge.runtime.bundle.bundle import open_bundle
+from vl3edge.runtime.bundle.manifest import TokenSpec
 from vl3edge.runtime.errors import BundleError, ConfigError
-from vl3edge.runtime.manifest import TokenSpec
 from vl3edge.runtime.prompt import MediaItem, PromptTemplate, VisualSlot, media_items
 from vl3edge.runtime.splice import Visual, splice
 from vl3edge.runtime.tokenizer import Detokenizer, Tokenizer

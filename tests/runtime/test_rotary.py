@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vl3edge.runtime.bundle import DEMO_BUNDLE, open_bundle
+from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, open_bundle
 from vl3edge.runtime.decoder import Decoder
 from vl3edge.runtime.engine import select_backend
 from vl3edge.runtime.errors import BundleError

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from vl3edge.runtime.bundle.plans import PORTABLE, EngineSet, InstalledEngines, choose_engines
 from vl3edge.runtime.errors import BackendError
-from vl3edge.runtime.tensorrt_plan import PORTABLE, EngineSet, InstalledEngines, choose_engines
 
 
 def portable(*named: str) -> InstalledEngines:

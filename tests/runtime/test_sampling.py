@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from vl3edge.runtime import GenerationConfig
+from vl3edge.runtime.bundle.manifest import GREEDY
 from vl3edge.runtime.errors import BackendError
-from vl3edge.runtime.manifest import GREEDY
 from vl3edge.runtime.sampling import Sampler, filtered_probabilities, penalize_repetition
 
 

@@ -13,7 +13,7 @@ from commands import run
 from reference import transformers_module
 
 from vl3edge.runtime import GenerationConfig, PruningConfig, VideoLlama3
-from vl3edge.runtime.bundle import open_bundle
+from vl3edge.runtime.bundle.bundle import open_bundle
 from vl3edge.runtime.caption_jobs import CaptionJob
 from vl3edge.runtime.errors import ConfigError
 from vl3edge.runtime.inspection import Speed, inspect

@@ -14,9 +14,9 @@ from resealing import reseal
 
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.tokenizer_files import special_tokens
-from vl3edge.runtime.bundle import open_bundle
+from vl3edge.runtime.bundle.bundle import open_bundle
+from vl3edge.runtime.bundle.manifest import TokenSpec
 from vl3edge.runtime.errors import BundleError, ConfigError
-from vl3edge.runtime.manifest import TokenSpec
 from vl3edge.runtime.prompt import PromptTemplate
 from vl3edge.runtime.tokenizer import SPECIAL_TOKENS, Tokenizer
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vl3edge.runtime.errors import ConfigError
-from vl3edge.runtime.manifest import Manifest, MediaSpec, ProcessorSpec, TextSpec, TokenSpec, VisionSpec
-from vl3edge.runtime.tensorrt_profiles import (
+from vl3edge.runtime.bundle.manifest import Manifest, MediaSpec, ProcessorSpec, TextSpec, TokenSpec, VisionSpec
+from vl3edge.runtime.bundle.profiles import (
     Profile,
     ShapeRange,
     activation_bytes,
@@ -17,6 +16,7 @@ from vl3edge.runtime.tensorrt_profiles import (
     projector_profiles,
     vision_profiles,
 )
+from vl3edge.runtime.errors import ConfigError
 
 VISION = {
     "tiny": VisionSpec(hidden_size=80, num_layers=2, num_heads=4, intermediate_size=120, patch_size=14),

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .errors import ConfigError
+from ..errors import ConfigError
 from .manifest import Manifest, VisionSpec
 
 DEFAULT_MEMORY_BYTES = 1 << 30

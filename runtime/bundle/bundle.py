@@ -14,15 +14,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from .errors import BundleError
-from .jsonfile import read_json_file
+from ..errors import BundleError
+from ..tokenizer import SPECIAL_TOKENS
+from .json_file import read_json_file
 from .manifest import FileEntry, Manifest
-from .onnx_files import external_files
-from .tensorrt_plan import engine_files
-from .tokenizer import SPECIAL_TOKENS
+from .onnx_external import external_files
+from .plans import engine_files
 
 MANIFEST_NAME = "bundle.json"
-DEMO_BUNDLE = Path(__file__).parent / "demo_bundle"
+DEMO_BUNDLE = Path(__file__).parent.parent / "demo_bundle"
 REQUIRED = (
     "tokenizer.json",
     "chat_template.jinja",

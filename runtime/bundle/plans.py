@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from .errors import BackendError, BundleError
-from .jsonfile import read_json_file
+from ..errors import BackendError, BundleError
+from .json_file import read_json_file
 from .manifest import FileEntry, Json, read_json
-from .tensorrt_profiles import Profile, ShapeRange
+from .profiles import Profile, ShapeRange
 
 FORMAT = "vl3edge-engines"
 FORMAT_VERSION = 1

@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from .errors import BundleError
+from ..errors import BundleError
 
 
 def read_json_file(path: Path, max_bytes: int, advice: str) -> Any:
