@@ -42,10 +42,10 @@ from vl3edge.runtime.encoder import pixel_budget
 from vl3edge.runtime.engine import select_backend
 from vl3edge.runtime.errors import BackendError
 from vl3edge.runtime.features import on_host
+from vl3edge.runtime.media.resize import target_size
+from vl3edge.runtime.media.video import open_video
 from vl3edge.runtime.prompt import question_about
-from vl3edge.runtime.resize import target_size
 from vl3edge.runtime.splice import EmbeddingTable
-from vl3edge.runtime.video import open_video
 
 RESULTS = Path(__file__).parent / "results" / "backends.json"
 DTYPES = ("float16", "bfloat16")

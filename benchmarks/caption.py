@@ -57,7 +57,7 @@ def run_transformers(dtype: str, options: argparse.Namespace) -> dict[str, Any]:
         options.checkpoint, dtype=getattr(torch, dtype), attn_implementation="sdpa"
     ).eval()
     processor = transformers.AutoProcessor.from_pretrained(options.checkpoint)
-    from vl3edge.runtime.video import open_video
+    from vl3edge.runtime.media.video import open_video
 
     def caption(frames: int, new_tokens: int) -> tuple[Any, int]:
         # The sampler is ours, so that both see the same frames; resizing and all that follows is transformers' own.

@@ -23,9 +23,9 @@ from torch.nn import functional as F
 
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.vision import VisionEncoder, VisionLayer, rotate
-from vl3edge.runtime.image import load_image
-from vl3edge.runtime.resize import resize_rgb
-from vl3edge.runtime.video import SamplingPlan, open_video
+from vl3edge.runtime.media.image import load_image
+from vl3edge.runtime.media.resize import resize_rgb
+from vl3edge.runtime.media.video import SamplingPlan, open_video
 
 RESULTS = Path(__file__).parent / "results" / "fp16_drift.json"
 

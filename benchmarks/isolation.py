@@ -21,10 +21,10 @@ from machine import describe
 from memory import write_noise
 
 from vl3edge.runtime.config import SamplingPlan
-from vl3edge.runtime.isolation import ReaderProcess, ask
-from vl3edge.runtime.limits import MediaLimits, ReadingClock
-from vl3edge.runtime.resize import PixelBudget, target_size
-from vl3edge.runtime.video import open_video
+from vl3edge.runtime.media.isolated import ReaderProcess, ask
+from vl3edge.runtime.media.limits import MediaLimits, ReadingClock
+from vl3edge.runtime.media.resize import PixelBudget, target_size
+from vl3edge.runtime.media.video import open_video
 
 RESULTS = Path(__file__).parent / "results" / "isolation.json"
 BUDGET = PixelBudget(14, 2, 56 * 56, 12_845_056)

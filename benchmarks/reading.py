@@ -22,8 +22,8 @@ import numpy as np
 from machine import describe
 
 from vl3edge.runtime.config import SamplingPlan
-from vl3edge.runtime.resize import PixelBudget, resize_rgb, target_size
-from vl3edge.runtime.video import open_video
+from vl3edge.runtime.media.resize import PixelBudget, resize_rgb, target_size
+from vl3edge.runtime.media.video import open_video
 
 RESULTS = Path(__file__).parent / "results" / "reading.json"
 FPS = 30

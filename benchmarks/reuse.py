@@ -23,7 +23,7 @@ from machine import describe
 
 from vl3edge.runtime import GenerationConfig, PruningConfig, SamplingPlan, VideoLlama3
 from vl3edge.runtime import encoder as encoder_module
-from vl3edge.runtime.video import open_video
+from vl3edge.runtime.media.video import open_video
 
 RESULTS = Path(__file__).parent / "results" / "reuse.json"
 QUESTIONS = ("Describe this video.", "When does it stop?")

@@ -21,7 +21,7 @@ from vl3edge.runtime.config import SamplingPlan
 from vl3edge.runtime.encoder import ClipEncoder
 from vl3edge.runtime.engine import select_backend
 from vl3edge.runtime.errors import MediaError
-from vl3edge.runtime.medialist import expand
+from vl3edge.runtime.media.discovery import expand
 from vl3edge.runtime.prompt import MediaItem, PromptTemplate
 from vl3edge.runtime.splice import EmbeddingTable, splice
 from vl3edge.runtime.tokenizer import Tokenizer

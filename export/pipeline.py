@@ -42,7 +42,7 @@ from vl3edge.runtime.bundle.manifest import (
     VisionQuantization,
     VisionSpec,
 )
-from vl3edge.runtime.medialist import expand
+from vl3edge.runtime.media.discovery import expand
 
 from .calibration import calibration_set
 from .check import Difference, check_decoder

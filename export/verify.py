@@ -25,8 +25,8 @@ from vl3edge.runtime.bundle.bundle import Bundle, open_bundle
 from vl3edge.runtime.bundle.manifest import Manifest
 from vl3edge.runtime.engine import Backend, select_backend
 from vl3edge.runtime.features import on_host
+from vl3edge.runtime.media.resize import PixelBudget, resize_rgb, target_size
 from vl3edge.runtime.pruning import keep_mask
-from vl3edge.runtime.resize import PixelBudget, resize_rgb, target_size
 from vl3edge.runtime.vision import VisionPath
 
 from .errors import ExportError

@@ -20,13 +20,13 @@ from vl3edge.models.weights import Dense
 from vl3edge.quant.calibration import calibration_items
 from vl3edge.runtime.bundle.manifest import Manifest, MediaSpec
 from vl3edge.runtime.config import SamplingPlan
-from vl3edge.runtime.contents import media_kind
 from vl3edge.runtime.engine import select_backend
 from vl3edge.runtime.errors import MediaError
-from vl3edge.runtime.image import load_image
-from vl3edge.runtime.medialist import expand
-from vl3edge.runtime.resize import PixelBudget, resize_rgb, target_size
-from vl3edge.runtime.video import open_video
+from vl3edge.runtime.media.contents import media_kind
+from vl3edge.runtime.media.discovery import expand
+from vl3edge.runtime.media.image import load_image
+from vl3edge.runtime.media.resize import PixelBudget, resize_rgb, target_size
+from vl3edge.runtime.media.video import open_video
 
 from .smoothing import Smoothing, find_smoothing, watch_inputs
 

@@ -23,10 +23,10 @@ from .engine import Backend
 from .errors import ConfigError
 from .features import Features
 from .machine_speed import cores, multiply_rate, read_bandwidth
+from .media.resize import PixelBudget, target_size
+from .media.video import open_video
 from .resident import peak_bytes, reset_peak
-from .resize import PixelBudget, target_size
 from .splice import EmbeddingTable
-from .video import open_video
 from .vision import VisionPath
 
 

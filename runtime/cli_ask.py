@@ -15,7 +15,7 @@ from .cli_conversation import Conversation, questions_from
 from .clip import Clip
 from .config import GenerationConfig
 from .errors import ConfigError
-from .medialist import expand
+from .media.discovery import expand
 from .model import VideoLlama3
 from .records import printable
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from . import cli_options as shared
-from .addresses import is_address
 from .captioning import Captioner, CaptionRequest, Outcome
 from .errors import ConfigError, OutputError, no_such_file
-from .medialist import WANTED, matches
+from .media.addresses import is_address
+from .media.discovery import WANTED, matches
 from .outputs import (
     DOCUMENTS,
     FORMATS,

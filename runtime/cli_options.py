@@ -7,7 +7,6 @@ import contextlib
 import sys
 from typing import Literal, get_args
 
-from .addresses import without_secrets
 from .bundle.bundle import bundle_folder, read_manifest
 from .bundle.manifest import Manifest
 from .clip import Clip, MediaKind
@@ -15,7 +14,8 @@ from .config import GenerationConfig, PruningConfig, SamplingPlan
 from .engine import BACKENDS
 from .errors import ConfigError
 from .generation import GenerationStats
-from .limits import DEFAULT_LIMITS, MediaLimits
+from .media.addresses import without_secrets
+from .media.limits import DEFAULT_LIMITS, MediaLimits
 from .memory_limit import parse_bytes
 from .model import VideoLlama3
 from .records import one_line

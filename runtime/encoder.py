@@ -17,25 +17,25 @@ from typing import Any
 
 import numpy as np
 
-from .addresses import Fetched, located
 from .bundle.manifest import MediaSpec, ProcessorSpec
 from .clip import Clip, EncodeStats, MediaKind, new_uid
 from .config import PruningConfig, SamplingPlan
-from .contents import media_kind
 from .errors import ConfigError, MediaError, MediaWarning
 from .frameencoder import EncodedFrames, FrameEncoder
-from .image import load_image
-from .isolation import load_image_isolated
-from .limits import DEFAULT_LIMITS, MediaLimits
+from .media.addresses import Fetched, located
+from .media.contents import media_kind
+from .media.image import load_image
+from .media.isolated import load_image_isolated
+from .media.limits import DEFAULT_LIMITS, MediaLimits
+from .media.photographs import warn_of_photographs
+from .media.read_ahead import read_ahead
+from .media.resize import MediaShape, PixelBudget, resize_rgb, size_in_conversation, target_size
+from .media.video import VideoReader, open_source
 from .memory_limit import MemoryBudget
-from .photographs import warn_of_photographs
 from .pruning import FramePruner
 from .pruning_choice import check_budget
-from .readahead import read_ahead
-from .resize import MediaShape, PixelBudget, resize_rgb, size_in_conversation, target_size
 from .splice import Visual
 from .streamframes import StreamFrames, frames_sharing_budget
-from .video import VideoReader, open_source
 from .vision import VisionPath
 
 

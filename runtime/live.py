@@ -26,8 +26,8 @@ from .errors import ConfigError, MediaError, Vl3EdgeError, unexpected
 from .live_clock import IntervalSampler, Pace, Sample, StreamClock
 from .live_news import LiveEvent, News
 from .live_source import OpenSource, Reconnection, SourceLost, SourceOptions, open_source, reason, shown_name
-from .packets import time_base
-from .pixels import to_rgb
+from .media.packets import time_base
+from .media.pixels import to_rgb
 
 if TYPE_CHECKING:
     from av.packet import Packet

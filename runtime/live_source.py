@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import av
 
-from .addresses import is_address
 from .config import check_rate
-from .contents import format_of, media_kind
 from .errors import ConfigError, MediaError
-from .framerate import ASSUMED_FPS, lacks_clock, must_be_counted, own_rate
-from .limits import DEFAULT_LIMITS
-from .packets import best_video_stream, open_container, open_tolerantly
-from .signatures import STILL_BRANDS
-from .timeline import as_fraction
+from .media.addresses import is_address
+from .media.contents import format_of, media_kind
+from .media.frame_rate import ASSUMED_FPS, lacks_clock, must_be_counted, own_rate
+from .media.frame_sampling import as_fraction
+from .media.limits import DEFAULT_LIMITS
+from .media.packets import best_video_stream, open_container, open_tolerantly
+from .media.signatures import STILL_BRANDS
 
 if TYPE_CHECKING:
     from av.container import InputContainer

@@ -21,7 +21,7 @@ from .encoder import ClipEncoder, OpenedMedia, PendingClip
 from .engine import PATCHES_PER_CALL, Backend, select_backend
 from .errors import ConfigError
 from .generation import Answer, Chunk, Generator, join
-from .limits import DEFAULT_LIMITS, MediaLimits
+from .media.limits import DEFAULT_LIMITS, MediaLimits
 from .memory_estimate import prefill_bytes, vision_bytes
 from .memory_limit import MemoryBudget
 from .prompt import DESCRIBE as DESCRIBE

@@ -42,7 +42,7 @@ from typing import Any
 from .captioning import Captioner as ClipCaptioner
 from .captioning import CaptionRequest
 from .config import GenerationConfig, PruningConfig, SamplingPlan
-from .limits import MediaLimits
+from .media.limits import MediaLimits
 from .model import VideoLlama3
 from .parquet import record_table
 

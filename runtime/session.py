@@ -18,13 +18,13 @@ from .clip import new_uid
 from .config import GenerationConfig, SamplingPlan
 from .errors import ContextLengthError, MediaError, Vl3EdgeError
 from .generation import Chunk, Generator
+from .media.video import VideoSource, open_video
 from .prompt import VisualSlot, media_items
 from .splice import SplicedPrompt, Visual, common_prefix, splice
 from .streamclock import StreamClock
 from .streamframes import StreamFrames
 from .streamlayout import AnswerEntry, Entry, FrameEntry, StreamLayout
 from .tokenizer import Tokenizer
-from .video import VideoSource, open_video
 
 _KEPT_SHARE = 0.75  # of the room for frames, when the oldest leave
 _ANSWER_SHARE = 0.125  # of the context, kept free of frames for a question and its answer

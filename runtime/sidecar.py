@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from .addresses import is_address
-from .contents import PICTURE_SUFFIXES, VIDEO_SUFFIXES
 from .errors import ConfigError, OutputError
 from .lockedfile import write_whole
+from .media.addresses import is_address
+from .media.contents import PICTURE_SUFFIXES, VIDEO_SUFFIXES
 from .outputs import document
 from .recordfile import State
 from .records import CaptionRecord, clip_key

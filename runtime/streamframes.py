@@ -6,7 +6,7 @@ import numpy as np
 
 from .bundle.manifest import MediaSpec
 from .frameencoder import FrameEncoder
-from .resize import BudgetRule, resize_rgb
+from .media.resize import BudgetRule, resize_rgb
 
 
 class StreamFrames:

@@ -11,12 +11,12 @@ from clips import every_frame
 from reference import transformers_module
 
 from vl3edge.runtime.config import SamplingPlan
-from vl3edge.runtime.image import load_image
+from vl3edge.runtime.media.frame_sampling import choose
+from vl3edge.runtime.media.image import load_image
+from vl3edge.runtime.media.resize import PixelBudget, resize_rgb, target_size
+from vl3edge.runtime.media.video import open_video
+from vl3edge.runtime.media.video_file import VideoFile
 from vl3edge.runtime.pruning import keep_mask
-from vl3edge.runtime.resize import PixelBudget, resize_rgb, target_size
-from vl3edge.runtime.timeline import choose
-from vl3edge.runtime.video import open_video
-from vl3edge.runtime.videofile import VideoFile
 
 BUDGETS = [(3136, 300_000), (100_352, 4_000_000), (3136, 12_845_056)]
 

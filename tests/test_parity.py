@@ -16,10 +16,10 @@ from vl3edge.export.pipeline import ExportOptions, export_bundle
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.random import preset, write_random_checkpoint
 from vl3edge.runtime import GenerationConfig, PruningConfig, SamplingPlan, VideoLlama3
-from vl3edge.runtime.image import load_image
+from vl3edge.runtime.media.image import load_image
+from vl3edge.runtime.media.resize import PixelBudget, resize_rgb, target_size
+from vl3edge.runtime.media.video import open_video
 from vl3edge.runtime.pruning import keep_mask
-from vl3edge.runtime.resize import PixelBudget, resize_rgb, target_size
-from vl3edge.runtime.video import open_video
 
 NEW_TOKENS = 32
 VIDEOS = ["nasa_13013.mp4", "h265_video.mp4", "video_90.mov", "corrupted.mp4"]

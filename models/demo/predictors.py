@@ -20,11 +20,11 @@ from vl3edge.runtime.config import GenerationConfig, PruningConfig
 from vl3edge.runtime.decoder import Decoder
 from vl3edge.runtime.decoder_graph import load_decoder_graph
 from vl3edge.runtime.engine import select_backend
-from vl3edge.runtime.image import load_image
+from vl3edge.runtime.media.image import load_image
+from vl3edge.runtime.media.resize import PixelBudget, resize_rgb, target_size
+from vl3edge.runtime.media.video import open_video
 from vl3edge.runtime.model import VideoLlama3
-from vl3edge.runtime.resize import PixelBudget, resize_rgb, target_size
 from vl3edge.runtime.splice import EmbeddingTable
-from vl3edge.runtime.video import open_video
 
 from .answers import answer_logits, embed
 from .clips import diff_prune

@@ -15,7 +15,7 @@ from vl3edge.models.demo.evaluate import CHECKPOINT, evaluate, summarize
 from vl3edge.models.demo.predictors import TorchPredictor
 from vl3edge.models.demo.questions import Question, ask_image, ask_video
 from vl3edge.models.demo.stock import VideoLlama3ForConditionalGeneration, VideoLlama3Processor
-from vl3edge.runtime.video import read_video
+from vl3edge.runtime.media.video import read_video
 
 VIDEO_SEEDS = range(100, 102)
 

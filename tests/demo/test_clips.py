@@ -17,8 +17,8 @@ from vl3edge.models.demo.clips import (
     write_clip,
 )
 from vl3edge.models.demo.render import HELD_OUT_SEED, random_scene, source_frames
+from vl3edge.runtime.media.video import read_video
 from vl3edge.runtime.pruning import keep_mask
-from vl3edge.runtime.video import read_video
 
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "demo_clip.mp4"
 

@@ -42,8 +42,8 @@ from vl3edge.runtime.config import SamplingPlan
 from vl3edge.runtime.decoder import PREFILL_CHUNK, BatchDecoder, Decoder
 from vl3edge.runtime.decoder_graph import DecoderGraph
 from vl3edge.runtime.errors import BundleError
+from vl3edge.runtime.media.video import open_video
 from vl3edge.runtime.memory_estimate import weights_bytes
-from vl3edge.runtime.video import open_video
 
 CLIP = Path(__file__).parents[1] / "fixtures" / "demo_clip.mp4"
 PLAN = QuantizationPlan(method="rtn", group_size=32)

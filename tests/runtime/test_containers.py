@@ -24,11 +24,11 @@ from PIL import Image
 
 from vl3edge.runtime.config import SamplingPlan
 from vl3edge.runtime.errors import MediaError, MediaWarning
-from vl3edge.runtime.limits import DEFAULT_LIMITS, MediaLimits
 from vl3edge.runtime.live import LiveReader
-from vl3edge.runtime.pixels import to_rgb
-from vl3edge.runtime.video import open_video, read_video
-from vl3edge.runtime.videofile import VideoFile
+from vl3edge.runtime.media.limits import DEFAULT_LIMITS, MediaLimits
+from vl3edge.runtime.media.pixels import to_rgb
+from vl3edge.runtime.media.video import open_video, read_video
+from vl3edge.runtime.media.video_file import VideoFile
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 VOP = b"\x00\x00\x01\xb6"
@@ -340,7 +340,7 @@ def test_whatever_a_library_raises_is_a_media_error(
     def fail(*_: object, **__: object) -> None:
         raise kind("x is not a valid Y")
 
-    monkeypatch.setattr("vl3edge.runtime.videofile.to_rgb", fail)
+    monkeypatch.setattr("vl3edge.runtime.media.video_file.to_rgb", fail)
     with pytest.raises(MediaError, match=f"clip.mp4: {kind.__name__}: .*not expected") as caught:
         VideoFile(path) if where == "opening" else list(video.frames([0]))
     assert type(caught.value.__cause__) is kind

@@ -15,12 +15,12 @@ from pictures import ANIMATIONS, FORMATS, shown, write_animation, write_picture
 from PIL import Image
 
 from vl3edge.runtime.config import SamplingPlan
-from vl3edge.runtime.contents import format_of, media_kind
 from vl3edge.runtime.errors import MediaError
-from vl3edge.runtime.image import load_image
-from vl3edge.runtime.limits import MediaLimits
+from vl3edge.runtime.media.contents import format_of, media_kind
+from vl3edge.runtime.media.image import load_image
+from vl3edge.runtime.media.limits import MediaLimits
+from vl3edge.runtime.media.video import open_video
 from vl3edge.runtime.model import VideoLlama3
-from vl3edge.runtime.video import open_video
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 GRID, FILM = FIXTURES / "grid.heif", FIXTURES / "demo_clip.mp4"

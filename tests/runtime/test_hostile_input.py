@@ -17,7 +17,7 @@ from vl3edge.runtime.bundle.manifest import sealed
 from vl3edge.runtime.cli import main
 from vl3edge.runtime.decoder import Decoder
 from vl3edge.runtime.errors import BundleError, ConfigError, MediaError
-from vl3edge.runtime.medialist import expand
+from vl3edge.runtime.media.discovery import expand
 from vl3edge.runtime.sampling import filtered_probabilities
 
 SHORT = GenerationConfig(max_new_tokens=8)

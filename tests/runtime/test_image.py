@@ -12,8 +12,8 @@ from clips import picture
 from PIL import Image
 
 from vl3edge.runtime.errors import MediaError
-from vl3edge.runtime.image import load_image
-from vl3edge.runtime.limits import MediaLimits
+from vl3edge.runtime.media.image import load_image
+from vl3edge.runtime.media.limits import MediaLimits
 
 PICTURE = picture(7)
 

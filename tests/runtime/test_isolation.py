@@ -15,13 +15,14 @@ import pytest
 from clips import SHORT_GOP, picture, write_clip
 from PIL import Image
 
-from vl3edge.runtime import VideoLlama3, isolation
+from vl3edge.runtime import VideoLlama3
 from vl3edge.runtime.config import SamplingPlan
 from vl3edge.runtime.errors import MediaError, MediaWarning
-from vl3edge.runtime.image import load_image
-from vl3edge.runtime.isolation import GRACE_S, load_image_isolated
-from vl3edge.runtime.limits import MediaLimits
-from vl3edge.runtime.video import open_video
+from vl3edge.runtime.media import isolated as isolation
+from vl3edge.runtime.media.image import load_image
+from vl3edge.runtime.media.isolated import GRACE_S, load_image_isolated
+from vl3edge.runtime.media.limits import MediaLimits
+from vl3edge.runtime.media.video import open_video
 
 ISOLATED = MediaLimits(isolate=True)
 PLAN = SamplingPlan(fps=5)

@@ -15,9 +15,9 @@ from PIL import Image
 
 from vl3edge.runtime.config import SamplingPlan
 from vl3edge.runtime.errors import ConfigError, MediaError
-from vl3edge.runtime.image import load_image
-from vl3edge.runtime.limits import MediaLimits, ReadingClock
-from vl3edge.runtime.video import open_video
+from vl3edge.runtime.media.image import load_image
+from vl3edge.runtime.media.limits import MediaLimits, ReadingClock
+from vl3edge.runtime.media.video import open_video
 
 
 def refusal(path: Path, limits: MediaLimits | None = None) -> str:

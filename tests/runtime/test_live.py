@@ -17,7 +17,7 @@ from vl3edge.runtime.config import SamplingPlan
 from vl3edge.runtime.errors import ConfigError, MediaError
 from vl3edge.runtime.live import LiveFrame, LiveReader
 from vl3edge.runtime.live_source import Reconnection, SourceOptions
-from vl3edge.runtime.video import Video, read_video
+from vl3edge.runtime.media.video import Video, read_video
 
 FPS = 10
 QUICK = SourceOptions(timeout_s=1.5)

@@ -11,7 +11,7 @@ from vl3edge.models.demo.render import HELD_OUT_SEED, random_scene, source_frame
 from vl3edge.runtime.config import SamplingPlan
 from vl3edge.runtime.errors import ConfigError
 from vl3edge.runtime.live_change import ChangeDetector
-from vl3edge.runtime.video import read_video
+from vl3edge.runtime.media.video import read_video
 
 
 @pytest.mark.parametrize("fps", [1.0, 2.0])

@@ -15,11 +15,11 @@ from pictures import write_animation, write_picture
 from PIL import Image
 
 from vl3edge.runtime.errors import MediaWarning
-from vl3edge.runtime.limits import MediaLimits
-from vl3edge.runtime.medialist import expand
+from vl3edge.runtime.media.discovery import expand
+from vl3edge.runtime.media.limits import MediaLimits
+from vl3edge.runtime.media.photographs import have_running_numbers, why_photographs
+from vl3edge.runtime.media.video import open_video
 from vl3edge.runtime.model import VideoLlama3
-from vl3edge.runtime.photographs import have_running_numbers, why_photographs
-from vl3edge.runtime.video import open_video
 
 FILM = Path(__file__).parents[1] / "fixtures" / "demo_clip.mp4"
 ISOLATED = MediaLimits(isolate=True)

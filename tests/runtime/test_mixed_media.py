@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 from vl3edge.runtime import GenerationConfig, PruningConfig, VideoLlama3
 from vl3edge.runtime.errors import MediaError
-from vl3edge.runtime.resize import MediaShape, PixelBudget, size_in_conversation, target_size
+from vl3edge.runtime.media.resize import MediaShape, PixelBudget, size_in_conversation, target_size
 
 WHOLE = PruningConfig(enabled=False)
 MAX_TOKENS = 64  # of the random checkpoint

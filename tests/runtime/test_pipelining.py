@@ -19,7 +19,7 @@ from vl3edge.runtime.clip import new_uid
 from vl3edge.runtime.encoder import PendingClip
 from vl3edge.runtime.errors import BackendError, ContextLengthError, MediaError
 from vl3edge.runtime.generation import Answer, join
-from vl3edge.runtime.readahead import read_ahead
+from vl3edge.runtime.media.read_ahead import read_ahead
 from vl3edge.runtime.vision import VisionPath
 
 CLIP = Path(__file__).parents[1] / "fixtures" / "demo_clip.mp4"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vl3edge.runtime.errors import ConfigError, MediaError
-from vl3edge.runtime.resize import PixelBudget, resize_rgb, target_size
+from vl3edge.runtime.media.resize import PixelBudget, resize_rgb, target_size
 
 sides = st.integers(1, 5000)
 budgets = st.tuples(st.integers(1, 400_000), st.integers(400, 8_000_000))

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from vl3edge.runtime import SamplingPlan, VideoLlama3
 from vl3edge.runtime.errors import ConfigError, MediaError
-from vl3edge.runtime.onepass import OnePass
+from vl3edge.runtime.media.frame_sampling import regular_timeline
+from vl3edge.runtime.media.one_pass import OnePass
+from vl3edge.runtime.media.video import open_video
 from vl3edge.runtime.segments import plan_segments
-from vl3edge.runtime.timeline import regular_timeline
-from vl3edge.runtime.video import open_video
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_a_file_is_opened_once_for_all_parts(tmp_path: Path, monkeypatch: pytest
         opened.append(arguments)
         return real(*arguments, **options)  # type: ignore[call-overload]
 
-    monkeypatch.setattr("vl3edge.runtime.packets.av.open", counted)
+    monkeypatch.setattr("vl3edge.runtime.media.packets.av.open", counted)
     for part in reader.parts([(float(start), start + 1.0) for start in range(10)]):
         part.read()
     assert len(opened) == 1

@@ -15,8 +15,8 @@ from vl3edge.runtime import GenerationConfig, PruningConfig, VideoLlama3
 from vl3edge.runtime.clip import Clip
 from vl3edge.runtime.errors import ConfigError, ContextLengthError, MediaError, Vl3EdgeError
 from vl3edge.runtime.generation import Chunk, join
+from vl3edge.runtime.media.video import Video, open_video
 from vl3edge.runtime.session import Session
-from vl3edge.runtime.video import Video, open_video
 
 CLIP = Path(__file__).parent.parent / "fixtures" / "demo_clip.mp4"
 QUESTIONS = {

@@ -10,7 +10,7 @@ import pytest
 
 from vl3edge.runtime import VideoLlama3
 from vl3edge.runtime.generation import join
-from vl3edge.runtime.video import open_video
+from vl3edge.runtime.media.video import open_video
 
 CLIP = Path(__file__).parent.parent / "fixtures" / "demo_clip.mp4"
 FRAMES = 20_000

@@ -9,7 +9,7 @@ import pytest
 
 from vl3edge.runtime.config import SamplingPlan
 from vl3edge.runtime.errors import MediaError
-from vl3edge.runtime.timeline import Timeline, as_fraction, choose, regular_timeline
+from vl3edge.runtime.media.frame_sampling import Timeline, as_fraction, choose, regular_timeline
 
 
 def chosen(timeline: Timeline, **plan: object) -> tuple[list[int], list[float]]:

@@ -12,8 +12,8 @@ from PIL import Image
 
 from vl3edge.runtime.config import SamplingPlan
 from vl3edge.runtime.errors import ConfigError, MediaError, MediaWarning
-from vl3edge.runtime.resize import PixelBudget, resize_rgb, target_size
-from vl3edge.runtime.video import open_video, read_video
+from vl3edge.runtime.media.resize import PixelBudget, resize_rgb, target_size
+from vl3edge.runtime.media.video import open_video, read_video
 
 FRAMES = np.stack([picture(n) for n in range(12)])
 ALL = SamplingPlan(fps=1000.0, max_frames=3000)

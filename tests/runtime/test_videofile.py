@@ -15,9 +15,9 @@ from clips import LONG_GOP, OPEN_GOP, SHORT_GOP, every_frame, fps_filter, pictur
 
 from vl3edge.runtime.config import SamplingPlan
 from vl3edge.runtime.errors import MediaError, MediaWarning
-from vl3edge.runtime.limits import MediaLimits
-from vl3edge.runtime.video import open_video, read_video
-from vl3edge.runtime.videofile import VideoFile
+from vl3edge.runtime.media.limits import MediaLimits
+from vl3edge.runtime.media.video import open_video, read_video
+from vl3edge.runtime.media.video_file import VideoFile
 
 VFR = np.cumsum(np.random.default_rng(0).integers(5, 400, 60)).tolist()
 MS = Fraction(1, 1000)
@@ -123,7 +123,7 @@ def test_only_the_needed_packets_are_decoded(clip: Callable[[str], Path], monkey
         return Stream()
 
     monkeypatch.setattr(VideoFile, "_stream", spying)
-    monkeypatch.setattr("vl3edge.runtime.videofile.read_packets", lambda c, s, clock: c.demux(s.stream))
+    monkeypatch.setattr("vl3edge.runtime.media.video_file.read_packets", lambda c, s, clock: c.demux(s.stream))
     list(video.frames([30, 80]))
     # Two groups of at most twelve pictures, and one packet more for each.
     assert len(fed) <= 2 * 13

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
+from ..errors import MediaError, no_such_file
 from .addresses import Fetched, is_address, located, suffix_of
-from .errors import MediaError, no_such_file
 from .limits import DEFAULT_LIMITS, MediaLimits
 from .signatures import NOT_PICTURES, picture_format
 

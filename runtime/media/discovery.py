@@ -8,14 +8,14 @@ import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from ..clip import MediaKind
+from ..errors import MediaError, MediaWarning, no_such_file
+from ..records import clip_key
 from .addresses import is_address
-from .clip import MediaKind
 from .contents import VIDEO_SUFFIXES, pictures_in
-from .errors import MediaError, MediaWarning, no_such_file
-from .framesets import FOLDER_FPS, natural_key
+from .image_sequence import FOLDER_FPS, natural_key
 from .limits import DEFAULT_LIMITS, MediaLimits
 from .photographs import why_photographs
-from .records import clip_key
 
 WANTED = "file, folder, pattern or address"
 """What an argument can be."""

@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from ..errors import ConfigError, MediaError
 from .addresses import Fetched
 from .contents import PICTURE_SUFFIXES, first_frame, is_animated, pictures_in
-from .errors import ConfigError, MediaError
+from .frame_sampling import Timeline, regular_timeline
 from .image import damage_reported, load_image, open_image, to_rgb
 from .limits import DEFAULT_LIMITS, MediaLimits, ReadingClock
-from .timeline import Timeline, regular_timeline
 
 Frame = npt.NDArray[np.uint8]
 

@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from .errors import ConfigError, MediaError
-from .resample import resample_bicubic
+from ..errors import ConfigError, MediaError
+from .bicubic import resample_bicubic
 
 BudgetRule = Literal["transformers", "authors"]
 

@@ -22,7 +22,7 @@ from urllib.request import Request, url2pathname, urlopen
 
 import av
 
-from .errors import MediaError
+from ..errors import MediaError
 from .limits import MediaLimits, ReadingClock
 from .signatures import PREFIX_BYTES, TGA_SUFFIXES, picture_format, starts_as_picture
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from av.sidedata.sidedata import SideDataContainer
 from av.sidedata.sidedata import Type as SideDataType
 
-from .errors import MediaError
+from ..errors import MediaError
 from .limits import DEFAULT_LIMITS, MediaLimits
 
 if TYPE_CHECKING:

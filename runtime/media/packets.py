@@ -19,9 +19,9 @@ import av
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import MediaError, no_such_file
 from .addresses import UNREADABLE, is_address, unreachable
 from .bitstream import Bitstream
-from .errors import MediaError, no_such_file
 from .limits import DEFAULT_LIMITS, MediaLimits, ReadingClock
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import TypeVar
 
-from .errors import ConfigError, MediaError, Vl3EdgeError, unexpected
+from ..errors import ConfigError, MediaError, Vl3EdgeError, unexpected
 
 T = TypeVar("T")
 _END = object()

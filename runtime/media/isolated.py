@@ -1,6 +1,6 @@
 """Reading media in a process of its own, so that a crash or a hang inside a codec costs one clip and not the program.
 
-The process is another Python that runs `isolated_reader.py`. It is kept for the next clip, and started anew after it
+The process is another Python that runs `isolated_worker.py`. It is kept for the next clip, and started anew after it
 died or had to be killed. It isolates crashes, endless loops and hunger for memory; it is no sandbox: the process may do
 what its user may. Frames come through a socket at their full size.
 """
@@ -23,12 +23,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import MediaError
 from .addresses import Fetched
-from .errors import MediaError
+from .frame_sampling import Timeline
 from .limits import MediaLimits, ReadingClock
-from .timeline import Timeline
 
 Frame = npt.NDArray[np.uint8]
+_WORKER = "vl3edge.runtime.media.isolated_worker"
 GRACE_S = 2.0
 """The process looks at the clock itself, between packets; it is killed when it does not."""
 
@@ -50,7 +51,7 @@ class ReaderProcess:
 
     def __init__(self, memory_bytes: int) -> None:
         ours, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "vl3edge.runtime.isolated_reader", str(theirs.fileno()), str(memory_bytes)]
+        command = [sys.executable, "-m", _WORKER, str(theirs.fileno()), str(memory_bytes)]
         # It must find this package however the program found it.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         with theirs:

@@ -1,6 +1,6 @@
 """The process behind `isolation.py`: answers requests over a socket until its other end is closed.
 
-    python -m vl3edge.runtime.isolated_reader SOCKET MEMORY_BYTES
+    python -m vl3edge.runtime.media.isolated_worker SOCKET MEMORY_BYTES
 
 An answer is ("more", value), ("last", value) or ("error", message).
 """
@@ -15,8 +15,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from ..errors import MediaError, unexpected
 from .contents import media_kind
-from .errors import MediaError, unexpected
 from .image import load_image
 from .photographs import why_photographs
 from .video import open_source

@@ -16,11 +16,11 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
+from ..clip import MediaKind
+from ..errors import ConfigError, MediaError
 from .addresses import Fetched, is_address, suffix_of
-from .clip import MediaKind
-from .errors import ConfigError, MediaError
 from .image import damage_reported, open_image
-from .isolation import told
+from .isolated import told
 from .limits import DEFAULT_LIMITS, MediaLimits
 from .packets import open_container
 from .signatures import TGA_SUFFIXES, picture_format

@@ -28,12 +28,12 @@ import av
 import numpy as np
 import numpy.typing as npt
 
-from .errors import MediaError
-from .framerate import ASSUMED_FPS, lacks_clock, must_be_counted, own_rate
+from ..errors import MediaError
+from .frame_rate import ASSUMED_FPS, lacks_clock, must_be_counted, own_rate
+from .frame_sampling import Timeline, regular_timeline
 from .limits import DEFAULT_LIMITS, MediaLimits, ReadingClock
 from .packets import PacketTable, best_video_stream, clock_zero, open_container, read_packets, scan, time_base
 from .pixels import Frame, to_rgb
-from .timeline import Timeline, regular_timeline
 
 if TYPE_CHECKING:
     from av.container import InputContainer

@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from .timeline import Timeline
+from .frame_sampling import Timeline
 
 Frame = npt.NDArray[np.uint8]
 

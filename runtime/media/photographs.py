@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ..errors import MediaError, MediaWarning
 from .contents import is_animated
-from .errors import MediaError, MediaWarning
-from .framesets import pictures_of
 from .image import open_image
-from .isolation import told
+from .image_sequence import pictures_of
+from .isolated import told
 from .limits import DEFAULT_LIMITS, MediaLimits
 
 _LOOKED_AT = 24

@@ -24,8 +24,8 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
-from .config import SamplingPlan
-from .errors import MediaError
+from ..config import SamplingPlan
+from ..errors import MediaError
 
 DEFAULT_FPS = 1.0
 DEFAULT_MAX_FRAMES = 180

@@ -19,17 +19,17 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from ..config import SamplingPlan
+from ..errors import MediaError, MediaWarning
 from .addresses import Fetched, located
-from .config import SamplingPlan
 from .contents import format_of
-from .errors import MediaError, MediaWarning
-from .framesets import FOLDER_FPS, Animation, FrameArray, PictureList, timeline_of
-from .isolation import IsolatedSource
+from .frame_sampling import choose, regular_timeline
+from .image_sequence import FOLDER_FPS, Animation, FrameArray, PictureList, timeline_of
+from .isolated import IsolatedSource
 from .limits import DEFAULT_LIMITS, MediaLimits
-from .onepass import FrameSource, OnePass
+from .one_pass import FrameSource, OnePass
 from .resize import BudgetRule, PixelBudget, resize_rgb, target_size
-from .timeline import choose, regular_timeline
-from .videofile import VideoFile
+from .video_file import VideoFile
 
 Frame = npt.NDArray[np.uint8]
 VideoSource: TypeAlias = "str | Path | Fetched | npt.NDArray[np.uint8] | Sequence[Image.Image]"
