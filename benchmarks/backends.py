@@ -44,8 +44,8 @@ from vl3edge.runtime.errors import BackendError
 from vl3edge.runtime.features import on_host
 from vl3edge.runtime.media.resize import target_size
 from vl3edge.runtime.media.video import open_video
-from vl3edge.runtime.prompt import question_about
-from vl3edge.runtime.splice import EmbeddingTable
+from vl3edge.runtime.prompt.chat_template import question_about
+from vl3edge.runtime.prompt.splice import EmbeddingTable
 
 RESULTS = Path(__file__).parent / "results" / "backends.json"
 DTYPES = ("float16", "bfloat16")

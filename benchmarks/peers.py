@@ -47,7 +47,7 @@ def run_vl3edge(options: argparse.Namespace, folder: str) -> Figures:
     from vl3edge.runtime.decoder import Decoder
     from vl3edge.runtime.decoder_graph import load_decoder_graph
     from vl3edge.runtime.engine import select_backend
-    from vl3edge.runtime.splice import EmbeddingTable
+    from vl3edge.runtime.prompt.splice import EmbeddingTable
     from vl3edge.runtime.workload import step_bytes
 
     bundle = open_bundle(folder)

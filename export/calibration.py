@@ -22,9 +22,9 @@ from vl3edge.runtime.encoder import ClipEncoder
 from vl3edge.runtime.engine import select_backend
 from vl3edge.runtime.errors import MediaError
 from vl3edge.runtime.media.discovery import expand
-from vl3edge.runtime.prompt import MediaItem, PromptTemplate
-from vl3edge.runtime.splice import EmbeddingTable, splice
-from vl3edge.runtime.tokenizer import Tokenizer
+from vl3edge.runtime.prompt.chat_template import MediaItem, PromptTemplate
+from vl3edge.runtime.prompt.splice import EmbeddingTable, splice
+from vl3edge.runtime.prompt.tokenizer import Tokenizer
 from vl3edge.runtime.vision import VisionPath
 
 _FRAMES = 16

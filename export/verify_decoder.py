@@ -29,7 +29,7 @@ from vl3edge.runtime.decoder import Decoder
 from vl3edge.runtime.decoder_graph import load_decoder_graph
 from vl3edge.runtime.engine import Backend
 from vl3edge.runtime.errors import Vl3EdgeError
-from vl3edge.runtime.tokenizer import Tokenizer
+from vl3edge.runtime.prompt.tokenizer import Tokenizer
 
 from .check import load_session, reference_logits
 from .graph_linears import GraphLinears

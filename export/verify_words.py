@@ -10,9 +10,9 @@ from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.tensors import EMBEDDINGS
 from vl3edge.runtime.bundle.bundle import Bundle
 from vl3edge.runtime.errors import Vl3EdgeError
-from vl3edge.runtime.prompt import MediaItem, PromptTemplate
-from vl3edge.runtime.splice import EmbeddingTable, Visual, splice
-from vl3edge.runtime.tokenizer import Tokenizer
+from vl3edge.runtime.prompt.chat_template import MediaItem, PromptTemplate
+from vl3edge.runtime.prompt.splice import EmbeddingTable, Visual, splice
+from vl3edge.runtime.prompt.tokenizer import Tokenizer
 
 from .verify_media import VerifyClip
 from .verify_report import LARGEST_STEPS, Stage

@@ -14,7 +14,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
-from vl3edge.runtime.tokenizer import SPECIAL_TOKENS, named_tokens
+from vl3edge.runtime.prompt.tokenizer import SPECIAL_TOKENS, named_tokens
 
 from .errors import CheckpointError
 from .json_section import Section

@@ -28,8 +28,8 @@ from .decoder import BatchDecoder
 from .errors import BackendError, BatchWarning, ContextLengthError
 from .generation import Answer, GenerationStats
 from .kvcache import capacity_for
-from .splice import EmbeddingTable, SplicedPrompt
-from .tokenizer import Detokenizer, Tokenizer
+from .prompt.splice import EmbeddingTable, SplicedPrompt
+from .prompt.tokenizer import Detokenizer, Tokenizer
 
 _USABLE_SHARE = 0.9  # of the memory available: other processes want some, too
 Outcome = tuple[Any, Answer | Exception]

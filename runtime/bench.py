@@ -25,8 +25,8 @@ from .features import Features
 from .machine_speed import cores, multiply_rate, read_bandwidth
 from .media.resize import PixelBudget, target_size
 from .media.video import open_video
+from .prompt.splice import EmbeddingTable
 from .resident import peak_bytes, reset_peak
-from .splice import EmbeddingTable
 from .vision import VisionPath
 
 

@@ -15,7 +15,7 @@ from .clip import Clip, MediaKind
 from .config import GenerationConfig, PruningConfig, SamplingPlan
 from .encoder import PendingClip
 from .generation import Answer
-from .prompt import DESCRIBE, question_about
+from .prompt.chat_template import DESCRIBE, question_about
 
 if TYPE_CHECKING:
     from .model import VideoLlama3

@@ -15,7 +15,7 @@ from .config import GenerationConfig
 from .encoder import PendingClip
 from .errors import Vl3EdgeError
 from .generation import Answer, Chunk, join
-from .prompt import media_items, question_about, with_system
+from .prompt.chat_template import media_items, question_about, with_system
 
 AnyClip = Clip | PendingClip
 Answerer = Callable[[Sequence[Mapping[str, Any]], Sequence[AnyClip], GenerationConfig], Iterator[Chunk]]

@@ -10,8 +10,8 @@ import numpy as np
 from .bundle.manifest import GREEDY, GenerationSpec
 from .config import GenerationConfig
 from .errors import ContextLengthError
+from .prompt.splice import SplicedPrompt
 from .sampling import Sampler, check_logits
-from .splice import SplicedPrompt
 
 FinishReason = Literal["stop", "length"]
 

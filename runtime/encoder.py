@@ -32,9 +32,9 @@ from .media.read_ahead import read_ahead
 from .media.resize import MediaShape, PixelBudget, resize_rgb, size_in_conversation, target_size
 from .media.video import VideoReader, open_source
 from .memory_limit import MemoryBudget
+from .prompt.splice import Visual
 from .pruning import FramePruner
 from .pruning_choice import check_budget
-from .splice import Visual
 from .streamframes import StreamFrames, frames_sharing_budget
 from .vision import VisionPath
 

@@ -17,8 +17,8 @@ from .config import GenerationConfig
 from .continuation import Continuation, FinishReason, check_room
 from .decoder import PREFILL_CHUNK, Decoder
 from .errors import BackendError, Vl3EdgeError
-from .splice import EmbeddingTable, SplicedPrompt, common_prefix
-from .tokenizer import Detokenizer, Tokenizer
+from .prompt.splice import EmbeddingTable, SplicedPrompt, common_prefix
+from .prompt.tokenizer import Detokenizer, Tokenizer
 
 
 @dataclass(frozen=True)

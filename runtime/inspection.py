@@ -23,17 +23,17 @@ from . import workload
 from .bundle.bundle import Bundle
 from .clip import MediaKind, new_uid
 from .config import GenerationConfig, PruningConfig, SamplingPlan
-from .conversation import conversation_pieces
 from .encoder import ClipEncoder, OpenedMedia
 from .engine import select_backend
 from .machine_speed import cores, multiply_rate, read_bandwidth
 from .memory_estimate import MemoryEstimate, estimate
-from .prompt import DESCRIBE, MediaItem, Piece, PromptTemplate, question_about, with_system
+from .prompt.chat_template import DESCRIBE, MediaItem, Piece, PromptTemplate, question_about, with_system
+from .prompt.messages import conversation_pieces
+from .prompt.splice import Visual, splice
+from .prompt.tokenizer import Tokenizer
 from .pruning import token_differences
 from .pruning_choice import check_budget, choose_threshold
 from .records import one_line
-from .splice import Visual, splice
-from .tokenizer import Tokenizer
 from .vision import VisionPath
 
 LEVELS = 255.0

@@ -14,7 +14,6 @@ from .caption_jobs import CaptionJob, CaptionResult, one_by_one, together
 from .chat import Chat
 from .clip import Clip, MediaKind
 from .config import GenerationConfig, PruningConfig, SamplingPlan
-from .conversation import conversation_pieces
 from .decoder import PREFILL_CHUNK, BatchDecoder, Decoder
 from .decoder_graph import load_decoder_graph
 from .encoder import ClipEncoder, OpenedMedia, PendingClip
@@ -24,14 +23,15 @@ from .generation import Answer, Chunk, Generator, join
 from .media.limits import DEFAULT_LIMITS, MediaLimits
 from .memory_estimate import prefill_bytes, vision_bytes
 from .memory_limit import MemoryBudget
-from .prompt import DESCRIBE as DESCRIBE
-from .prompt import MediaItem, PromptTemplate, media_items, question_about, with_system
+from .prompt.chat_template import DESCRIBE as DESCRIBE
+from .prompt.chat_template import MediaItem, PromptTemplate, media_items, question_about, with_system
+from .prompt.messages import conversation_pieces
+from .prompt.splice import EmbeddingTable, SplicedPrompt, growing
+from .prompt.tokenizer import Tokenizer
 from .resident import trimmed
 from .rotary import Rotary
 from .session import Session
-from .splice import EmbeddingTable, SplicedPrompt, growing
 from .streamlayout import StreamFormat, StreamLayout
-from .tokenizer import Tokenizer
 from .vision import VisionPath
 
 AnyClip = Clip | PendingClip

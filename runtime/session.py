@@ -19,12 +19,12 @@ from .config import GenerationConfig, SamplingPlan
 from .errors import ContextLengthError, MediaError, Vl3EdgeError
 from .generation import Chunk, Generator
 from .media.video import VideoSource, open_video
-from .prompt import VisualSlot, media_items
-from .splice import SplicedPrompt, Visual, common_prefix, splice
+from .prompt.chat_template import VisualSlot, media_items
+from .prompt.splice import SplicedPrompt, Visual, common_prefix, splice
+from .prompt.tokenizer import Tokenizer
 from .streamclock import StreamClock
 from .streamframes import StreamFrames
 from .streamlayout import AnswerEntry, Entry, FrameEntry, StreamLayout
-from .tokenizer import Tokenizer
 
 _KEPT_SHARE = 0.75  # of the room for frames, when the oldest leave
 _ANSWER_SHARE = 0.125  # of the context, kept free of frames for a question and its answer

@@ -24,7 +24,7 @@ from vl3edge.runtime.media.image import load_image
 from vl3edge.runtime.media.resize import PixelBudget, resize_rgb, target_size
 from vl3edge.runtime.media.video import open_video
 from vl3edge.runtime.model import VideoLlama3
-from vl3edge.runtime.splice import EmbeddingTable
+from vl3edge.runtime.prompt.splice import EmbeddingTable
 
 from .answers import answer_logits, embed
 from .clips import diff_prune

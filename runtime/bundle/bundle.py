@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ..errors import BundleError
-from ..tokenizer import SPECIAL_TOKENS
+from ..prompt.tokenizer import SPECIAL_TOKENS
 from .json_file import read_json_file
 from .manifest import FileEntry, Manifest
 from .onnx_external import external_files

@@ -15,7 +15,7 @@ from vl3edge.quant.errors import QuantError
 from vl3edge.runtime import SamplingPlan, VideoLlama3
 from vl3edge.runtime.bundle.bundle import open_bundle
 from vl3edge.runtime.errors import MediaError
-from vl3edge.runtime.splice import EmbeddingTable
+from vl3edge.runtime.prompt.splice import EmbeddingTable
 
 
 @pytest.mark.parametrize("name", ["nasa_13013.mp4", "cat.jpg"])

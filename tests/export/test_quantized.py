@@ -25,7 +25,7 @@ from vl3edge.quant.plan import QuantizationPlan
 from vl3edge.runtime import GenerationConfig, SamplingPlan, VideoLlama3
 from vl3edge.runtime.bundle.bundle import open_bundle
 from vl3edge.runtime.decoder import Decoder
-from vl3edge.runtime.splice import EmbeddingTable
+from vl3edge.runtime.prompt.splice import EmbeddingTable
 
 TOKENS = 1500
 EXACT = {"calibration_tokens": TOKENS, "activation_bits": 32, "precision": "fp32"}

@@ -21,8 +21,8 @@ from vl3edge.runtime.engine import select_backend
 from vl3edge.runtime.errors import BackendError, BatchWarning, ContextLengthError
 from vl3edge.runtime.generation import Answer, Generator, join
 from vl3edge.runtime.kvcache import bytes_per_row
-from vl3edge.runtime.splice import EmbeddingTable, SplicedPrompt
-from vl3edge.runtime.tokenizer import Tokenizer
+from vl3edge.runtime.prompt.splice import EmbeddingTable, SplicedPrompt
+from vl3edge.runtime.prompt.tokenizer import Tokenizer
 
 CONTEXT = 600  # of the model with padded heads
 PLENTY = 1 << 40

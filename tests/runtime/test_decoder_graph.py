@@ -22,8 +22,8 @@ from vl3edge.runtime.decoder_graph import DecoderGraph, load_decoder_graph
 from vl3edge.runtime.engine import Backend, select_backend
 from vl3edge.runtime.errors import BackendError, BackendWarning, BundleError
 from vl3edge.runtime.generation import Generator
-from vl3edge.runtime.splice import EmbeddingTable, SplicedPrompt
-from vl3edge.runtime.tokenizer import Tokenizer
+from vl3edge.runtime.prompt.splice import EmbeddingTable, SplicedPrompt
+from vl3edge.runtime.prompt.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")

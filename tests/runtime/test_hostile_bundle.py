@@ -16,7 +16,7 @@ from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, hash_file, open_bundle
 from vl3edge.runtime.bundle.manifest import sealed
 from vl3edge.runtime.cli import main
 from vl3edge.runtime.errors import BundleError
-from vl3edge.runtime.splice import EmbeddingTable
+from vl3edge.runtime.prompt.splice import EmbeddingTable
 
 
 @pytest.fixture

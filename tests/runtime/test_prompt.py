@@ -12,9 +12,9 @@ import pytest
 from vl3edge.runtime.bundle.bundle import open_bundle
 from vl3edge.runtime.bundle.manifest import TokenSpec
 from vl3edge.runtime.errors import BundleError, ConfigError
-from vl3edge.runtime.prompt import MediaItem, PromptTemplate, VisualSlot, media_items
-from vl3edge.runtime.splice import Visual, splice
-from vl3edge.runtime.tokenizer import Detokenizer, Tokenizer
+from vl3edge.runtime.prompt.chat_template import MediaItem, PromptTemplate, VisualSlot, media_items
+from vl3edge.runtime.prompt.splice import Visual, splice
+from vl3edge.runtime.prompt.tokenizer import Detokenizer, Tokenizer
 
 Parts = tuple[Tokenizer, PromptTemplate, TokenSpec]
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from vl3edge.runtime.errors import BundleError
-from vl3edge.runtime.prompt import VisualSlot
-from vl3edge.runtime.splice import EmbeddingTable, SplicedPrompt, Visual, common_prefix, growing, splice
+from vl3edge.runtime.prompt.chat_template import VisualSlot
+from vl3edge.runtime.prompt.splice import EmbeddingTable, SplicedPrompt, Visual, common_prefix, growing, splice
 
 VOCAB, HIDDEN = 11, 12
 NAMES = {"float16": "F16", "float32": "F32", "uint8": "U8"}

@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 import pytest
 
-from vl3edge.runtime.template_sandbox import MAX_SECONDS, TemplateSandbox, refuse
+from vl3edge.runtime.prompt.sandbox import MAX_SECONDS, TemplateSandbox, refuse
 
 GROWN = "{% set ns = namespace(s='aaaaaaaa') %}{% for i in range(16) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}"
 DOUBLE = "{% set a = ['x'] %}{% set b = ['x'] %}" + "{% set a = [a, a] %}{% set b = [b, b] %}" * 60
@@ -104,7 +104,7 @@ def test_stopped(sandbox: TemplateSandbox, name: str) -> None:
 
 def test_time_is_limited(sandbox: TemplateSandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(10_000))
-    monkeypatch.setattr("vl3edge.runtime.template_sandbox.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("vl3edge.runtime.prompt.sandbox.time.monotonic", lambda: next(clock))
     with pytest.raises(jinja2.TemplateError, match="more than 10 s"):
         render(sandbox, "{% for i in range(100) %}{{ i }}{% endfor %}")
 

@@ -22,9 +22,9 @@ from typing import Any, Protocol
 
 import jinja2
 
-from .bundle.manifest import TokenSpec
-from .errors import BundleError, ConfigError
-from .template_sandbox import TemplateSandbox, refuse
+from ..bundle.manifest import TokenSpec
+from ..errors import BundleError, ConfigError
+from .sandbox import TemplateSandbox, refuse
 from .tokenizer import Tokenizer
 
 ROLES = ("system", "user", "assistant", "stream")

@@ -10,8 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .errors import ConfigError
-from .prompt import MediaItem, Piece, PromptTemplate
+from ..errors import ConfigError
+from .chat_template import MediaItem, Piece, PromptTemplate
 
 _PRIVATE_USE = range(0xF0000, 0xFFFFD)  # another range than the template's own marks
 

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .errors import BundleError
-from .prompt import Piece, VisualSlot
+from ..errors import BundleError
+from .chat_template import Piece, VisualSlot
 from .tokenizer import Tokenizer
 
 _DTYPES = {"F16": np.float16, "F32": np.float32, "U8": np.uint8}

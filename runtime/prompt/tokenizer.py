@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer as RustTokenizer
 
-from .bundle.json_file import read_json_file
-from .errors import BundleError
+from ..bundle.json_file import read_json_file
+from ..errors import BundleError
 
 SPECIAL_TOKENS = (
     "tokenizer_config.json"  # beside tokenizer.json; of a bundle, it holds the names below and nothing else
