@@ -34,14 +34,14 @@ from machine import describe
 from peers import import_transformers
 
 from vl3edge.runtime import GenerationConfig, PruningConfig, SamplingPlan, VideoLlama3
+from vl3edge.runtime.backends.cuda import Device, open_device
+from vl3edge.runtime.backends.features import on_host
+from vl3edge.runtime.backends.onnxruntime import select_backend
 from vl3edge.runtime.bundle.bundle import open_bundle
 from vl3edge.runtime.clip import Clip
-from vl3edge.runtime.cuda import Device, open_device
 from vl3edge.runtime.decoder import Decoder
 from vl3edge.runtime.encoder import pixel_budget
-from vl3edge.runtime.engine import select_backend
 from vl3edge.runtime.errors import BackendError
-from vl3edge.runtime.features import on_host
 from vl3edge.runtime.media.resize import target_size
 from vl3edge.runtime.media.video import open_video
 from vl3edge.runtime.prompt.chat_template import question_about

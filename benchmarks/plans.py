@@ -21,9 +21,9 @@ from machine import describe
 from vl3edge.export.pipeline import ExportOptions, Float32Source, make_manifest
 from vl3edge.export.tensorrt import export_tensorrt_projector, export_tensorrt_vision
 from vl3edge.models.checkpoint import Checkpoint
+from vl3edge.runtime.backends.tensorrt_build import BuildOptions, compile_plan
+from vl3edge.runtime.backends.tensorrt_library import import_tensorrt
 from vl3edge.runtime.bundle.profiles import activation_bytes, projector_profiles, vision_profiles
-from vl3edge.runtime.tensorrt_build import BuildOptions, compile_plan
-from vl3edge.runtime.tensorrt_library import import_tensorrt
 
 RESULTS = Path(__file__).parent / "results" / "plans.json"
 

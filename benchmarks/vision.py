@@ -37,10 +37,10 @@ from vl3edge.models.demo.predictors import BundlePredictor, Prediction, TorchPre
 from vl3edge.models.demo.questions import Question
 from vl3edge.models.demo.twin import write_outlier_twin
 from vl3edge.runtime import VideoLlama3
+from vl3edge.runtime.backends.onnxruntime import Backend, Engine, OrtEngine, select_backend
+from vl3edge.runtime.backends.tensorrt_vision import PatchEncoder
 from vl3edge.runtime.bundle.bundle import Bundle, open_bundle
 from vl3edge.runtime.bundle.profiles import vision_profiles
-from vl3edge.runtime.engine import Backend, Engine, OrtEngine, select_backend
-from vl3edge.runtime.tensorrt_vision import PatchEncoder
 
 RESULTS = Path(__file__).parent / "results" / "vision_int8.json"
 _FRAMES, _HEIGHT, _WIDTH = 8, 476, 280

@@ -15,11 +15,11 @@ import numpy as np
 
 from vl3edge.quant.calibration import CalibrationItem, CalibrationSet, calibration_items, collect
 from vl3edge.quant.sequences import CalibrationSequence
+from vl3edge.runtime.backends.onnxruntime import select_backend
 from vl3edge.runtime.bundle.bundle import Bundle
 from vl3edge.runtime.bundle.manifest import MediaSpec
 from vl3edge.runtime.config import SamplingPlan
 from vl3edge.runtime.encoder import ClipEncoder
-from vl3edge.runtime.engine import select_backend
 from vl3edge.runtime.errors import MediaError
 from vl3edge.runtime.media.discovery import expand
 from vl3edge.runtime.prompt.chat_template import MediaItem, PromptTemplate

@@ -12,7 +12,7 @@ from pathlib import Path
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.errors import CheckpointError
 from vl3edge.quant.errors import QuantError
-from vl3edge.runtime.engine import BACKENDS
+from vl3edge.runtime.backends.onnxruntime import BACKENDS
 from vl3edge.runtime.errors import Vl3EdgeError
 from vl3edge.runtime.records import one_line
 

@@ -23,7 +23,7 @@ from vl3edge.models.tensors import DECODER
 from vl3edge.quant.calibration import CalibrationSet
 from vl3edge.quant.dequantized import DequantizedCheckpoint
 from vl3edge.quant.sequences import CalibrationSequence
-from vl3edge.runtime.engine import select_backend
+from vl3edge.runtime.backends.onnxruntime import select_backend
 
 from .decoder import pad_heads, padded_head_dim
 from .errors import ExportError

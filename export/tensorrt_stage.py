@@ -19,15 +19,15 @@ from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.projector import Projector
 from vl3edge.models.tensors import PROJECTOR, VISION
 from vl3edge.models.vision import VisionEncoder
+from vl3edge.runtime.backends.features import on_host
+from vl3edge.runtime.backends.onnxruntime import OrtEngine
+from vl3edge.runtime.backends.tensorrt_build import BuildOptions, build_engines
+from vl3edge.runtime.backends.tensorrt_library import import_tensorrt
+from vl3edge.runtime.backends.tensorrt_vision import BlockProjector, PatchEncoder
 from vl3edge.runtime.bundle.manifest import Manifest
 from vl3edge.runtime.bundle.plans import ENGINES
 from vl3edge.runtime.bundle.profiles import projector_profiles, vision_profiles
-from vl3edge.runtime.engine import OrtEngine
 from vl3edge.runtime.errors import Vl3EdgeError
-from vl3edge.runtime.features import on_host
-from vl3edge.runtime.tensorrt_build import BuildOptions, build_engines
-from vl3edge.runtime.tensorrt_library import import_tensorrt
-from vl3edge.runtime.tensorrt_vision import BlockProjector, PatchEncoder
 
 from .check import Difference, load_session
 from .decoder import TensorSource

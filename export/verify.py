@@ -21,10 +21,10 @@ from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.config import ModelConfig
 from vl3edge.models.projector import Projector
 from vl3edge.models.vision import VisionEncoder
+from vl3edge.runtime.backends.features import on_host
+from vl3edge.runtime.backends.onnxruntime import Backend, select_backend
 from vl3edge.runtime.bundle.bundle import Bundle, open_bundle
 from vl3edge.runtime.bundle.manifest import Manifest
-from vl3edge.runtime.engine import Backend, select_backend
-from vl3edge.runtime.features import on_host
 from vl3edge.runtime.media.resize import PixelBudget, resize_rgb, target_size
 from vl3edge.runtime.pruning import keep_mask
 from vl3edge.runtime.vision import VisionPath

@@ -22,12 +22,12 @@ from vl3edge.models.tensors import EMBEDDINGS
 from vl3edge.quant.dequantized import DequantizedCheckpoint
 from vl3edge.quant.gptq_reader import GptqLinears
 from vl3edge.runtime import GenerationConfig, VideoLlama3
+from vl3edge.runtime.backends.onnxruntime import Backend
 from vl3edge.runtime.bundle.bundle import Bundle
 from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, PREFILL_GRAPH, TextSpec
 from vl3edge.runtime.config import SamplingPlan
 from vl3edge.runtime.decoder import Decoder
 from vl3edge.runtime.decoder_graph import load_decoder_graph
-from vl3edge.runtime.engine import Backend
 from vl3edge.runtime.errors import Vl3EdgeError
 from vl3edge.runtime.prompt.tokenizer import Tokenizer
 

@@ -17,9 +17,9 @@ import onnx
 import torch
 
 from vl3edge.models.config import TextConfig
+from vl3edge.runtime.backends.onnxruntime import Backend
 from vl3edge.runtime.bundle.bundle import Bundle
 from vl3edge.runtime.bundle.manifest import PREFILL_GRAPH
-from vl3edge.runtime.engine import Backend
 
 from .decoder import PREFIX, pad_heads
 from .graph_linears import GraphTensors

@@ -18,9 +18,9 @@ from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.vision import VisionEncoder
 from vl3edge.models.weights import Dense
 from vl3edge.quant.calibration import calibration_items
+from vl3edge.runtime.backends.onnxruntime import select_backend
 from vl3edge.runtime.bundle.manifest import Manifest, MediaSpec
 from vl3edge.runtime.config import SamplingPlan
-from vl3edge.runtime.engine import select_backend
 from vl3edge.runtime.errors import MediaError
 from vl3edge.runtime.media.contents import media_kind
 from vl3edge.runtime.media.discovery import expand

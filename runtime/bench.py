@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 
 from . import workload
+from .backends.features import Features
+from .backends.onnxruntime import Backend
 from .bundle.bundle import Bundle
 from .config import SamplingPlan
 from .decoder import Decoder
 from .decoder_graph import load_decoder_graph
 from .encoder import pixel_budget
-from .engine import Backend
 from .errors import ConfigError
-from .features import Features
 from .machine_speed import cores, multiply_rate, read_bandwidth
 from .media.resize import PixelBudget, target_size
 from .media.video import open_video

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from . import cli_options as shared
+from .backends.onnxruntime import BACKENDS, select_backend
 from .bench import Bench, BenchPlan, Stage
 from .bundle.bundle import bundle_folder, open_bundle
-from .engine import BACKENDS, select_backend
 from .errors import ConfigError
 from .machine_speed import cores
 

@@ -7,11 +7,11 @@ import contextlib
 import sys
 from typing import Literal, get_args
 
+from .backends.onnxruntime import BACKENDS
 from .bundle.bundle import bundle_folder, read_manifest
 from .bundle.manifest import Manifest
 from .clip import Clip, MediaKind
 from .config import GenerationConfig, PruningConfig, SamplingPlan
-from .engine import BACKENDS
 from .errors import ConfigError
 from .generation import GenerationStats
 from .media.addresses import without_secrets

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .buffers import Buffer
+from .backends.buffers import Buffer
 from .bundle.manifest import DECODER_GRAPH, PREFILL_GRAPH, TextSpec
 from .decoder_graph import Binding, BoundTensor, DecoderGraph
 from .errors import BundleError

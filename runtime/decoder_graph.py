@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from .buffers import HOST, Buffer, DeviceMemory, Memory
+from .backends.buffers import HOST, Buffer, DeviceMemory, Memory
+from .backends.onnxruntime import Backend, guarded, import_onnxruntime
 from .bundle.bundle import Bundle
 from .bundle.manifest import DECODER_GRAPH, HALF_DECODER_GRAPH, PREFILL_GRAPH
-from .engine import Backend, guarded, import_onnxruntime
 from .errors import BackendError, BackendWarning, BundleError
 
 MAX_RECORDINGS = 64

@@ -13,10 +13,10 @@ from itertools import chain
 
 import numpy as np
 
+from .backends.features import Features, frames_of, gathered
 from .clip import MediaKind
 from .config import PruningConfig
 from .errors import BackendError
-from .features import Features, frames_of, gathered
 from .pruning import FramePruner
 from .pruning_choice import choose_threshold
 from .vision import VisionPath

@@ -20,11 +20,11 @@ import numpy as np
 import numpy.typing as npt
 
 from . import workload
+from .backends.onnxruntime import select_backend
 from .bundle.bundle import Bundle
 from .clip import MediaKind, new_uid
 from .config import GenerationConfig, PruningConfig, SamplingPlan
 from .encoder import ClipEncoder, OpenedMedia
-from .engine import select_backend
 from .machine_speed import cores, multiply_rate, read_bandwidth
 from .memory_estimate import MemoryEstimate, estimate
 from .prompt.chat_template import DESCRIBE, MediaItem, Piece, PromptTemplate, question_about, with_system

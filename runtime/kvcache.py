@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .buffers import HOST, Buffer, Memory
+from .backends.buffers import HOST, Buffer, Memory
 from .bundle.manifest import TextSpec
 from .errors import ContextLengthError
 from .rotary import Rotary

@@ -17,10 +17,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from .backends.onnxruntime import PATCHES_PER_CALL
 from .bundle.bundle import Bundle
 from .bundle.manifest import PREFILL_GRAPH, Manifest
 from .decoder import PREFILL_CHUNK
-from .engine import PATCHES_PER_CALL
 from .kvcache import bytes_per_row, capacity_for
 
 FLOAT = 4

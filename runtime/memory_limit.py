@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import re
 
+from .backends.onnxruntime import Backend
 from .bundle.manifest import Manifest
 from .decoder import PREFILL_CHUNK
-from .engine import Backend
 from .errors import ConfigError, ContextLengthError, MediaError, MemoryLimitError
 from .kvcache import bytes_per_row
 from .memory import available_bytes

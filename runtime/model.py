@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from .backends.onnxruntime import PATCHES_PER_CALL, Backend, select_backend
 from .batch import BatchGenerator
 from .bundle.bundle import Bundle, bundle_folder, open_bundle
 from .bundle.manifest import DECODER_GRAPH, HALF_DECODER_GRAPH, PREFILL_GRAPH
@@ -17,7 +18,6 @@ from .config import GenerationConfig, PruningConfig, SamplingPlan
 from .decoder import PREFILL_CHUNK, BatchDecoder, Decoder
 from .decoder_graph import load_decoder_graph
 from .encoder import ClipEncoder, OpenedMedia, PendingClip
-from .engine import PATCHES_PER_CALL, Backend, select_backend
 from .errors import ConfigError
 from .generation import Answer, Chunk, Generator, join
 from .media.limits import DEFAULT_LIMITS, MediaLimits

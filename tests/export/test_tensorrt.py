@@ -28,15 +28,15 @@ from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.random import preset, write_random_checkpoint
 from vl3edge.models.vision import VisionEncoder
 from vl3edge.runtime import VideoLlama3
+from vl3edge.runtime.backends.onnxruntime import Backend, Engine, OrtEngine
+from vl3edge.runtime.backends.tensorrt_build import BuildOptions, build_engines, compile_plan
+from vl3edge.runtime.backends.tensorrt_library import import_tensorrt
+from vl3edge.runtime.backends.tensorrt_vision import BlockProjector, PatchEncoder
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, Bundle, open_bundle
 from vl3edge.runtime.bundle.plans import TensorSpec, read_engine_sets
 from vl3edge.runtime.bundle.profiles import Profile, ShapeRange, projector_profiles, vision_profiles
 from vl3edge.runtime.cli import main
-from vl3edge.runtime.engine import Backend, Engine, OrtEngine
 from vl3edge.runtime.errors import BackendError, BundleError, ConfigError
-from vl3edge.runtime.tensorrt_build import BuildOptions, build_engines, compile_plan
-from vl3edge.runtime.tensorrt_library import import_tensorrt
-from vl3edge.runtime.tensorrt_vision import BlockProjector, PatchEncoder
 
 needs_tensorrt = pytest.mark.skipif(
     all(importlib.util.find_spec(name) is None for name in ("tensorrt_rtx", "tensorrt_rtx_bindings")),
@@ -318,7 +318,7 @@ def test_without_tensorrt_an_export_for_rtx_does_not_begin(
     def missing(name: str) -> None:
         raise ModuleNotFoundError(name)
 
-    monkeypatch.setattr("vl3edge.runtime.tensorrt_library.importlib.import_module", missing)
+    monkeypatch.setattr("vl3edge.runtime.backends.tensorrt_library.importlib.import_module", missing)
     checkpoint = Checkpoint.open(checkpoints("tiny"))
     with pytest.raises(ExportError, match=r"pip install 'vl3edge\[rtx\]'"):
         export_bundle(checkpoint, tmp_path / "bundle", ExportOptions(targets=("cpu", "rtx")))

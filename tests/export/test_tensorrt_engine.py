@@ -20,14 +20,14 @@ from vl3edge.export.tensorrt import export_tensorrt_projector, export_tensorrt_v
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.projector import Projector
 from vl3edge.runtime import PruningConfig, SamplingPlan, VideoLlama3
-from vl3edge.runtime.buffers import DeviceMemory
+from vl3edge.runtime.backends.buffers import DeviceMemory
+from vl3edge.runtime.backends.tensorrt import TensorRtBackend
+from vl3edge.runtime.backends.tensorrt_engine import TensorRtEngine
+from vl3edge.runtime.backends.tensorrt_vision import BlockProjector, PatchEncoder
 from vl3edge.runtime.bundle.bundle import hash_file, open_bundle, read_manifest
 from vl3edge.runtime.bundle.plans import EngineSet, PlanSpec, TensorSpec, read_engine_sets
 from vl3edge.runtime.bundle.profiles import activation_bytes, max_patches, projector_profiles, vision_profiles
 from vl3edge.runtime.errors import BackendError, BundleError, MediaWarning
-from vl3edge.runtime.tensorrt_backend import TensorRtBackend
-from vl3edge.runtime.tensorrt_engine import TensorRtEngine
-from vl3edge.runtime.tensorrt_vision import BlockProjector, PatchEncoder
 
 FAKE_VERSION = FakeTensorRt.__version__
 

@@ -19,12 +19,12 @@ from vl3edge.export.tensorrt_stage import write_tensorrt
 from vl3edge.export.vision_calibration import VisionCalibration, calibrate_vision, calibration_clips
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.demo.twin import write_outlier_twin
+from vl3edge.runtime.backends.onnxruntime import OrtEngine
+from vl3edge.runtime.backends.tensorrt_build import BuildOptions, compile_plan
+from vl3edge.runtime.backends.tensorrt_library import import_tensorrt
+from vl3edge.runtime.backends.tensorrt_vision import PatchEncoder
 from vl3edge.runtime.bundle.profiles import vision_profiles
-from vl3edge.runtime.engine import OrtEngine
 from vl3edge.runtime.errors import BackendError
-from vl3edge.runtime.tensorrt_build import BuildOptions, compile_plan
-from vl3edge.runtime.tensorrt_library import import_tensorrt
-from vl3edge.runtime.tensorrt_vision import PatchEncoder
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_tensorrt_for_rtx_multiplies_int8(
     trt = rtx()
     export_tensorrt_vision(Float32Source(checkpoint), checkpoint.config, tmp_path, calibration=calibration)
     log: list[str] = []
-    listen = "vl3edge.runtime.tensorrt_build._Notes.listen"
+    listen = "vl3edge.runtime.backends.tensorrt_build._Notes.listen"
     monkeypatch.setattr(listen, lambda notes, message: log.append(message))
     profiles = vision_profiles(make_manifest(checkpoint.config, ExportOptions(), None))[:1]
     plan, _ = compile_plan(trt, tmp_path / "vision.onnx", profiles, BuildOptions("rtx"))

@@ -25,10 +25,10 @@ from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.demo.twin import write_outlier_twin
 from vl3edge.models.vision import VisionEncoder
 from vl3edge.runtime import PruningConfig, SamplingPlan, VideoLlama3
+from vl3edge.runtime.backends.onnxruntime import Backend, select_backend
 from vl3edge.runtime.bundle.bundle import open_bundle
 from vl3edge.runtime.bundle.manifest import Manifest, VisionQuantization
 from vl3edge.runtime.cpu_features import adds_8_bit_products_exactly
-from vl3edge.runtime.engine import Backend, select_backend
 from vl3edge.runtime.errors import BackendError
 from vl3edge.runtime.vision import VisionPath
 
@@ -105,7 +105,7 @@ def test_sums_do_not_overflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, k
     """The largest products there are, added as this CPU is said to do it exactly, and as others have to."""
     if known and not adds_8_bit_products_exactly():
         pytest.skip("a CPU that is not known to add 8-bit products in 32 bits")
-    monkeypatch.setattr("vl3edge.runtime.engine.adds_8_bit_products_exactly", lambda: known)
+    monkeypatch.setattr("vl3edge.runtime.backends.onnxruntime.adds_8_bit_products_exactly", lambda: known)
     path = product_graph(tmp_path, np.ones((1152, 48), np.float32), gelu=False)
     for rows in (1, 64):
         (y,) = select_backend("cpu", 1).session(path).run(None, {"x": np.ones((rows, 1152), np.float32)})

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vl3edge.runtime.cuda import CudaDevice
+from vl3edge.runtime.backends.cuda import CudaDevice
 from vl3edge.runtime.errors import BackendError
 
 

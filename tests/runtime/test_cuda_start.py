@@ -10,8 +10,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from vl3edge.runtime import cuda_start
-from vl3edge.runtime.cuda_start import PROVIDER, start_cuda
+from vl3edge.runtime.backends import cuda_start
+from vl3edge.runtime.backends.cuda_start import PROVIDER, start_cuda
 from vl3edge.runtime.errors import BackendError
 
 ORIN, H100 = ("Orin", (8, 7)), ("NVIDIA H100", (9, 0))

@@ -260,6 +260,6 @@ def test_inspecting_loads_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("a graph was loaded")
 
-    monkeypatch.setattr("vl3edge.runtime.engine.Backend.session", refuse)
-    monkeypatch.setattr("vl3edge.runtime.engine.Backend.graph", refuse)
+    monkeypatch.setattr("vl3edge.runtime.backends.onnxruntime.Backend.session", refuse)
+    monkeypatch.setattr("vl3edge.runtime.backends.onnxruntime.Backend.graph", refuse)
     assert inspect(open_bundle(DEMO_BUNDLE), CLIP, speed=SPEED).num_frames == 9

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vl3edge.runtime.backends.onnxruntime import select_backend
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, open_bundle
 from vl3edge.runtime.decoder import Decoder
-from vl3edge.runtime.engine import select_backend
 from vl3edge.runtime.errors import BundleError
 from vl3edge.runtime.rotary import Rotary
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from fake_tensorrt import FakeTensorRt
 
+from vl3edge.runtime.backends.cuda import open_device
+from vl3edge.runtime.backends.onnxruntime import select_backend
+from vl3edge.runtime.backends.tensorrt_library import import_tensorrt
 from vl3edge.runtime.cli import main
-from vl3edge.runtime.cuda import open_device
-from vl3edge.runtime.engine import select_backend
 from vl3edge.runtime.errors import BackendError
-from vl3edge.runtime.tensorrt_library import import_tensorrt
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 def test_the_command_says_what_a_bundle_lacks(
     bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vl3edge.runtime.tensorrt_build.import_tensorrt", lambda target: FakeTensorRt({}))
+    monkeypatch.setattr("vl3edge.runtime.backends.tensorrt_build.import_tensorrt", lambda target: FakeTensorRt({}))
     assert main(["build", str(bundle), "--target", "rtx"]) == 1
     err = capsys.readouterr().err
     assert "engines/vision.onnx" in err

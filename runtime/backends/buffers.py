@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ..memory import available_bytes
 from .cuda import Device
-from .memory import available_bytes
 
 
 class Buffer(Protocol):

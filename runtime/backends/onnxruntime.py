@@ -15,12 +15,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .bundle.bundle import Bundle
-from .cpu_features import adds_8_bit_products_exactly
+from ..bundle.bundle import Bundle
+from ..cpu_features import adds_8_bit_products_exactly
+from ..errors import BackendError, BundleError, ConfigError
 from .cuda import Device, open_device
 from .cuda_start import PROVIDER as _CUDA
 from .cuda_start import start_cuda
-from .errors import BackendError, BundleError, ConfigError
 
 BACKENDS = ("auto", "cpu", "cuda", "rtx", "jetson", "tensorrt")
 PATCHES_PER_CALL = 2048
@@ -174,7 +174,7 @@ def select_backend(name: str = "auto", num_threads: int = 0) -> Backend:
     if not 0 <= num_threads <= MAX_THREADS:
         raise ConfigError(f"the number of threads must be 0 (one per core) to {MAX_THREADS}, not {num_threads}")
     if name not in ("auto", "cpu", "cuda"):
-        from .tensorrt_backend import open_backend  # it builds on this module
+        from .tensorrt import open_backend  # it builds on this module
 
         return open_backend(name, lambda: select_backend("cuda", num_threads))
     ort = import_onnxruntime()

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from ..bundle.profiles import Profile, frames_per_call, max_patches, patches_averaged
+from ..errors import BackendError
 from .buffers import DeviceMemory
-from .bundle.profiles import Profile, frames_per_call, max_patches, patches_averaged
-from .engine import Engine
-from .errors import BackendError
 from .features import Features, flattened, frames_of
+from .onnxruntime import Engine
 from .tensorrt_engine import TensorRtEngine
 
 

@@ -9,7 +9,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-from .errors import BackendError
+from ..errors import BackendError
 
 _MODULES = {"rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"), "jetson": ("tensorrt", "tensorrt_bindings")}
 _INSTALL = {

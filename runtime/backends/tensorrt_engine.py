@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from ..bundle.plans import PlanSpec, TensorSpec
+from ..bundle.profiles import choose
+from ..errors import BackendError
 from .buffers import DeviceBuffer
-from .bundle.plans import PlanSpec, TensorSpec
-from .bundle.profiles import choose
 from .cuda import Device
-from .errors import BackendError
 from .tensorrt_library import make_logger
 
 

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .errors import BackendError
+from ..errors import BackendError
 
 _INSTALL = "pip install cuda-python"
 

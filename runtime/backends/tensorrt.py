@@ -9,14 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..bundle.bundle import Bundle
+from ..bundle.manifest import MediaSpec
+from ..bundle.plans import InstalledEngines, choose_engines, read_engine_sets
+from ..bundle.profiles import Profile, frames_per_call, max_patches
+from ..errors import BackendError
 from .buffers import DeviceMemory
-from .bundle.bundle import Bundle
-from .bundle.manifest import MediaSpec
-from .bundle.plans import InstalledEngines, choose_engines, read_engine_sets
-from .bundle.profiles import Profile, frames_per_call, max_patches
 from .cuda import Device
-from .engine import Backend, Engine, FrameLimits
-from .errors import BackendError
+from .onnxruntime import Backend, Engine, FrameLimits
 from .tensorrt_engine import TensorRtEngine
 from .tensorrt_library import import_tensorrt
 from .tensorrt_vision import BlockProjector, ResidentPatchEncoder

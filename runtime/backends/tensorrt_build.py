@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .bundle.bundle import hash_file
-from .bundle.manifest import FileEntry, Manifest
-from .bundle.plans import ENGINES, PLAN_MANIFEST, PORTABLE, SOURCES, EngineSet, PlanSpec, Target, TensorSpec
-from .bundle.profiles import DEFAULT_MEMORY_BYTES, Profile, projector_profiles, vision_profiles
-from .errors import BackendError, BundleError, ConfigError
+from ..bundle.bundle import hash_file
+from ..bundle.manifest import FileEntry, Manifest
+from ..bundle.plans import ENGINES, PLAN_MANIFEST, PORTABLE, SOURCES, EngineSet, PlanSpec, Target, TensorSpec
+from ..bundle.profiles import DEFAULT_MEMORY_BYTES, Profile, projector_profiles, vision_profiles
+from ..errors import BackendError, BundleError, ConfigError
 from .tensorrt_library import import_tensorrt, make_logger
 
 TIMING_CACHE = "timing.cache"
