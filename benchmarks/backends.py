@@ -39,7 +39,7 @@ from vl3edge.runtime.backends.features import on_host
 from vl3edge.runtime.backends.onnxruntime import select_backend
 from vl3edge.runtime.bundle.bundle import open_bundle
 from vl3edge.runtime.clip import Clip
-from vl3edge.runtime.decoder import Decoder
+from vl3edge.runtime.decode.decoder import Decoder
 from vl3edge.runtime.encoder import pixel_budget
 from vl3edge.runtime.errors import BackendError
 from vl3edge.runtime.media.resize import target_size

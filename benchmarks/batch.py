@@ -31,7 +31,7 @@ from machine import describe
 from vl3edge.runtime.backends.onnxruntime import select_backend
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, Bundle, open_bundle
 from vl3edge.runtime.bundle.manifest import TextSpec
-from vl3edge.runtime.decoder import BatchDecoder
+from vl3edge.runtime.decode.decoder import BatchDecoder
 from vl3edge.runtime.prompt.splice import EmbeddingTable
 
 RESULTS = Path(__file__).parent / "results" / "batch.json"

@@ -21,7 +21,7 @@ from peers import import_transformers
 from turns import medians, run_alone
 
 from vl3edge.runtime import GenerationConfig, PruningConfig, SamplingPlan, VideoLlama3
-from vl3edge.runtime.generation import join
+from vl3edge.runtime.decode.generate import join
 from vl3edge.runtime.resident import peak_bytes
 
 RESULTS = Path(__file__).parent / "results" / "caption.json"

@@ -33,8 +33,8 @@ from vl3edge.runtime import VideoLlama3
 from vl3edge.runtime.backends.onnxruntime import Backend, Engine
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, Bundle, open_bundle
 from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, HALF_DECODER_GRAPH
-from vl3edge.runtime.decoder import Decoder
-from vl3edge.runtime.decoder_graph import load_decoder_graph
+from vl3edge.runtime.decode.decoder import Decoder
+from vl3edge.runtime.decode.graph import load_decoder_graph
 
 RESULTS = Path(__file__).parent / "results"
 FILES = {"vision": "fp16_accuracy.json", "decoder": "fp16_decoder.json"}

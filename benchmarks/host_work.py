@@ -18,7 +18,7 @@ from typing import Any
 from machine import describe
 
 from vl3edge.runtime import GenerationConfig, VideoLlama3
-from vl3edge.runtime.generation import Generator
+from vl3edge.runtime.decode.generate import Generator
 
 RESULTS = Path(__file__).parent / "results" / "host_work.json"
 CLIP = Path(__file__).parent.parent / "tests" / "fixtures" / "demo_clip.mp4"

@@ -45,8 +45,8 @@ def rates(context: int, steps: int, prefill_s: float, decode_s: float) -> Figure
 def run_vl3edge(options: argparse.Namespace, folder: str) -> Figures:
     from vl3edge.runtime.backends.onnxruntime import select_backend
     from vl3edge.runtime.bundle.bundle import open_bundle
-    from vl3edge.runtime.decoder import Decoder
-    from vl3edge.runtime.decoder_graph import load_decoder_graph
+    from vl3edge.runtime.decode.decoder import Decoder
+    from vl3edge.runtime.decode.graph import load_decoder_graph
     from vl3edge.runtime.prompt.splice import EmbeddingTable
     from vl3edge.runtime.workload import step_bytes
 

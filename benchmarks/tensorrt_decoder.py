@@ -29,7 +29,7 @@ from vl3edge.export.pipeline import Float32Source
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.config import TextConfig
 from vl3edge.runtime.backends.tensorrt_library import import_tensorrt, make_logger
-from vl3edge.runtime.decoder import Decoder
+from vl3edge.runtime.decode.decoder import Decoder
 
 RESULTS = Path(__file__).parent / "results" / "tensorrt_decoder.json"
 CAPACITY, GROUP = 256, 32

@@ -16,7 +16,7 @@ from vl3edge.models.decoder import DecoderLayer, RMSNorm, rotary
 from vl3edge.models.tensors import DECODER, EMBEDDINGS, LM_HEAD
 from vl3edge.quant.dequantized import DequantizedCheckpoint
 from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, HALF_DECODER_GRAPH
-from vl3edge.runtime.decoder import Decoder
+from vl3edge.runtime.decode.decoder import Decoder
 
 from .decoder import text_spec
 from .half_range import HalfRange

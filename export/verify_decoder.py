@@ -26,8 +26,8 @@ from vl3edge.runtime.backends.onnxruntime import Backend
 from vl3edge.runtime.bundle.bundle import Bundle
 from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, PREFILL_GRAPH, TextSpec
 from vl3edge.runtime.config import SamplingPlan
-from vl3edge.runtime.decoder import Decoder
-from vl3edge.runtime.decoder_graph import load_decoder_graph
+from vl3edge.runtime.decode.decoder import Decoder
+from vl3edge.runtime.decode.graph import load_decoder_graph
 from vl3edge.runtime.errors import Vl3EdgeError
 from vl3edge.runtime.prompt.tokenizer import Tokenizer
 

@@ -18,8 +18,8 @@ from .backends.features import Features
 from .backends.onnxruntime import Backend
 from .bundle.bundle import Bundle
 from .config import SamplingPlan
-from .decoder import Decoder
-from .decoder_graph import load_decoder_graph
+from .decode.decoder import Decoder
+from .decode.graph import load_decoder_graph
 from .encoder import pixel_budget
 from .errors import ConfigError
 from .machine_speed import cores, multiply_rate, read_bandwidth

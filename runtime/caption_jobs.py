@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .batch import BatchGenerator, BatchRequest
 from .clip import Clip, MediaKind
 from .config import GenerationConfig, PruningConfig, SamplingPlan
+from .decode.batch import BatchGenerator, BatchRequest
+from .decode.generate import Answer
 from .encoder import PendingClip
-from .generation import Answer
 from .prompt.chat_template import DESCRIBE, question_about
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from .caption_jobs import CaptionJob, CaptionResult
 from .clip import Clip, MediaKind
 from .config import GenerationConfig, PruningConfig, SamplingPlan
+from .decode.generate import GenerationStats
 from .encoder import OpenedMedia
 from .errors import BackendError, ConfigError, ContextLengthError, MediaError, unexpected
 from .find import grounding_question, read_span
-from .generation import GenerationStats
 from .model import VideoLlama3
 from .outputs import Output
 from .recordfile import State

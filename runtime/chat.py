@@ -12,9 +12,9 @@ from typing import Any
 
 from .clip import Clip
 from .config import GenerationConfig
+from .decode.generate import Answer, Chunk, join
 from .encoder import PendingClip
 from .errors import Vl3EdgeError
-from .generation import Answer, Chunk, join
 from .prompt.chat_template import media_items, question_about, with_system
 
 AnyClip = Clip | PendingClip

@@ -12,8 +12,8 @@ from .bundle.bundle import bundle_folder, read_manifest
 from .bundle.manifest import Manifest
 from .clip import Clip, MediaKind
 from .config import GenerationConfig, PruningConfig, SamplingPlan
+from .decode.generate import GenerationStats
 from .errors import ConfigError
-from .generation import GenerationStats
 from .media.addresses import without_secrets
 from .media.limits import DEFAULT_LIMITS, MediaLimits
 from .memory_limit import parse_bytes

@@ -14,8 +14,8 @@ from typing import Literal, Protocol
 import numpy as np
 
 from .config import GenerationConfig
+from .decode.generate import Chunk
 from .errors import ConfigError, MediaError
-from .generation import Chunk
 from .live import LiveFrame, LiveReader
 from .live_change import ChangeDetector
 from .live_news import LiveEvent

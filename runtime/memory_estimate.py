@@ -20,8 +20,8 @@ from typing import Any
 from .backends.onnxruntime import PATCHES_PER_CALL
 from .bundle.bundle import Bundle
 from .bundle.manifest import PREFILL_GRAPH, Manifest
-from .decoder import PREFILL_CHUNK
-from .kvcache import bytes_per_row, capacity_for
+from .decode.decoder import PREFILL_CHUNK
+from .decode.kv_cache import bytes_per_row, capacity_for
 
 FLOAT = 4
 BASE_BYTES = 105_000_000

@@ -12,9 +12,9 @@ import re
 
 from .backends.onnxruntime import Backend
 from .bundle.manifest import Manifest
-from .decoder import PREFILL_CHUNK
+from .decode.decoder import PREFILL_CHUNK
+from .decode.kv_cache import bytes_per_row
 from .errors import ConfigError, ContextLengthError, MediaError, MemoryLimitError
-from .kvcache import bytes_per_row
 from .memory import available_bytes
 from .memory_estimate import (
     BASE_BYTES,

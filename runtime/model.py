@@ -8,18 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from .backends.onnxruntime import PATCHES_PER_CALL, Backend, select_backend
-from .batch import BatchGenerator
 from .bundle.bundle import Bundle, bundle_folder, open_bundle
 from .bundle.manifest import DECODER_GRAPH, HALF_DECODER_GRAPH, PREFILL_GRAPH
 from .caption_jobs import CaptionJob, CaptionResult, one_by_one, together
 from .chat import Chat
 from .clip import Clip, MediaKind
 from .config import GenerationConfig, PruningConfig, SamplingPlan
-from .decoder import PREFILL_CHUNK, BatchDecoder, Decoder
-from .decoder_graph import load_decoder_graph
+from .decode.batch import BatchGenerator
+from .decode.decoder import PREFILL_CHUNK, BatchDecoder, Decoder
+from .decode.generate import Answer, Chunk, Generator, join
+from .decode.graph import load_decoder_graph
+from .decode.rope import Rotary
 from .encoder import ClipEncoder, OpenedMedia, PendingClip
 from .errors import ConfigError
-from .generation import Answer, Chunk, Generator, join
 from .media.limits import DEFAULT_LIMITS, MediaLimits
 from .memory_estimate import prefill_bytes, vision_bytes
 from .memory_limit import MemoryBudget
@@ -29,7 +30,6 @@ from .prompt.messages import conversation_pieces
 from .prompt.splice import EmbeddingTable, SplicedPrompt, growing
 from .prompt.tokenizer import Tokenizer
 from .resident import trimmed
-from .rotary import Rotary
 from .session import Session
 from .streamlayout import StreamFormat, StreamLayout
 from .vision import VisionPath

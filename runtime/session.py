@@ -16,8 +16,8 @@ import numpy as np
 
 from .clip import new_uid
 from .config import GenerationConfig, SamplingPlan
+from .decode.generate import Chunk, Generator
 from .errors import ContextLengthError, MediaError, Vl3EdgeError
-from .generation import Chunk, Generator
 from .media.video import VideoSource, open_video
 from .prompt.chat_template import VisualSlot, media_items
 from .prompt.splice import SplicedPrompt, Visual, common_prefix, splice

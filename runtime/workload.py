@@ -5,7 +5,7 @@ from __future__ import annotations
 from .bundle.bundle import Bundle
 from .bundle.manifest import Manifest, TextSpec
 from .bundle.onnx_external import external_files
-from .kvcache import bytes_per_row
+from .decode.kv_cache import bytes_per_row
 
 
 def vision_flops(manifest: Manifest, patches: int) -> float:

@@ -18,8 +18,8 @@ from tokenizers import Tokenizer
 from vl3edge.runtime.backends.onnxruntime import select_backend
 from vl3edge.runtime.bundle.bundle import open_bundle
 from vl3edge.runtime.config import GenerationConfig, PruningConfig
-from vl3edge.runtime.decoder import Decoder
-from vl3edge.runtime.decoder_graph import load_decoder_graph
+from vl3edge.runtime.decode.decoder import Decoder
+from vl3edge.runtime.decode.graph import load_decoder_graph
 from vl3edge.runtime.media.image import load_image
 from vl3edge.runtime.media.resize import PixelBudget, resize_rgb, target_size
 from vl3edge.runtime.media.video import open_video

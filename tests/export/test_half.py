@@ -27,7 +27,7 @@ from vl3edge.quant.linear import LayerError, QuantizedLinear
 from vl3edge.runtime.bundle.bundle import open_bundle
 from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, HALF_DECODER_GRAPH, TextSpec
 from vl3edge.runtime.bundle.onnx_external import external_files
-from vl3edge.runtime.decoder import PREFILL_CHUNK, BatchDecoder, Decoder
+from vl3edge.runtime.decode.decoder import PREFILL_CHUNK, BatchDecoder, Decoder
 
 CUDA_KERNELS = {
     "Add": 14,

@@ -24,7 +24,7 @@ from vl3edge.quant.gptq_reader import GptqLinears
 from vl3edge.quant.plan import QuantizationPlan
 from vl3edge.runtime import GenerationConfig, SamplingPlan, VideoLlama3
 from vl3edge.runtime.bundle.bundle import open_bundle
-from vl3edge.runtime.decoder import Decoder
+from vl3edge.runtime.decode.decoder import Decoder
 from vl3edge.runtime.prompt.splice import EmbeddingTable
 
 TOKENS = 1500

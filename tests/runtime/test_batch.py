@@ -14,13 +14,13 @@ import pytest
 
 from vl3edge.runtime import GenerationConfig
 from vl3edge.runtime.backends.onnxruntime import select_backend
-from vl3edge.runtime.batch import BatchGenerator, BatchRequest
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, open_bundle
 from vl3edge.runtime.bundle.manifest import TextSpec
-from vl3edge.runtime.decoder import BatchDecoder, Decoder
+from vl3edge.runtime.decode.batch import BatchGenerator, BatchRequest
+from vl3edge.runtime.decode.decoder import BatchDecoder, Decoder
+from vl3edge.runtime.decode.generate import Answer, Generator, join
+from vl3edge.runtime.decode.kv_cache import bytes_per_row
 from vl3edge.runtime.errors import BackendError, BatchWarning, ContextLengthError
-from vl3edge.runtime.generation import Answer, Generator, join
-from vl3edge.runtime.kvcache import bytes_per_row
 from vl3edge.runtime.prompt.splice import EmbeddingTable, SplicedPrompt
 from vl3edge.runtime.prompt.tokenizer import Tokenizer
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from vl3edge.runtime import GenerationConfig, VideoLlama3
+from vl3edge.runtime.decode.generate import join
 from vl3edge.runtime.errors import ConfigError, ContextLengthError, MediaError, Vl3EdgeError
-from vl3edge.runtime.generation import join
 from vl3edge.runtime.prompt.messages import conversation_pieces
 
 CLIP = Path(__file__).parent.parent / "fixtures" / "demo_clip.mp4"

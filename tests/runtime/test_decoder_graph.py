@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 from fake_tensorrt import FakeDevice
 
-from vl3edge.runtime import decoder_graph
 from vl3edge.runtime.backends.buffers import HOST, DeviceMemory, Memory
 from vl3edge.runtime.backends.onnxruntime import Backend, select_backend
-from vl3edge.runtime.batch import BatchGenerator, BatchRequest
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, Bundle, open_bundle
 from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, HALF_DECODER_GRAPH, PREFILL_GRAPH, FileEntry
 from vl3edge.runtime.config import GenerationConfig
-from vl3edge.runtime.decoder import PREFILL_CHUNK, BatchDecoder, Decoder
-from vl3edge.runtime.decoder_graph import DecoderGraph, load_decoder_graph
+from vl3edge.runtime.decode import graph as decoder_graph
+from vl3edge.runtime.decode.batch import BatchGenerator, BatchRequest
+from vl3edge.runtime.decode.decoder import PREFILL_CHUNK, BatchDecoder, Decoder
+from vl3edge.runtime.decode.generate import Generator
+from vl3edge.runtime.decode.graph import DecoderGraph, load_decoder_graph
 from vl3edge.runtime.errors import BackendError, BackendWarning, BundleError
-from vl3edge.runtime.generation import Generator
 from vl3edge.runtime.prompt.splice import EmbeddingTable, SplicedPrompt
 from vl3edge.runtime.prompt.tokenizer import Tokenizer
 

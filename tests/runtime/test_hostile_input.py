@@ -15,10 +15,10 @@ from vl3edge.runtime import GenerationConfig, SamplingPlan, VideoLlama3
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE
 from vl3edge.runtime.bundle.manifest import sealed
 from vl3edge.runtime.cli import main
-from vl3edge.runtime.decoder import Decoder
+from vl3edge.runtime.decode.decoder import Decoder
+from vl3edge.runtime.decode.sampler import filtered_probabilities
 from vl3edge.runtime.errors import BundleError, ConfigError, MediaError
 from vl3edge.runtime.media.discovery import expand
-from vl3edge.runtime.sampling import filtered_probabilities
 
 SHORT = GenerationConfig(max_new_tokens=8)
 
@@ -130,7 +130,7 @@ def test_running_out_of_memory_while_the_cache_grows_leaves_a_usable_model(
                 raise MemoryError
         return real(shape, dtype)  # type: ignore[call-overload, no-any-return]
 
-    monkeypatch.setattr("vl3edge.runtime.decoder.np.zeros", scarce)
+    monkeypatch.setattr("vl3edge.runtime.decode.decoder.np.zeros", scarce)
     with pytest.raises(MemoryError):
         model.ask(clip, "What? " * 60, GenerationConfig(max_new_tokens=600))
     monkeypatch.undo()

@@ -15,8 +15,8 @@ from clips import write_clip
 from streams import http_stream, paced, transport_stream
 
 from vl3edge.runtime.config import GenerationConfig
+from vl3edge.runtime.decode.generate import Chunk, GenerationStats
 from vl3edge.runtime.errors import ConfigError, MediaError
-from vl3edge.runtime.generation import Chunk, GenerationStats
 from vl3edge.runtime.live import LiveFrame, LiveReader
 from vl3edge.runtime.live_change import ChangeDetector
 from vl3edge.runtime.live_news import LiveEvent

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from vl3edge.runtime import GenerationConfig, PruningConfig, SamplingPlan, VideoLlama3
-from vl3edge.runtime import decoder as decoder_module
-from vl3edge.runtime import generation as generation_module
 from vl3edge.runtime import model as model_module
 from vl3edge.runtime.clip import new_uid
+from vl3edge.runtime.decode import decoder as decoder_module
+from vl3edge.runtime.decode import generate as generation_module
+from vl3edge.runtime.decode.generate import Answer, join
 from vl3edge.runtime.encoder import PendingClip
 from vl3edge.runtime.errors import BackendError, ContextLengthError, MediaError
-from vl3edge.runtime.generation import Answer, join
 from vl3edge.runtime.media.read_ahead import read_ahead
 from vl3edge.runtime.vision import VisionPath
 

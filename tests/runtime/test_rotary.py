@@ -11,9 +11,9 @@ import pytest
 
 from vl3edge.runtime.backends.onnxruntime import select_backend
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, open_bundle
-from vl3edge.runtime.decoder import Decoder
+from vl3edge.runtime.decode.decoder import Decoder
+from vl3edge.runtime.decode.rope import Rotary
 from vl3edge.runtime.errors import BundleError
-from vl3edge.runtime.rotary import Rotary
 
 
 def rotated(keys: np.ndarray, positions: np.ndarray, theta: float, head_dim: int) -> np.ndarray:

@@ -9,8 +9,8 @@ import pytest
 
 from vl3edge.runtime import GenerationConfig
 from vl3edge.runtime.bundle.manifest import GREEDY
+from vl3edge.runtime.decode.sampler import Sampler, filtered_probabilities, penalize_repetition
 from vl3edge.runtime.errors import BackendError
-from vl3edge.runtime.sampling import Sampler, filtered_probabilities, penalize_repetition
 
 
 def reference_probabilities(logits: np.ndarray, history: np.ndarray, config: GenerationConfig) -> np.ndarray:

@@ -13,8 +13,8 @@ from resealing import reseal
 
 from vl3edge.runtime import GenerationConfig, PruningConfig, VideoLlama3
 from vl3edge.runtime.clip import Clip
+from vl3edge.runtime.decode.generate import Chunk, join
 from vl3edge.runtime.errors import ConfigError, ContextLengthError, MediaError, Vl3EdgeError
-from vl3edge.runtime.generation import Chunk, join
 from vl3edge.runtime.media.video import Video, open_video
 from vl3edge.runtime.session import Session
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vl3edge.runtime import VideoLlama3
-from vl3edge.runtime.generation import join
+from vl3edge.runtime.decode.generate import join
 from vl3edge.runtime.media.video import open_video
 
 CLIP = Path(__file__).parent.parent / "fixtures" / "demo_clip.mp4"

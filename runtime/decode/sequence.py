@@ -7,11 +7,11 @@ from typing import Literal
 
 import numpy as np
 
-from .bundle.manifest import GREEDY, GenerationSpec
-from .config import GenerationConfig
-from .errors import ContextLengthError
-from .prompt.splice import SplicedPrompt
-from .sampling import Sampler, check_logits
+from ..bundle.manifest import GREEDY, GenerationSpec
+from ..config import GenerationConfig
+from ..errors import ContextLengthError
+from ..prompt.splice import SplicedPrompt
+from .sampler import Sampler, check_logits
 
 FinishReason = Literal["stop", "length"]
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from .backends.buffers import Buffer
-from .bundle.manifest import DECODER_GRAPH, PREFILL_GRAPH, TextSpec
-from .decoder_graph import Binding, BoundTensor, DecoderGraph
-from .errors import BundleError
-from .kvcache import KvCache, capacity_for
-from .rotary import Rotary
+from ..backends.buffers import Buffer
+from ..bundle.manifest import DECODER_GRAPH, PREFILL_GRAPH, TextSpec
+from ..errors import BundleError
+from .graph import Binding, BoundTensor, DecoderGraph
+from .kv_cache import KvCache, capacity_for
+from .rope import Rotary
 
 PREFILL_CHUNK = 512  # tokens a call: bounds the attention scores' memory, and is long enough to be compute-bound
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from .backends.buffers import HOST, Buffer, Memory
-from .bundle.manifest import TextSpec
-from .errors import ContextLengthError
-from .rotary import Rotary
+from ..backends.buffers import HOST, Buffer, Memory
+from ..bundle.manifest import TextSpec
+from ..errors import ContextLengthError
+from .rope import Rotary
 
 CAPACITY_STEP = 256
 _MOVED_AT_ONCE = 1024  # positions: bounds the copies and the tables for turning keys

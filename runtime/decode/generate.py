@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .bundle.manifest import GREEDY, GenerationSpec
-from .config import GenerationConfig
-from .continuation import Continuation, FinishReason, check_room
+from ..bundle.manifest import GREEDY, GenerationSpec
+from ..config import GenerationConfig
+from ..errors import BackendError, Vl3EdgeError
+from ..prompt.splice import EmbeddingTable, SplicedPrompt, common_prefix
+from ..prompt.tokenizer import Detokenizer, Tokenizer
 from .decoder import PREFILL_CHUNK, Decoder
-from .errors import BackendError, Vl3EdgeError
-from .prompt.splice import EmbeddingTable, SplicedPrompt, common_prefix
-from .prompt.tokenizer import Detokenizer, Tokenizer
+from .sequence import Continuation, FinishReason, check_room
 
 
 @dataclass(frozen=True)

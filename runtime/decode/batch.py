@@ -21,15 +21,15 @@ from typing import Any
 
 import numpy as np
 
-from .bundle.manifest import GREEDY, GenerationSpec
-from .config import GenerationConfig
-from .continuation import Continuation, FinishReason
+from ..bundle.manifest import GREEDY, GenerationSpec
+from ..config import GenerationConfig
+from ..errors import BackendError, BatchWarning, ContextLengthError
+from ..prompt.splice import EmbeddingTable, SplicedPrompt
+from ..prompt.tokenizer import Detokenizer, Tokenizer
 from .decoder import BatchDecoder
-from .errors import BackendError, BatchWarning, ContextLengthError
-from .generation import Answer, GenerationStats
-from .kvcache import capacity_for
-from .prompt.splice import EmbeddingTable, SplicedPrompt
-from .prompt.tokenizer import Detokenizer, Tokenizer
+from .generate import Answer, GenerationStats
+from .kv_cache import capacity_for
+from .sequence import Continuation, FinishReason
 
 _USABLE_SHARE = 0.9  # of the memory available: other processes want some, too
 Outcome = tuple[Any, Answer | Exception]

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .bundle.manifest import TextSpec
-from .errors import BundleError
+from ..bundle.manifest import TextSpec
+from ..errors import BundleError
 
 
 class Rotary:

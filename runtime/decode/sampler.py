@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from .bundle.manifest import GREEDY, GenerationSpec
-from .config import GenerationConfig
-from .errors import BackendError
+from ..bundle.manifest import GREEDY, GenerationSpec
+from ..config import GenerationConfig
+from ..errors import BackendError
 
 
 class Sampler:

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from .backends.buffers import HOST, Buffer, DeviceMemory, Memory
-from .backends.onnxruntime import Backend, guarded, import_onnxruntime
-from .bundle.bundle import Bundle
-from .bundle.manifest import DECODER_GRAPH, HALF_DECODER_GRAPH, PREFILL_GRAPH
-from .errors import BackendError, BackendWarning, BundleError
+from ..backends.buffers import HOST, Buffer, DeviceMemory, Memory
+from ..backends.onnxruntime import Backend, guarded, import_onnxruntime
+from ..bundle.bundle import Bundle
+from ..bundle.manifest import DECODER_GRAPH, HALF_DECODER_GRAPH, PREFILL_GRAPH
+from ..errors import BackendError, BackendWarning, BundleError
 
 MAX_RECORDINGS = 64
 _GRAPH_ID = "gpu_graph_id"
