@@ -38,14 +38,14 @@ from vl3edge.runtime.backends.cuda import Device, open_device
 from vl3edge.runtime.backends.features import on_host
 from vl3edge.runtime.backends.onnxruntime import select_backend
 from vl3edge.runtime.bundle.bundle import open_bundle
-from vl3edge.runtime.clip import Clip
 from vl3edge.runtime.decode.decoder import Decoder
-from vl3edge.runtime.encoder import pixel_budget
 from vl3edge.runtime.errors import BackendError
 from vl3edge.runtime.media.resize import target_size
 from vl3edge.runtime.media.video import open_video
 from vl3edge.runtime.prompt.chat_template import question_about
 from vl3edge.runtime.prompt.splice import EmbeddingTable
+from vl3edge.runtime.vision.clip import Clip
+from vl3edge.runtime.vision.clip_encoder import pixel_budget
 
 RESULTS = Path(__file__).parent / "results" / "backends.json"
 DTYPES = ("float16", "bfloat16")

@@ -41,8 +41,8 @@ from vl3edge.models.demo.render import HELD_OUT_SEED, random_scene, source_frame
 from vl3edge.models.demo.sequences import SequenceBuilder, collate
 from vl3edge.models.demo.stock import VideoLlama3ForConditionalGeneration
 from vl3edge.runtime.config import PruningConfig
-from vl3edge.runtime.pruning import RELEASED_THRESHOLD, token_differences
-from vl3edge.runtime.pruning_choice import budget_threshold, choose_threshold, fewest_tokens
+from vl3edge.runtime.vision.difffp import RELEASED_THRESHOLD, token_differences
+from vl3edge.runtime.vision.difffp_threshold import budget_threshold, choose_threshold, fewest_tokens
 
 NOISE = (0.0, 2.0, 4.0)  # standard deviation in 8-bit levels
 CRF = 18

@@ -22,8 +22,8 @@ import numpy as np
 from machine import describe
 
 from vl3edge.runtime import GenerationConfig, PruningConfig, SamplingPlan, VideoLlama3
-from vl3edge.runtime import encoder as encoder_module
 from vl3edge.runtime.media.video import open_video
+from vl3edge.runtime.vision import clip_encoder as encoder_module
 
 RESULTS = Path(__file__).parent / "results" / "reuse.json"
 QUESTIONS = ("Describe this video.", "When does it stop?")

@@ -19,13 +19,13 @@ from vl3edge.runtime.backends.onnxruntime import select_backend
 from vl3edge.runtime.bundle.bundle import Bundle
 from vl3edge.runtime.bundle.manifest import MediaSpec
 from vl3edge.runtime.config import SamplingPlan
-from vl3edge.runtime.encoder import ClipEncoder
 from vl3edge.runtime.errors import MediaError
 from vl3edge.runtime.media.discovery import expand
 from vl3edge.runtime.prompt.chat_template import MediaItem, PromptTemplate
 from vl3edge.runtime.prompt.splice import EmbeddingTable, splice
 from vl3edge.runtime.prompt.tokenizer import Tokenizer
-from vl3edge.runtime.vision import VisionPath
+from vl3edge.runtime.vision.clip_encoder import ClipEncoder
+from vl3edge.runtime.vision.engines import VisionPath
 
 _FRAMES = 16
 _VISUAL_TOKENS = 1536  # of one sequence at most: longer ones would leave room for few in the budget

@@ -26,8 +26,8 @@ from vl3edge.runtime.backends.onnxruntime import Backend, select_backend
 from vl3edge.runtime.bundle.bundle import Bundle, open_bundle
 from vl3edge.runtime.bundle.manifest import Manifest
 from vl3edge.runtime.media.resize import PixelBudget, resize_rgb, target_size
-from vl3edge.runtime.pruning import keep_mask
-from vl3edge.runtime.vision import VisionPath
+from vl3edge.runtime.vision.difffp import keep_mask
+from vl3edge.runtime.vision.engines import VisionPath
 
 from .errors import ExportError
 from .pipeline import ExportOptions, make_manifest

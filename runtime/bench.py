@@ -20,14 +20,14 @@ from .bundle.bundle import Bundle
 from .config import SamplingPlan
 from .decode.decoder import Decoder
 from .decode.graph import load_decoder_graph
-from .encoder import pixel_budget
 from .errors import ConfigError
 from .machine_speed import cores, multiply_rate, read_bandwidth
 from .media.resize import PixelBudget, target_size
 from .media.video import open_video
 from .prompt.splice import EmbeddingTable
 from .resident import peak_bytes, reset_peak
-from .vision import VisionPath
+from .vision.clip_encoder import pixel_budget
+from .vision.engines import VisionPath
 
 
 @dataclass(frozen=True)

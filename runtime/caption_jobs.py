@@ -10,12 +10,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .clip import Clip, MediaKind
 from .config import GenerationConfig, PruningConfig, SamplingPlan
 from .decode.batch import BatchGenerator, BatchRequest
 from .decode.generate import Answer
-from .encoder import PendingClip
 from .prompt.chat_template import DESCRIBE, question_about
+from .vision.clip import Clip, MediaKind
+from .vision.clip_encoder import PendingClip
 
 if TYPE_CHECKING:
     from .model import VideoLlama3

@@ -12,10 +12,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from .caption_jobs import CaptionJob, CaptionResult
-from .clip import Clip, MediaKind
 from .config import GenerationConfig, PruningConfig, SamplingPlan
 from .decode.generate import GenerationStats
-from .encoder import OpenedMedia
 from .errors import BackendError, ConfigError, ContextLengthError, MediaError, unexpected
 from .find import grounding_question, read_span
 from .model import VideoLlama3
@@ -23,6 +21,8 @@ from .outputs import Output
 from .recordfile import State
 from .records import CaptionRecord
 from .segments import Segment, plan_segments
+from .vision.clip import Clip, MediaKind
+from .vision.clip_encoder import OpenedMedia
 
 
 @dataclass(frozen=True)

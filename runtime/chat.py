@@ -10,12 +10,12 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .clip import Clip
 from .config import GenerationConfig
 from .decode.generate import Answer, Chunk, join
-from .encoder import PendingClip
 from .errors import Vl3EdgeError
 from .prompt.chat_template import media_items, question_about, with_system
+from .vision.clip import Clip
+from .vision.clip_encoder import PendingClip
 
 AnyClip = Clip | PendingClip
 Answerer = Callable[[Sequence[Mapping[str, Any]], Sequence[AnyClip], GenerationConfig], Iterator[Chunk]]

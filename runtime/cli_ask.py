@@ -12,12 +12,12 @@ from typing import Any
 
 from . import cli_options as shared
 from .cli_conversation import Conversation, questions_from
-from .clip import Clip
 from .config import GenerationConfig
 from .errors import ConfigError
 from .media.discovery import expand
 from .model import VideoLlama3
 from .records import printable
+from .vision.clip import Clip
 
 
 def add_to(commands: Any) -> None:

@@ -16,10 +16,10 @@ from typing import TextIO
 
 from . import cli_options as shared
 from .chat import Chat
-from .clip import Clip
 from .config import GenerationConfig
 from .errors import ConfigError, Vl3EdgeError
 from .records import one_line, printable
+from .vision.clip import Clip
 
 PROMPT = "> "
 HELP = (

@@ -10,7 +10,6 @@ from typing import Literal, get_args
 from .backends.onnxruntime import BACKENDS
 from .bundle.bundle import bundle_folder, read_manifest
 from .bundle.manifest import Manifest
-from .clip import Clip, MediaKind
 from .config import GenerationConfig, PruningConfig, SamplingPlan
 from .decode.generate import GenerationStats
 from .errors import ConfigError
@@ -19,6 +18,7 @@ from .media.limits import DEFAULT_LIMITS, MediaLimits
 from .memory_limit import parse_bytes
 from .model import VideoLlama3
 from .records import one_line
+from .vision.clip import Clip, MediaKind
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

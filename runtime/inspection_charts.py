@@ -17,7 +17,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from .inspection import LEVELS, Cost, Inspection
 from .inspection_text import clock, duration, size
-from .pruning import RELEASED_THRESHOLD
+from .vision.difffp import RELEASED_THRESHOLD
 
 _BARS = 60
 _SEEN_SHARE = 0.04  # of all memory; of less one would see nothing

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import ConfigError
-from .pruning import RELEASED_STD, token_differences
+from .vision.difffp import RELEASED_STD, token_differences
 
 BLOCK_PX = 28
 LEVEL = 25.5

@@ -12,14 +12,12 @@ from .bundle.bundle import Bundle, bundle_folder, open_bundle
 from .bundle.manifest import DECODER_GRAPH, HALF_DECODER_GRAPH, PREFILL_GRAPH
 from .caption_jobs import CaptionJob, CaptionResult, one_by_one, together
 from .chat import Chat
-from .clip import Clip, MediaKind
 from .config import GenerationConfig, PruningConfig, SamplingPlan
 from .decode.batch import BatchGenerator
 from .decode.decoder import PREFILL_CHUNK, BatchDecoder, Decoder
 from .decode.generate import Answer, Chunk, Generator, join
 from .decode.graph import load_decoder_graph
 from .decode.rope import Rotary
-from .encoder import ClipEncoder, OpenedMedia, PendingClip
 from .errors import ConfigError
 from .media.limits import DEFAULT_LIMITS, MediaLimits
 from .memory_estimate import prefill_bytes, vision_bytes
@@ -32,7 +30,9 @@ from .prompt.tokenizer import Tokenizer
 from .resident import trimmed
 from .session import Session
 from .streamlayout import StreamFormat, StreamLayout
-from .vision import VisionPath
+from .vision.clip import Clip, MediaKind
+from .vision.clip_encoder import ClipEncoder, OpenedMedia, PendingClip
+from .vision.engines import VisionPath
 
 AnyClip = Clip | PendingClip
 TRAINING_TOKENS = 16384  # the longest sequences the released models were trained on

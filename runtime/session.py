@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .clip import new_uid
 from .config import GenerationConfig, SamplingPlan
 from .decode.generate import Chunk, Generator
 from .errors import ContextLengthError, MediaError, Vl3EdgeError
@@ -23,8 +22,9 @@ from .prompt.chat_template import VisualSlot, media_items
 from .prompt.splice import SplicedPrompt, Visual, common_prefix, splice
 from .prompt.tokenizer import Tokenizer
 from .streamclock import StreamClock
-from .streamframes import StreamFrames
 from .streamlayout import AnswerEntry, Entry, FrameEntry, StreamLayout
+from .vision.clip import new_uid
+from .vision.stream_encoder import StreamFrames
 
 _KEPT_SHARE = 0.75  # of the room for frames, when the oldest leave
 _ANSWER_SHARE = 0.125  # of the context, kept free of frames for a question and its answer

@@ -21,9 +21,9 @@ from vl3edge.runtime import GenerationConfig, SamplingPlan, VideoLlama3
 from vl3edge.runtime.bundle.manifest import GREEDY, GenerationSpec
 from vl3edge.runtime.caption_jobs import CaptionJob
 from vl3edge.runtime.cli import main
-from vl3edge.runtime.pruning import keep_mask
 from vl3edge.runtime.ray import Captioner
 from vl3edge.runtime.records import printable
+from vl3edge.runtime.vision.difffp import keep_mask
 
 NEW_TOKENS = 24
 QUESTION = "What happens?"

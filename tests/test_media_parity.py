@@ -16,7 +16,7 @@ from vl3edge.runtime.media.image import load_image
 from vl3edge.runtime.media.resize import PixelBudget, resize_rgb, target_size
 from vl3edge.runtime.media.video import open_video
 from vl3edge.runtime.media.video_file import VideoFile
-from vl3edge.runtime.pruning import keep_mask
+from vl3edge.runtime.vision.difffp import keep_mask
 
 BUDGETS = [(3136, 300_000), (100_352, 4_000_000), (3136, 12_845_056)]
 

@@ -19,7 +19,7 @@ from vl3edge.runtime import GenerationConfig, PruningConfig, SamplingPlan, Video
 from vl3edge.runtime.media.image import load_image
 from vl3edge.runtime.media.resize import PixelBudget, resize_rgb, target_size
 from vl3edge.runtime.media.video import open_video
-from vl3edge.runtime.pruning import keep_mask
+from vl3edge.runtime.vision.difffp import keep_mask
 
 NEW_TOKENS = 32
 VIDEOS = ["nasa_13013.mp4", "h265_video.mp4", "video_90.mov", "corrupted.mp4"]

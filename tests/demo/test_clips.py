@@ -18,7 +18,7 @@ from vl3edge.models.demo.clips import (
 )
 from vl3edge.models.demo.render import HELD_OUT_SEED, random_scene, source_frames
 from vl3edge.runtime.media.video import read_video
-from vl3edge.runtime.pruning import keep_mask
+from vl3edge.runtime.vision.difffp import keep_mask
 
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "demo_clip.mp4"
 

@@ -30,7 +30,7 @@ from vl3edge.runtime.bundle.bundle import open_bundle
 from vl3edge.runtime.bundle.manifest import Manifest, VisionQuantization
 from vl3edge.runtime.cpu_features import adds_8_bit_products_exactly
 from vl3edge.runtime.errors import BackendError
-from vl3edge.runtime.vision import VisionPath
+from vl3edge.runtime.vision.engines import VisionPath
 
 
 @pytest.fixture(scope="module")

@@ -24,8 +24,8 @@ from vl3edge.runtime.media.image import load_image
 from vl3edge.runtime.media.limits import MediaLimits
 from vl3edge.runtime.media.resize import PixelBudget, resize_rgb, target_size
 from vl3edge.runtime.media.video import open_video
-from vl3edge.runtime.pruning import FramePruner
 from vl3edge.runtime.resident import current_bytes, peak_bytes, reset_peak
+from vl3edge.runtime.vision.difffp import FramePruner
 
 PLAN = SamplingPlan(fps=2.0, max_frames=6)
 BUDGET = PixelBudget(14, 2, 56 * 56, 6 * 112 * 112)

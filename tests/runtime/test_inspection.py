@@ -27,7 +27,7 @@ from vl3edge.runtime.inspection_page import page
 from vl3edge.runtime.inspection_picture import DPI, page_charts, picture
 from vl3edge.runtime.inspection_text import verdict
 from vl3edge.runtime.prompt.chat_template import DESCRIBE, question_about
-from vl3edge.runtime.pruning import keep_mask
+from vl3edge.runtime.vision.difffp import keep_mask
 
 CLIP = Path(__file__).parents[1] / "fixtures" / "demo_clip.mp4"
 SPEED = Speed(bandwidth=1e10, flops=1e11)

@@ -13,14 +13,14 @@ import pytest
 
 from vl3edge.runtime import GenerationConfig, PruningConfig, SamplingPlan, VideoLlama3
 from vl3edge.runtime import model as model_module
-from vl3edge.runtime.clip import new_uid
 from vl3edge.runtime.decode import decoder as decoder_module
 from vl3edge.runtime.decode import generate as generation_module
 from vl3edge.runtime.decode.generate import Answer, join
-from vl3edge.runtime.encoder import PendingClip
 from vl3edge.runtime.errors import BackendError, ContextLengthError, MediaError
 from vl3edge.runtime.media.read_ahead import read_ahead
-from vl3edge.runtime.vision import VisionPath
+from vl3edge.runtime.vision.clip import new_uid
+from vl3edge.runtime.vision.clip_encoder import PendingClip
+from vl3edge.runtime.vision.engines import VisionPath
 
 CLIP = Path(__file__).parents[1] / "fixtures" / "demo_clip.mp4"
 DENSE = SamplingPlan(fps=8.0, max_frames=100)

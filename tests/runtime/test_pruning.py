@@ -9,7 +9,7 @@ from vl3edge.runtime.config import SamplingPlan
 from vl3edge.runtime.errors import ConfigError
 from vl3edge.runtime.media.resize import PixelBudget
 from vl3edge.runtime.media.video import read_video
-from vl3edge.runtime.pruning import FramePruner, keep_mask, token_differences
+from vl3edge.runtime.vision.difffp import FramePruner, keep_mask, token_differences
 
 THRESHOLDS = (0.0, 0.1, 0.33, 5.03, 25.51)
 

@@ -13,15 +13,15 @@ from hypothesis.extra.numpy import arrays
 from vl3edge.models.demo.clips import write_clip
 from vl3edge.runtime import PruningConfig, SamplingPlan, VideoLlama3
 from vl3edge.runtime.errors import ConfigError, MediaError
-from vl3edge.runtime.pruning import keep_mask, token_differences
-from vl3edge.runtime.pruning_choice import (
+from vl3edge.runtime.vision.difffp import keep_mask, token_differences
+from vl3edge.runtime.vision.difffp_threshold import (
     NOISE_LIMIT,
     budget_threshold,
     choose_threshold,
     fewest_tokens,
     noise_threshold,
 )
-from vl3edge.runtime.vision import VisionPath
+from vl3edge.runtime.vision.engines import VisionPath
 
 CLIP = Path(__file__).parents[1] / "fixtures" / "demo_clip.mp4"
 SHAPES = st.tuples(st.integers(1, 6), st.integers(1, 7))

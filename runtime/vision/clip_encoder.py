@@ -17,26 +17,26 @@ from typing import Any
 
 import numpy as np
 
-from .bundle.manifest import MediaSpec, ProcessorSpec
+from ..bundle.manifest import MediaSpec, ProcessorSpec
+from ..config import PruningConfig, SamplingPlan
+from ..errors import ConfigError, MediaError, MediaWarning
+from ..media.addresses import Fetched, located
+from ..media.contents import media_kind
+from ..media.image import load_image
+from ..media.isolated import load_image_isolated
+from ..media.limits import DEFAULT_LIMITS, MediaLimits
+from ..media.photographs import warn_of_photographs
+from ..media.read_ahead import read_ahead
+from ..media.resize import MediaShape, PixelBudget, resize_rgb, size_in_conversation, target_size
+from ..media.video import VideoReader, open_source
+from ..memory_limit import MemoryBudget
+from ..prompt.splice import Visual
 from .clip import Clip, EncodeStats, MediaKind, new_uid
-from .config import PruningConfig, SamplingPlan
-from .errors import ConfigError, MediaError, MediaWarning
-from .frameencoder import EncodedFrames, FrameEncoder
-from .media.addresses import Fetched, located
-from .media.contents import media_kind
-from .media.image import load_image
-from .media.isolated import load_image_isolated
-from .media.limits import DEFAULT_LIMITS, MediaLimits
-from .media.photographs import warn_of_photographs
-from .media.read_ahead import read_ahead
-from .media.resize import MediaShape, PixelBudget, resize_rgb, size_in_conversation, target_size
-from .media.video import VideoReader, open_source
-from .memory_limit import MemoryBudget
-from .prompt.splice import Visual
-from .pruning import FramePruner
-from .pruning_choice import check_budget
-from .streamframes import StreamFrames, frames_sharing_budget
-from .vision import VisionPath
+from .difffp import FramePruner
+from .difffp_threshold import check_budget
+from .engines import VisionPath
+from .frame_encoder import EncodedFrames, FrameEncoder
+from .stream_encoder import StreamFrames, frames_sharing_budget
 
 
 @dataclass(frozen=True)

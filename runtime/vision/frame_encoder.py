@@ -13,13 +13,13 @@ from itertools import chain
 
 import numpy as np
 
-from .backends.features import Features, frames_of, gathered
+from ..backends.features import Features, frames_of, gathered
+from ..config import PruningConfig
+from ..errors import BackendError
 from .clip import MediaKind
-from .config import PruningConfig
-from .errors import BackendError
-from .pruning import FramePruner
-from .pruning_choice import choose_threshold
-from .vision import VisionPath
+from .difffp import FramePruner
+from .difffp_threshold import choose_threshold
+from .engines import VisionPath
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from .backends.features import Features, on_host
-from .backends.onnxruntime import Backend, Engine
-from .bundle.bundle import Bundle
+from ..backends.features import Features, on_host
+from ..backends.onnxruntime import Backend, Engine
+from ..bundle.bundle import Bundle
 
 
 class VisionPath:

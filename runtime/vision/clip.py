@@ -6,7 +6,7 @@ import itertools
 from dataclasses import dataclass
 from typing import Literal
 
-from .prompt.splice import Visual
+from ..prompt.splice import Visual
 
 MediaKind = Literal["image", "video"]
 _uids = itertools.count()

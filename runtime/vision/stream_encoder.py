@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from .bundle.manifest import MediaSpec
-from .frameencoder import FrameEncoder
-from .media.resize import BudgetRule, resize_rgb
+from ..bundle.manifest import MediaSpec
+from ..media.resize import BudgetRule, resize_rgb
+from .frame_encoder import FrameEncoder
 
 
 class StreamFrames:

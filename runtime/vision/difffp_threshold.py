@@ -13,9 +13,9 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from .config import PruningConfig
-from .errors import MediaError
-from .pruning import RELEASED_THRESHOLD
+from ..config import PruningConfig
+from ..errors import MediaError
+from .difffp import RELEASED_THRESHOLD
 
 Differences = npt.NDArray[np.float64]
 
