@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from . import cli_options as shared
-from .live import LiveReader
-from .live_change import DEFAULT_SHARE, ChangeDetector
-from .live_news import LiveEvent
-from .live_records import FORMATS, AnswerWriter, WatchState, clock_text
-from .live_source import Reconnection, SourceOptions
-from .live_watch import Inquiry, WatchSession, watch
+from .live.change import DEFAULT_SHARE, ChangeDetector
+from .live.events import LiveEvent
+from .live.output import FORMATS, AnswerWriter, WatchState, clock_text
+from .live.reader import LiveReader
+from .live.source import Reconnection, SourceOptions
+from .live.watch import Inquiry, WatchSession, watch
 
 DEFAULT_EVERY_S = 10.0
 

@@ -19,6 +19,8 @@ from .decode.generate import Answer, Chunk, Generator, join
 from .decode.graph import load_decoder_graph
 from .decode.rope import Rotary
 from .errors import ConfigError
+from .live.session import Session
+from .live.session_prompt import StreamFormat, StreamLayout
 from .media.limits import DEFAULT_LIMITS, MediaLimits
 from .memory_estimate import prefill_bytes, vision_bytes
 from .memory_limit import MemoryBudget
@@ -28,8 +30,6 @@ from .prompt.messages import conversation_pieces
 from .prompt.splice import EmbeddingTable, SplicedPrompt, growing
 from .prompt.tokenizer import Tokenizer
 from .resident import trimmed
-from .session import Session
-from .streamlayout import StreamFormat, StreamLayout
 from .vision.clip import Clip, MediaKind
 from .vision.clip_encoder import ClipEncoder, OpenedMedia, PendingClip
 from .vision.engines import VisionPath

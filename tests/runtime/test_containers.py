@@ -24,7 +24,7 @@ from PIL import Image
 
 from vl3edge.runtime.config import SamplingPlan
 from vl3edge.runtime.errors import MediaError, MediaWarning
-from vl3edge.runtime.live import LiveReader
+from vl3edge.runtime.live.reader import LiveReader
 from vl3edge.runtime.media.limits import DEFAULT_LIMITS, MediaLimits
 from vl3edge.runtime.media.pixels import to_rgb
 from vl3edge.runtime.media.video import open_video, read_video
@@ -352,7 +352,7 @@ def test_a_watch_ends_with_a_media_error_too(tmp_path: Path, monkeypatch: pytest
     def fail(*_: object) -> None:
         raise ValueError("x is not a valid Y")
 
-    monkeypatch.setattr("vl3edge.runtime.live.to_rgb", fail)
+    monkeypatch.setattr("vl3edge.runtime.live.reader.to_rgb", fail)
     with LiveReader(str(path), fps=25.0, speed=100.0) as reader, pytest.raises(MediaError, match="ValueError"):
         reader.take(timeout_s=5.0)
 

@@ -16,8 +16,8 @@ from PIL import Image
 from vl3edge.runtime.cli import main
 from vl3edge.runtime.config import SamplingPlan
 from vl3edge.runtime.errors import ConfigError, MediaWarning
-from vl3edge.runtime.live import LiveReader
-from vl3edge.runtime.live_source import SourceOptions
+from vl3edge.runtime.live.reader import LiveReader
+from vl3edge.runtime.live.source import SourceOptions
 from vl3edge.runtime.media.limits import MediaLimits
 from vl3edge.runtime.media.video import open_video
 from vl3edge.runtime.model import VideoLlama3

@@ -15,8 +15,8 @@ from streams import Script, http_stream, motion_jpeg, paced, rtsp_stream, tcp_st
 
 from vl3edge.runtime.config import SamplingPlan
 from vl3edge.runtime.errors import ConfigError, MediaError
-from vl3edge.runtime.live import LiveFrame, LiveReader
-from vl3edge.runtime.live_source import Reconnection, SourceOptions
+from vl3edge.runtime.live.reader import LiveFrame, LiveReader
+from vl3edge.runtime.live.source import Reconnection, SourceOptions
 from vl3edge.runtime.media.video import Video, read_video
 
 FPS = 10

@@ -10,7 +10,7 @@ import pytest
 from vl3edge.models.demo.render import HELD_OUT_SEED, random_scene, source_frames
 from vl3edge.runtime.config import SamplingPlan
 from vl3edge.runtime.errors import ConfigError
-from vl3edge.runtime.live_change import ChangeDetector
+from vl3edge.runtime.live.change import ChangeDetector
 from vl3edge.runtime.media.video import read_video
 
 

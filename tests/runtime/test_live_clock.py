@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vl3edge.runtime.config import SamplingPlan
-from vl3edge.runtime.live_clock import IntervalSampler, Pace, StreamClock
+from vl3edge.runtime.live.clock import IntervalSampler, Pace, StreamClock
 from vl3edge.runtime.media.frame_sampling import Timeline, choose
 
 SECOND = Fraction(1)

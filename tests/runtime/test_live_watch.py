@@ -17,11 +17,11 @@ from streams import http_stream, paced, transport_stream
 from vl3edge.runtime.config import GenerationConfig
 from vl3edge.runtime.decode.generate import Chunk, GenerationStats
 from vl3edge.runtime.errors import ConfigError, MediaError
-from vl3edge.runtime.live import LiveFrame, LiveReader
-from vl3edge.runtime.live_change import ChangeDetector
-from vl3edge.runtime.live_news import LiveEvent
-from vl3edge.runtime.live_source import Reconnection, SourceOptions
-from vl3edge.runtime.live_watch import AnswerPart, Inquiry, watch
+from vl3edge.runtime.live.change import ChangeDetector
+from vl3edge.runtime.live.events import LiveEvent
+from vl3edge.runtime.live.reader import LiveFrame, LiveReader
+from vl3edge.runtime.live.source import Reconnection, SourceOptions
+from vl3edge.runtime.live.watch import AnswerPart, Inquiry, watch
 
 
 @dataclass(frozen=True)

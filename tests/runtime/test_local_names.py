@@ -10,7 +10,7 @@ import pytest
 
 from vl3edge.runtime.cli import main
 from vl3edge.runtime.errors import MediaError
-from vl3edge.runtime.live import LiveReader
+from vl3edge.runtime.live.reader import LiveReader
 from vl3edge.runtime.media.addresses import is_address
 from vl3edge.runtime.media.limits import MediaLimits
 from vl3edge.runtime.media.video import open_video

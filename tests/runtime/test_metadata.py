@@ -11,7 +11,7 @@ import pytest
 from clips import every_frame, picture, write_clip
 from streams import http_stream, paced, transport_stream
 
-from vl3edge.runtime.live_source import SourceOptions, open_source
+from vl3edge.runtime.live.source import SourceOptions, open_source
 from vl3edge.runtime.media.video_file import VideoFile
 
 TITLE = b"the title of a clip"

@@ -14,8 +14,8 @@ from resealing import reseal
 from vl3edge.runtime import GenerationConfig, PruningConfig, VideoLlama3
 from vl3edge.runtime.decode.generate import Chunk, join
 from vl3edge.runtime.errors import ConfigError, ContextLengthError, MediaError, Vl3EdgeError
+from vl3edge.runtime.live.session import Session
 from vl3edge.runtime.media.video import Video, open_video
-from vl3edge.runtime.session import Session
 from vl3edge.runtime.vision.clip import Clip
 
 CLIP = Path(__file__).parent.parent / "fixtures" / "demo_clip.mp4"

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from vl3edge.runtime.errors import ConfigError
-from vl3edge.runtime.streamclock import StreamClock
+from vl3edge.runtime.live.session_clock import StreamClock
 
 
 def times(*stamps: float) -> list[tuple[float | None, bool]]:

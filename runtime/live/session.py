@@ -14,17 +14,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .config import GenerationConfig, SamplingPlan
-from .decode.generate import Chunk, Generator
-from .errors import ContextLengthError, MediaError, Vl3EdgeError
-from .media.video import VideoSource, open_video
-from .prompt.chat_template import VisualSlot, media_items
-from .prompt.splice import SplicedPrompt, Visual, common_prefix, splice
-from .prompt.tokenizer import Tokenizer
-from .streamclock import StreamClock
-from .streamlayout import AnswerEntry, Entry, FrameEntry, StreamLayout
-from .vision.clip import new_uid
-from .vision.stream_encoder import StreamFrames
+from ..config import GenerationConfig, SamplingPlan
+from ..decode.generate import Chunk, Generator
+from ..errors import ContextLengthError, MediaError, Vl3EdgeError
+from ..media.video import VideoSource, open_video
+from ..prompt.chat_template import VisualSlot, media_items
+from ..prompt.splice import SplicedPrompt, Visual, common_prefix, splice
+from ..prompt.tokenizer import Tokenizer
+from ..vision.clip import new_uid
+from ..vision.stream_encoder import StreamFrames
+from .session_clock import StreamClock
+from .session_prompt import AnswerEntry, Entry, FrameEntry, StreamLayout
 
 _KEPT_SHARE = 0.75  # of the room for frames, when the oldest leave
 _ANSWER_SHARE = 0.125  # of the context, kept free of frames for a question and its answer

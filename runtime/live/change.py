@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from .errors import ConfigError
-from .vision.difffp import RELEASED_STD, token_differences
+from ..errors import ConfigError
+from ..vision.difffp import RELEASED_STD, token_differences
 
 BLOCK_PX = 28
 LEVEL = 25.5

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Generic, TypeVar
 
-from .media.frame_sampling import as_fraction
+from ..media.frame_sampling import as_fraction
 
 LEAST_STEP = Fraction(1, 1000)
 """Between two frames after a jump, in seconds: what comes later is shown later."""

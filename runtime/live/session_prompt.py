@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .errors import ConfigError
-from .prompt.chat_template import MediaItem, Piece, PromptTemplate, VisualSlot, with_system
-from .prompt.messages import conversation_pieces
+from ..errors import ConfigError
+from ..prompt.chat_template import MediaItem, Piece, PromptTemplate, VisualSlot, with_system
+from ..prompt.messages import conversation_pieces
 
 StreamFormat = Literal["video", "stream"]
 STREAM_FORMATS = ("video", "stream")

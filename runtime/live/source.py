@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import av
 
-from .config import check_rate
-from .errors import ConfigError, MediaError
-from .media.addresses import is_address
-from .media.contents import format_of, media_kind
-from .media.frame_rate import ASSUMED_FPS, lacks_clock, must_be_counted, own_rate
-from .media.frame_sampling import as_fraction
-from .media.limits import DEFAULT_LIMITS
-from .media.packets import best_video_stream, open_container, open_tolerantly
-from .media.signatures import STILL_BRANDS
+from ..config import check_rate
+from ..errors import ConfigError, MediaError
+from ..media.addresses import is_address
+from ..media.contents import format_of, media_kind
+from ..media.frame_rate import ASSUMED_FPS, lacks_clock, must_be_counted, own_rate
+from ..media.frame_sampling import as_fraction
+from ..media.limits import DEFAULT_LIMITS
+from ..media.packets import best_video_stream, open_container, open_tolerantly
+from ..media.signatures import STILL_BRANDS
 
 if TYPE_CHECKING:
     from av.container import InputContainer

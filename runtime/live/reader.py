@@ -21,13 +21,13 @@ import av
 import numpy as np
 import numpy.typing as npt
 
-from .config import check_rate
-from .errors import ConfigError, MediaError, Vl3EdgeError, unexpected
-from .live_clock import IntervalSampler, Pace, Sample, StreamClock
-from .live_news import LiveEvent, News
-from .live_source import OpenSource, Reconnection, SourceLost, SourceOptions, open_source, reason, shown_name
-from .media.packets import time_base
-from .media.pixels import to_rgb
+from ..config import check_rate
+from ..errors import ConfigError, MediaError, Vl3EdgeError, unexpected
+from ..media.packets import time_base
+from ..media.pixels import to_rgb
+from .clock import IntervalSampler, Pace, Sample, StreamClock
+from .events import LiveEvent, News
+from .source import OpenSource, Reconnection, SourceLost, SourceOptions, open_source, reason, shown_name
 
 if TYPE_CHECKING:
     from av.packet import Packet

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import TextIO
 
-from .live_watch import AnswerPart, Cause
-from .records import one_line, printable
+from ..records import one_line, printable
+from .watch import AnswerPart, Cause
 
 FORMATS = ("text", "jsonl")
 

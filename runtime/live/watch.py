@@ -13,12 +13,12 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from .config import GenerationConfig
-from .decode.generate import Chunk
-from .errors import ConfigError, MediaError
-from .live import LiveFrame, LiveReader
-from .live_change import ChangeDetector
-from .live_news import LiveEvent
+from ..config import GenerationConfig
+from ..decode.generate import Chunk
+from ..errors import ConfigError, MediaError
+from .change import ChangeDetector
+from .events import LiveEvent
+from .reader import LiveFrame, LiveReader
 
 POLL_S = 0.2
 """How long a wish to stop may wait while no frame comes."""
@@ -27,7 +27,7 @@ Cause = Literal["time", "change", "end"]
 
 
 class Report(Protocol):
-    """Of a pushed frame: `vl3edge.runtime.session.FrameReport`."""
+    """Of a pushed frame: `vl3edge.runtime.live.session.FrameReport`."""
 
     @property
     def notes(self) -> tuple[str, ...]: ...
@@ -36,7 +36,7 @@ class Report(Protocol):
 
 
 class WatchSession(Protocol):
-    """What watching needs of `vl3edge.runtime.session.Session`."""
+    """What watching needs of `vl3edge.runtime.live.session.Session`."""
 
     @property
     def num_frames(self) -> int: ...
