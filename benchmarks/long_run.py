@@ -30,8 +30,8 @@ from machine import describe
 from PIL import Image
 
 from vl3edge.runtime import GenerationConfig, PruningConfig, SamplingPlan, VideoLlama3
-from vl3edge.runtime.captioning import Captioner, CaptionRequest
-from vl3edge.runtime.outputs import RecordOutput
+from vl3edge.runtime.captions.captioner import Captioner, CaptionRequest
+from vl3edge.runtime.captions.outputs import RecordOutput
 from vl3edge.runtime.resident import current_bytes
 
 RESULTS = Path(__file__).parent / "results" / "long_run.json"

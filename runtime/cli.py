@@ -17,9 +17,9 @@ from importlib.metadata import entry_points, version
 from typing import NoReturn
 
 from . import cli_ask, cli_bench, cli_build, cli_caption, cli_info, cli_inspect, cli_watch
+from .captions.records import one_line
 from .cli_options import progress
 from .errors import ConfigError, Vl3EdgeError
-from .records import one_line
 
 COMMANDS = (cli_caption, cli_ask, cli_watch, cli_inspect, cli_bench, cli_build, cli_info)
 

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import cli_options as shared
+from .captions.records import printable
 from .cli_conversation import Conversation, questions_from
 from .config import GenerationConfig
 from .errors import ConfigError
 from .media.discovery import expand
 from .model import VideoLlama3
-from .records import printable
 from .vision.clip import Clip
 
 

@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from . import cli_options as shared
-from .captioning import Captioner, CaptionRequest, Outcome
-from .errors import ConfigError, OutputError, no_such_file
-from .media.addresses import is_address
-from .media.discovery import WANTED, matches
-from .outputs import (
+from .captions.captioner import Captioner, CaptionRequest, Outcome
+from .captions.jsonl import State
+from .captions.outputs import (
     DOCUMENTS,
     FORMATS,
     DocumentOutput,
@@ -28,11 +26,13 @@ from .outputs import (
     records_of,
     stream_to,
 )
-from .parquet import check_pyarrow
-from .recordfile import State
-from .records import CaptionRecord
-from .segments import plan_segments
-from .sidecar import SUFFIXES, SidecarOutput
+from .captions.parquet import check_pyarrow
+from .captions.records import CaptionRecord
+from .captions.segments import plan_segments
+from .captions.sidecar import SUFFIXES, SidecarOutput
+from .errors import ConfigError, OutputError, no_such_file
+from .media.addresses import is_address
+from .media.discovery import WANTED, matches
 
 
 def add_to(commands: Any) -> None:

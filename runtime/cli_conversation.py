@@ -15,10 +15,10 @@ from collections.abc import Callable, Sequence
 from typing import TextIO
 
 from . import cli_options as shared
+from .captions.records import one_line, printable
 from .chat import Chat
 from .config import GenerationConfig
 from .errors import ConfigError, Vl3EdgeError
-from .records import one_line, printable
 from .vision.clip import Clip
 
 PROMPT = "> "

@@ -13,6 +13,7 @@ from typing import Any
 
 from . import cli_options as shared
 from .bundle.bundle import bundle_folder, open_bundle
+from .captions.records import one_line
 from .config import GenerationConfig
 from .errors import ConfigError
 from .inspection import inspect
@@ -20,7 +21,6 @@ from .inspection_page import page
 from .inspection_text import facts, verdict
 from .lockedfile import write_whole
 from .memory import available_bytes
-from .records import one_line
 
 
 def add_to(commands: Any) -> None:

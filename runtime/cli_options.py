@@ -10,6 +10,7 @@ from typing import Literal, get_args
 from .backends.onnxruntime import BACKENDS
 from .bundle.bundle import bundle_folder, read_manifest
 from .bundle.manifest import Manifest
+from .captions.records import one_line
 from .config import GenerationConfig, PruningConfig, SamplingPlan
 from .decode.generate import GenerationStats
 from .errors import ConfigError
@@ -17,7 +18,6 @@ from .media.addresses import without_secrets
 from .media.limits import DEFAULT_LIMITS, MediaLimits
 from .memory_limit import parse_bytes
 from .model import VideoLlama3
-from .records import one_line
 from .vision.clip import Clip, MediaKind
 
 

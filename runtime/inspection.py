@@ -22,6 +22,7 @@ import numpy.typing as npt
 from . import workload
 from .backends.onnxruntime import select_backend
 from .bundle.bundle import Bundle
+from .captions.records import one_line
 from .config import GenerationConfig, PruningConfig, SamplingPlan
 from .machine_speed import cores, multiply_rate, read_bandwidth
 from .memory_estimate import MemoryEstimate, estimate
@@ -29,7 +30,6 @@ from .prompt.chat_template import DESCRIBE, MediaItem, Piece, PromptTemplate, qu
 from .prompt.messages import conversation_pieces
 from .prompt.splice import Visual, splice
 from .prompt.tokenizer import Tokenizer
-from .records import one_line
 from .vision.clip import MediaKind, new_uid
 from .vision.clip_encoder import ClipEncoder, OpenedMedia
 from .vision.difffp import token_differences

@@ -39,12 +39,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .captioning import Captioner as ClipCaptioner
-from .captioning import CaptionRequest
+from .captions.captioner import Captioner as ClipCaptioner
+from .captions.captioner import CaptionRequest
+from .captions.parquet import record_table
 from .config import GenerationConfig, PruningConfig, SamplingPlan
 from .media.limits import MediaLimits
 from .model import VideoLlama3
-from .parquet import record_table
 
 COLUMNS = ("media", "caption", "finish_reason", "num_frames", "num_tokens", "seconds", "error")
 """Of the table of captions; `CaptionRecord` says what they are. What a clip does not have is null."""

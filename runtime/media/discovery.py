@@ -8,8 +8,8 @@ import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from ..captions.records import clip_key
 from ..errors import MediaError, MediaWarning, no_such_file
-from ..records import clip_key
 from ..vision.clip import MediaKind
 from .addresses import is_address
 from .contents import VIDEO_SUFFIXES, pictures_in

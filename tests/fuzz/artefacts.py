@@ -29,11 +29,11 @@ from mutations import MUTATIONS
 from vl3edge.runtime import GenerationConfig, VideoLlama3
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, hash_file, open_bundle
 from vl3edge.runtime.bundle.manifest import sealed
+from vl3edge.runtime.captions.jsonl import RecordFile
+from vl3edge.runtime.captions.records import CaptionRecord, json_line
 from vl3edge.runtime.errors import ConfigError, Vl3EdgeError
 from vl3edge.runtime.prompt.chat_template import MediaItem, PromptTemplate
 from vl3edge.runtime.prompt.tokenizer import Tokenizer
-from vl3edge.runtime.recordfile import RecordFile
-from vl3edge.runtime.records import CaptionRecord, json_line
 
 ADDRESS_SPACE_BYTES = 6 << 30
 TEMPLATE_S = 30.0  # three times the sandbox's own limit, for a busy machine

@@ -17,6 +17,7 @@ import pytest
 from commands import run
 from pictures import shown, write_animation, write_picture
 
+from vl3edge.runtime.captions.records import clip_key
 from vl3edge.runtime.config import SamplingPlan
 from vl3edge.runtime.errors import MediaError
 from vl3edge.runtime.media.addresses import Fetched, located, without_secrets
@@ -24,7 +25,6 @@ from vl3edge.runtime.media.image import load_image
 from vl3edge.runtime.media.limits import DEFAULT_LIMITS, MediaLimits
 from vl3edge.runtime.media.video import open_video
 from vl3edge.runtime.model import VideoLlama3
-from vl3edge.runtime.records import clip_key
 
 FILM = Path(__file__).parents[1] / "fixtures" / "demo_clip.mp4"
 OPTIONS = ["--backend", "cpu", "--threads", "1", "--max-new-tokens", "2"]

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from vl3edge.models.demo.clips import write_clip
+from vl3edge.runtime.captions.grounding import Span, grounding_question, read_span
 from vl3edge.runtime.cli import main
-from vl3edge.runtime.find import Span, grounding_question, read_span
 
 ANSWERS: dict[str, tuple[float, float] | None] = {
     "At 4.0s.": (4, 4),

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from vl3edge.runtime.captions.parquet import COLUMNS, parquet_bytes
+from vl3edge.runtime.captions.records import CaptionRecord
 from vl3edge.runtime.cli import main
-from vl3edge.runtime.parquet import COLUMNS, parquet_bytes
-from vl3edge.runtime.records import CaptionRecord
 
 RECORDS = [
     CaptionRecord("a.mp4", "A cat.\n<b>", "stop", 12, 340, 1.25, 0.0, 12.0),

@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 
 from vl3edge.runtime import GenerationConfig, SamplingPlan, VideoLlama3
+from vl3edge.runtime.captions.parquet import record_table
 from vl3edge.runtime.errors import ConfigError
 from vl3edge.runtime.media.limits import MediaLimits
-from vl3edge.runtime.parquet import record_table
 from vl3edge.runtime.ray import COLUMNS, Captioner
 
 CLIP = Path(__file__).parents[1] / "fixtures" / "demo_clip.mp4"

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from vl3edge.runtime.captions.jsonl import RecordFile, State
+from vl3edge.runtime.captions.records import CaptionRecord, clip_key, json_line
 from vl3edge.runtime.errors import ConfigError, OutputError
 from vl3edge.runtime.lockedfile import LockedFile, write_whole
-from vl3edge.runtime.recordfile import RecordFile, State
-from vl3edge.runtime.records import CaptionRecord, clip_key, json_line
 
 
 @pytest.fixture
@@ -133,8 +133,8 @@ def test_a_second_process_is_refused_until_the_first_dies(path: Path) -> None:
     code = f"""
 import sys, time
 from pathlib import Path
-from vl3edge.runtime.recordfile import RecordFile
-from vl3edge.runtime.records import CaptionRecord
+from vl3edge.runtime.captions.jsonl import RecordFile
+from vl3edge.runtime.captions.records import CaptionRecord
 file = RecordFile(Path({str(path)!r}))
 file.write(CaptionRecord("a.mp4", error="broken"))
 file.write(CaptionRecord("a.mp4", caption="one"))  # the file has been replaced: the lock must have moved along
@@ -160,8 +160,8 @@ def test_a_full_disk_leaves_whole_lines(path: Path, room: int) -> None:
     code = f"""
 import errno, resource
 from pathlib import Path
-from vl3edge.runtime.recordfile import RecordFile
-from vl3edge.runtime.records import CaptionRecord
+from vl3edge.runtime.captions.jsonl import RecordFile
+from vl3edge.runtime.captions.records import CaptionRecord
 path = Path({str(path)!r})
 file = RecordFile(path, keep=True)
 resource.setrlimit(resource.RLIMIT_FSIZE, ({len(before) + room},) * 2)

@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vl3edge.runtime import SamplingPlan, VideoLlama3
+from vl3edge.runtime.captions.segments import plan_segments
 from vl3edge.runtime.errors import ConfigError, MediaError
 from vl3edge.runtime.media.frame_sampling import regular_timeline
 from vl3edge.runtime.media.one_pass import OnePass
 from vl3edge.runtime.media.video import open_video
-from vl3edge.runtime.segments import plan_segments
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from pathlib import Path
 import av
 import pytest
 
-from vl3edge.runtime.records import CaptionRecord, text_line
-from vl3edge.runtime.subtitles import subtitles
+from vl3edge.runtime.captions.records import CaptionRecord, text_line
+from vl3edge.runtime.captions.subtitles import subtitles
 
 Cue = tuple[float, float, str]
 

@@ -9,12 +9,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from .errors import ConfigError, OutputError
-from .lockedfile import write_whole
-from .media.addresses import is_address
-from .media.contents import PICTURE_SUFFIXES, VIDEO_SUFFIXES
+from ..errors import ConfigError, OutputError
+from ..lockedfile import write_whole
+from ..media.addresses import is_address
+from ..media.contents import PICTURE_SUFFIXES, VIDEO_SUFFIXES
+from .jsonl import State
 from .outputs import document
-from .recordfile import State
 from .records import CaptionRecord, clip_key
 
 SUFFIXES = {"text": ".txt", "srt": ".srt", "vtt": ".vtt", "jsonl": ".json"}

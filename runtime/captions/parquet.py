@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from .errors import ConfigError
+from ..errors import ConfigError
 from .records import CaptionRecord
 
 _ROWS = 4096  # of a batch: bounds the memory, and how far a reader must look for one column

@@ -11,18 +11,18 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from .caption_jobs import CaptionJob, CaptionResult
-from .config import GenerationConfig, PruningConfig, SamplingPlan
-from .decode.generate import GenerationStats
-from .errors import BackendError, ConfigError, ContextLengthError, MediaError, unexpected
-from .find import grounding_question, read_span
-from .model import VideoLlama3
+from ..caption_jobs import CaptionJob, CaptionResult
+from ..config import GenerationConfig, PruningConfig, SamplingPlan
+from ..decode.generate import GenerationStats
+from ..errors import BackendError, ConfigError, ContextLengthError, MediaError, unexpected
+from ..model import VideoLlama3
+from ..vision.clip import Clip, MediaKind
+from ..vision.clip_encoder import OpenedMedia
+from .grounding import grounding_question, read_span
+from .jsonl import State
 from .outputs import Output
-from .recordfile import State
 from .records import CaptionRecord
 from .segments import Segment, plan_segments
-from .vision.clip import Clip, MediaKind
-from .vision.clip_encoder import OpenedMedia
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 
-from .errors import ConfigError
-from .lockedfile import LockedFile
+from ..errors import ConfigError
+from ..lockedfile import LockedFile
 from .records import CaptionRecord, Key, clip_key, json_line
 
 

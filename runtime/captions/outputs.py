@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Protocol, TextIO
 
-from .errors import ConfigError, OutputError
-from .lockedfile import LockedFile, write_whole
+from ..errors import ConfigError, OutputError
+from ..lockedfile import LockedFile, write_whole
+from .jsonl import RecordFile, State
 from .parquet import parquet_bytes
-from .recordfile import RecordFile, State
 from .records import CaptionRecord, json_line, text_line
 from .subtitles import VTT_HEADER, Cues, is_shown, subtitles
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from .errors import ConfigError, MediaError
+from ..errors import ConfigError, MediaError
 
 MIN_SEGMENT_S = 0.01  # shorter than a frame lasts; subtitles count in thousandths
 MAX_SEGMENTS = 100_000  # a slip of the unit must not make a list of billions

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import MediaError
-from .media.addresses import is_address, local_path
+from ..errors import MediaError
+from ..media.addresses import is_address, local_path
 
 Key = tuple[str, "int | None"]
 """Names what a record is about: the clip, as `clip_key` gives it, and the number of the segment, if it has any."""
