@@ -16,9 +16,9 @@ from .bundle.bundle import bundle_folder, open_bundle
 from .captions.records import one_line
 from .config import GenerationConfig
 from .errors import ConfigError
-from .inspection import inspect
-from .inspection_page import page
-from .inspection_text import facts, verdict
+from .inspect.inspection import inspect
+from .inspect.page import page
+from .inspect.text import facts, verdict
 from .lockedfile import write_whole
 from .memory import available_bytes
 
@@ -48,8 +48,8 @@ def run(options: argparse.Namespace) -> int:
     bundle = open_bundle(bundle_folder(options.model))
     asked = {"system": options.system, "add_system_prompt": options.add_system_prompt, "kind": options.kind}
     seen = inspect(bundle, options.media, sampling, pruning, options.question, generation, **asked)
-    from .inspection_charts import DARK, LIGHT
-    from .inspection_picture import page_charts, picture  # the only ones that need matplotlib
+    from .inspect.charts import DARK, LIGHT
+    from .inspect.picture import page_charts, picture  # the only ones that need matplotlib
 
     available = available_bytes()
     write_whole(png, [picture(seen, available)])

@@ -20,12 +20,12 @@ from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, open_bundle
 from vl3edge.runtime.cli import main
 from vl3edge.runtime.cli_inspect import report_paths
 from vl3edge.runtime.errors import ConfigError, MediaError
-from vl3edge.runtime.inspection import Inspection, Speed, inspect
-from vl3edge.runtime.inspection_charts import DARK, LIGHT, timeline
-from vl3edge.runtime.inspection_frames import choose_shown, dimmed, veil
-from vl3edge.runtime.inspection_page import page
-from vl3edge.runtime.inspection_picture import DPI, page_charts, picture
-from vl3edge.runtime.inspection_text import verdict
+from vl3edge.runtime.inspect.charts import DARK, LIGHT, timeline
+from vl3edge.runtime.inspect.frames import choose_shown, dimmed, veil
+from vl3edge.runtime.inspect.inspection import Inspection, Speed, inspect
+from vl3edge.runtime.inspect.page import page
+from vl3edge.runtime.inspect.picture import DPI, page_charts, picture
+from vl3edge.runtime.inspect.text import verdict
 from vl3edge.runtime.prompt.chat_template import DESCRIBE, question_about
 from vl3edge.runtime.vision.difffp import keep_mask
 

@@ -17,7 +17,7 @@ from vl3edge.runtime.bundle.bundle import open_bundle
 from vl3edge.runtime.caption_jobs import CaptionJob
 from vl3edge.runtime.captions.records import printable
 from vl3edge.runtime.errors import ConfigError
-from vl3edge.runtime.inspection import Speed, inspect
+from vl3edge.runtime.inspect.inspection import Speed, inspect
 
 CLIP = Path(__file__).parent.parent / "fixtures" / "demo_clip.mp4"
 HELPFUL = "You are a helpful assistant."

@@ -15,9 +15,9 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from ..vision.difffp import RELEASED_THRESHOLD
 from .inspection import LEVELS, Cost, Inspection
-from .inspection_text import clock, duration, size
-from .vision.difffp import RELEASED_THRESHOLD
+from .text import clock, duration, size
 
 _BARS = 60
 _SEEN_SHARE = 0.04  # of all memory; of less one would see nothing

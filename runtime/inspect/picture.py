@@ -17,11 +17,11 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.style import context as style_context
 
-from . import inspection_charts as charts
+from . import charts as charts
+from .charts import LIGHT, Theme
+from .frames import choose_shown, dimmed, with_palette
 from .inspection import Inspection
-from .inspection_charts import LIGHT, Theme
-from .inspection_frames import choose_shown, dimmed, with_palette
-from .inspection_text import facts, footnote, moment
+from .text import facts, footnote, moment
 
 DPI = 120
 _WIDTH, _MARGIN, _GAP = 13.0, 0.35, 0.1  # inches, as all lengths here

@@ -1,7 +1,7 @@
 """An inspection as one HTML page that needs nothing else: no network, no scripts, light or dark as its reader has it.
 
 Every frame is there, with what was pruned of it under a veil that lifts when the frame is pointed at or tapped. The
-template (`inspection_page.html`) escapes whatever it is given; the page forbids itself to load anything.
+template (`page.html`) escapes whatever it is given; the page forbids itself to load anything.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from ..memory_estimate import MemoryEstimate
+from .frames import data_uri, jpeg, veil
 from .inspection import LEVELS, Cost, Inspection
-from .inspection_frames import data_uri, jpeg, veil
-from .inspection_text import duration, facts, footnote, moment, size, verdict
-from .memory_estimate import MemoryEstimate
+from .text import duration, facts, footnote, moment, size, verdict
 
-_TEMPLATE = Path(__file__).with_name("inspection_page.html")
+_TEMPLATE = Path(__file__).with_name("page.html")
 _THUMBNAIL = 360  # pixels of a frame's longer side; one alone has more
 _ALONE = 1000
 _WORDS = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .decode.sequence import too_long
+from ..decode.sequence import too_long
 from .inspection import Inspection
 
 _LONG = 120.0  # seconds, from which on minutes are told
