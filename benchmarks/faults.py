@@ -36,7 +36,7 @@ from vl3edge.models.demo.clips import encode_mp4, write_clip
 from vl3edge.models.demo.render import HELD_OUT_SEED, random_scene, source_frames
 
 RESULTS = Path(__file__).parent / "results" / "faults.json"
-COMMAND = [sys.executable, "-m", "vl3edge.runtime.cli", "caption", "--threads", "1", "--backend", "cpu"]
+COMMAND = [sys.executable, "-m", "vl3edge.runtime.cli.main", "caption", "--threads", "1", "--backend", "cpu"]
 KINDS = ("resume", "retry", "sidecar", "segments", "parquet", "batch")
 ENDINGS = {"segments": ".vtt", "parquet": ".parquet"}
 

@@ -43,7 +43,15 @@ def verified(bundle: Path, options: argparse.Namespace) -> dict[str, Any]:
     """What the command says of a bundle, and what it took."""
     report = options.work / "report.json"
     report.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "vl3edge.runtime.cli", "verify", str(bundle), "--checkpoint", options.checkpoint]
+    command = [
+        sys.executable,
+        "-m",
+        "vl3edge.runtime.cli.main",
+        "verify",
+        str(bundle),
+        "--checkpoint",
+        options.checkpoint,
+    ]
     command += ["--media", *options.media, "--frames", str(options.frames), "--tokens", str(options.tokens)]
     begin, own = time.perf_counter(), 0.0
     process = subprocess.Popen([*command, "--threads", str(options.threads), "--json", str(report)])

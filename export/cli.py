@@ -13,7 +13,7 @@ from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.errors import CheckpointError
 from vl3edge.quant.errors import QuantError
 from vl3edge.quant.plan import QuantizationPlan
-from vl3edge.runtime.cli_info import contents_table
+from vl3edge.runtime.cli.info import contents_table
 from vl3edge.runtime.errors import ConfigError, MediaError
 
 from .errors import ExportError

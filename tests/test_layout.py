@@ -55,7 +55,7 @@ def test_packages_import_only_the_layers_below(package: str) -> None:
 def test_a_caption_loads_neither_torch_nor_transformers_nor_onnx(bundle: Path, media: Path) -> None:
     code = """
 import sys
-from vl3edge.runtime.cli import main
+from vl3edge.runtime.cli.main import main
 assert main(["caption", sys.argv[1], "-m", sys.argv[2], "--max-frames", "2", "--max-new-tokens", "4"]) == 0
 heavy = {"torch", "transformers", "onnx", "matplotlib", "safetensors"}
 heavy |= {"vl3edge.export", "vl3edge.models", "vl3edge.quant"}
@@ -82,7 +82,7 @@ def test_public_names() -> None:
     assert all(hasattr(vl3edge.runtime, name) for name in names)
 
 
-@pytest.mark.parametrize("module", ["vl3edge", "vl3edge.runtime.cli"])
+@pytest.mark.parametrize("module", ["vl3edge", "vl3edge.runtime.cli.main"])
 def test_the_command_runs_as_a_module(module: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", module]
     done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False, cwd=tmp_path)

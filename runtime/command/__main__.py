@@ -2,6 +2,6 @@
 
 import sys
 
-from vl3edge.runtime.cli import main
+from vl3edge.runtime.cli.main import main
 
 sys.exit(main())

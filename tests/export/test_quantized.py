@@ -208,7 +208,7 @@ def test_what_cannot_be_quantized_is_refused_in_one_line(
 def test_info_shows_the_report(
     checkpoints: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from vl3edge.runtime.cli import main
+    from vl3edge.runtime.cli.main import main
 
     plan = QuantizationPlan(group_size=32)
     export_bundle(Checkpoint.open(checkpoints("tiny-128")), tmp_path / "b", ExportOptions(plan=plan, **EXACT))

@@ -35,7 +35,7 @@ from vl3edge.runtime.backends.tensorrt_vision import BlockProjector, PatchEncode
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, Bundle, open_bundle
 from vl3edge.runtime.bundle.plans import TensorSpec, read_engine_sets
 from vl3edge.runtime.bundle.profiles import Profile, ShapeRange, projector_profiles, vision_profiles
-from vl3edge.runtime.cli import main
+from vl3edge.runtime.cli.main import main
 from vl3edge.runtime.errors import BackendError, BundleError, ConfigError
 
 needs_tensorrt = pytest.mark.skipif(

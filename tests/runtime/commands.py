@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vl3edge.runtime.cli import main
+from vl3edge.runtime.cli.main import main
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:

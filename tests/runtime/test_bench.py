@@ -12,7 +12,7 @@ from vl3edge.runtime import resident, workload
 from vl3edge.runtime.backends.onnxruntime import select_backend
 from vl3edge.runtime.bench import Bench, BenchPlan, Stage
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, open_bundle
-from vl3edge.runtime.cli import main
+from vl3edge.runtime.cli.main import main
 from vl3edge.runtime.errors import ConfigError
 
 CLIP = Path(__file__).parents[1] / "fixtures" / "demo_clip.mp4"

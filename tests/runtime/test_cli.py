@@ -227,7 +227,7 @@ def test_control_characters_do_not_reach_the_terminal() -> None:
 
 
 def test_reader_that_goes_away_is_no_error(bundle: Path, clips: Path) -> None:
-    command = f"{sys.executable} -m vl3edge.runtime.cli info {bundle} | head -1"
+    command = f"{sys.executable} -m vl3edge.runtime.cli.main info {bundle} | head -1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
     assert "Traceback" not in done.stderr
     assert "Exception" not in done.stderr

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 CLIP = Path(__file__).parent.parent / "fixtures" / "demo_clip.mp4"
-COMMAND = [sys.executable, "-m", "vl3edge.runtime.cli", "ask", "--threads", "1"]
+COMMAND = [sys.executable, "-m", "vl3edge.runtime.cli.main", "ask", "--threads", "1"]
 PATIENCE_S = 60.0
 
 

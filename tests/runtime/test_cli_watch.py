@@ -19,7 +19,7 @@ from vl3edge.models.demo.clips import write_clip
 from vl3edge.models.demo.questions import ask_video
 from vl3edge.models.demo.render import HELD_OUT_SEED, Scene, random_scene, source_frames
 
-COMMAND = [sys.executable, "-m", "vl3edge.runtime.cli", "watch"]
+COMMAND = [sys.executable, "-m", "vl3edge.runtime.cli.main", "watch"]
 
 
 @pytest.fixture(autouse=True)

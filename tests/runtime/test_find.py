@@ -10,7 +10,7 @@ import pytest
 
 from vl3edge.models.demo.clips import write_clip
 from vl3edge.runtime.captions.grounding import Span, grounding_question, read_span
-from vl3edge.runtime.cli import main
+from vl3edge.runtime.cli.main import main
 
 ANSWERS: dict[str, tuple[float, float] | None] = {
     "At 4.0s.": (4, 4),

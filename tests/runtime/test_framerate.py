@@ -13,7 +13,7 @@ import pytest
 from clips import SHORT_GOP, every_frame, picture, write_clip
 from PIL import Image
 
-from vl3edge.runtime.cli import main
+from vl3edge.runtime.cli.main import main
 from vl3edge.runtime.config import SamplingPlan
 from vl3edge.runtime.errors import ConfigError, MediaWarning
 from vl3edge.runtime.live.reader import LiveReader

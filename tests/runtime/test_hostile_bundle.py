@@ -14,7 +14,7 @@ import pytest
 from vl3edge.runtime import VideoLlama3
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, hash_file, open_bundle
 from vl3edge.runtime.bundle.manifest import sealed
-from vl3edge.runtime.cli import main
+from vl3edge.runtime.cli.main import main
 from vl3edge.runtime.errors import BundleError
 from vl3edge.runtime.prompt.splice import EmbeddingTable
 

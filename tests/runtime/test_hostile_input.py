@@ -14,7 +14,7 @@ from PIL import Image
 from vl3edge.runtime import GenerationConfig, SamplingPlan, VideoLlama3
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE
 from vl3edge.runtime.bundle.manifest import sealed
-from vl3edge.runtime.cli import main
+from vl3edge.runtime.cli.main import main
 from vl3edge.runtime.decode.decoder import Decoder
 from vl3edge.runtime.decode.sampler import filtered_probabilities
 from vl3edge.runtime.errors import BundleError, ConfigError, MediaError

@@ -16,7 +16,7 @@ from vl3edge.runtime import GenerationConfig, VideoLlama3
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE
 from vl3edge.runtime.bundle.manifest import sealed
 from vl3edge.runtime.captions.records import CaptionRecord, json_line, one_line, printable
-from vl3edge.runtime.cli import main
+from vl3edge.runtime.cli.main import main
 from vl3edge.runtime.prompt.tokenizer import Tokenizer
 
 STEERING = [

@@ -17,8 +17,8 @@ from PIL import Image
 
 from vl3edge.runtime import GenerationConfig, PruningConfig, SamplingPlan, VideoLlama3
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, open_bundle
-from vl3edge.runtime.cli import main
-from vl3edge.runtime.cli_inspect import report_paths
+from vl3edge.runtime.cli.inspect import report_paths
+from vl3edge.runtime.cli.main import main
 from vl3edge.runtime.errors import ConfigError, MediaError
 from vl3edge.runtime.inspect.charts import DARK, LIGHT, timeline
 from vl3edge.runtime.inspect.frames import choose_shown, dimmed, veil
@@ -246,7 +246,7 @@ def test_missing_matplotlib_is_one_line(
 ) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(
-        "vl3edge.runtime.cli_inspect.find_spec", lambda name: None if name == "matplotlib" else found(name)
+        "vl3edge.runtime.cli.inspect.find_spec", lambda name: None if name == "matplotlib" else found(name)
     )
     assert main(["inspect", str(CLIP), "-o", str(tmp_path / "r")]) == 2
     _, err = capsys.readouterr()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vl3edge.runtime.captions.records import clip_key
-from vl3edge.runtime.cli import main
+from vl3edge.runtime.cli.main import main
 from vl3edge.runtime.errors import MediaError
 from vl3edge.runtime.live.reader import LiveReader
 from vl3edge.runtime.media.addresses import is_address

@@ -13,7 +13,7 @@ import pytest
 
 from vl3edge.runtime import GenerationConfig, VideoLlama3
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, read_manifest
-from vl3edge.runtime.cli import main
+from vl3edge.runtime.cli.main import main
 from vl3edge.runtime.decode.kv_cache import bytes_per_row
 from vl3edge.runtime.errors import ConfigError, ContextLengthError, MediaError, MemoryLimitError
 from vl3edge.runtime.memory_estimate import BASE_BYTES, estimate, prefill_bytes, vision_bytes, weights_bytes

@@ -10,7 +10,7 @@ import pytest
 
 from vl3edge.runtime.captions.parquet import COLUMNS, parquet_bytes
 from vl3edge.runtime.captions.records import CaptionRecord
-from vl3edge.runtime.cli import main
+from vl3edge.runtime.cli.main import main
 
 RECORDS = [
     CaptionRecord("a.mp4", "A cat.\n<b>", "stop", 12, 340, 1.25, 0.0, 12.0),

@@ -13,7 +13,7 @@ from fake_tensorrt import FakeTensorRt
 from vl3edge.runtime.backends.cuda import open_device
 from vl3edge.runtime.backends.onnxruntime import select_backend
 from vl3edge.runtime.backends.tensorrt_library import import_tensorrt
-from vl3edge.runtime.cli import main
+from vl3edge.runtime.cli.main import main
 from vl3edge.runtime.errors import BackendError
 
 

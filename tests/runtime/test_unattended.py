@@ -21,7 +21,7 @@ from vl3edge.runtime.errors import MediaError
 from vl3edge.runtime.lockedfile import LockedFile
 
 CLIP = Path(__file__).parents[1] / "fixtures" / "demo_clip.mp4"
-COMMAND = [sys.executable, "-m", "vl3edge.runtime.cli"]
+COMMAND = [sys.executable, "-m", "vl3edge.runtime.cli.main"]
 OPTIONS = ["--threads", "1", "--backend", "cpu", "--max-frames", "2", "--max-new-tokens", "4"]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's /dev/full and capabilities")
 
@@ -79,7 +79,7 @@ import os, sys
 for number in (0, 1, 2):
     os.close(number)
 sys.stdin = sys.stdout = sys.stderr = None
-from vl3edge.runtime.cli import main
+from vl3edge.runtime.cli.main import main
 status = main(["caption", {str(CLIP)!r}, "-o", {str(tmp_path / "out.jsonl")!r}, *{OPTIONS!r}])
 os.write(2, b"a library complains")
 os._exit(status)

@@ -11,10 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from . import cli_options as shared
-from .captions.captioner import Captioner, CaptionRequest, Outcome
-from .captions.jsonl import State
-from .captions.outputs import (
+from ..captions.captioner import Captioner, CaptionRequest, Outcome
+from ..captions.jsonl import State
+from ..captions.outputs import (
     DOCUMENTS,
     FORMATS,
     DocumentOutput,
@@ -26,13 +25,14 @@ from .captions.outputs import (
     records_of,
     stream_to,
 )
-from .captions.parquet import check_pyarrow
-from .captions.records import CaptionRecord
-from .captions.segments import plan_segments
-from .captions.sidecar import SUFFIXES, SidecarOutput
-from .errors import ConfigError, OutputError, no_such_file
-from .media.addresses import is_address
-from .media.discovery import WANTED, matches
+from ..captions.parquet import check_pyarrow
+from ..captions.records import CaptionRecord
+from ..captions.segments import plan_segments
+from ..captions.sidecar import SUFFIXES, SidecarOutput
+from ..errors import ConfigError, OutputError, no_such_file
+from ..media.addresses import is_address
+from ..media.discovery import WANTED, matches
+from . import options as shared
 
 
 def add_to(commands: Any) -> None:

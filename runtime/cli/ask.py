@@ -10,14 +10,14 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from . import cli_options as shared
-from .captions.records import printable
-from .cli_conversation import Conversation, questions_from
-from .config import GenerationConfig
-from .errors import ConfigError
-from .media.discovery import expand
-from .model import VideoLlama3
-from .vision.clip import Clip
+from ..captions.records import printable
+from ..config import GenerationConfig
+from ..errors import ConfigError
+from ..media.discovery import expand
+from ..model import VideoLlama3
+from ..vision.clip import Clip
+from . import options as shared
+from .repl import Conversation, questions_from
 
 
 def add_to(commands: Any) -> None:

@@ -15,13 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from . import cli_options as shared
-from .live.change import DEFAULT_SHARE, ChangeDetector
-from .live.events import LiveEvent
-from .live.output import FORMATS, AnswerWriter, WatchState, clock_text
-from .live.reader import LiveReader
-from .live.source import Reconnection, SourceOptions
-from .live.watch import Inquiry, WatchSession, watch
+from ..live.change import DEFAULT_SHARE, ChangeDetector
+from ..live.events import LiveEvent
+from ..live.output import FORMATS, AnswerWriter, WatchState, clock_text
+from ..live.reader import LiveReader
+from ..live.source import Reconnection, SourceOptions
+from ..live.watch import Inquiry, WatchSession, watch
+from . import options as shared
 
 DEFAULT_EVERY_S = 10.0
 

@@ -14,12 +14,12 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TextIO
 
-from . import cli_options as shared
-from .captions.records import one_line, printable
-from .chat import Chat
-from .config import GenerationConfig
-from .errors import ConfigError, Vl3EdgeError
-from .vision.clip import Clip
+from ..captions.records import one_line, printable
+from ..chat import Chat
+from ..config import GenerationConfig
+from ..errors import ConfigError, Vl3EdgeError
+from ..vision.clip import Clip
+from . import options as shared
 
 PROMPT = "> "
 HELP = (

@@ -7,13 +7,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .backends.cuda import open_device
-from .backends.tensorrt_build import BuildOptions, build_engines
-from .bundle.bundle import read_manifest
-from .bundle.plans import PORTABLE, TARGETS, read_engine_sets
-from .bundle.profiles import DEFAULT_MEMORY_BYTES
-from .cli_options import progress
-from .errors import ConfigError
+from ..backends.cuda import open_device
+from ..backends.tensorrt_build import BuildOptions, build_engines
+from ..bundle.bundle import read_manifest
+from ..bundle.plans import PORTABLE, TARGETS, read_engine_sets
+from ..bundle.profiles import DEFAULT_MEMORY_BYTES
+from ..errors import ConfigError
+from .options import progress
 
 
 def add_to(commands: Any) -> None:

@@ -10,14 +10,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from .backends.cuda import open_device
-from .backends.onnxruntime import import_onnxruntime
-from .backends.tensorrt_library import import_tensorrt
-from .bundle.bundle import Bundle, open_bundle
-from .bundle.manifest import DECODER_GRAPH, PREFILL_GRAPH, Manifest
-from .bundle.plans import read_engine_sets
-from .captions.records import one_line
-from .errors import BackendError, BundleError
+from ..backends.cuda import open_device
+from ..backends.onnxruntime import import_onnxruntime
+from ..backends.tensorrt_library import import_tensorrt
+from ..bundle.bundle import Bundle, open_bundle
+from ..bundle.manifest import DECODER_GRAPH, PREFILL_GRAPH, Manifest
+from ..bundle.plans import read_engine_sets
+from ..captions.records import one_line
+from ..errors import BackendError, BundleError
 
 _PACKAGES = ("vl3edge", "numpy", "av", "pillow", "tokenizers", "jinja2")
 

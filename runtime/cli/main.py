@@ -16,10 +16,30 @@ from collections.abc import Sequence
 from importlib.metadata import entry_points, version
 from typing import NoReturn
 
-from . import cli_ask, cli_bench, cli_build, cli_caption, cli_info, cli_inspect, cli_watch
-from .captions.records import one_line
-from .cli_options import progress
-from .errors import ConfigError, Vl3EdgeError
+from ..captions.records import one_line
+from ..errors import ConfigError, Vl3EdgeError
+from . import (
+    ask as cli_ask,
+)
+from . import (
+    bench as cli_bench,
+)
+from . import (
+    build as cli_build,
+)
+from . import (
+    caption as cli_caption,
+)
+from . import (
+    info as cli_info,
+)
+from . import (
+    inspect as cli_inspect,
+)
+from . import (
+    watch as cli_watch,
+)
+from .options import progress
 
 COMMANDS = (cli_caption, cli_ask, cli_watch, cli_inspect, cli_bench, cli_build, cli_info)
 

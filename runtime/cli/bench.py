@@ -15,12 +15,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from . import cli_options as shared
-from .backends.onnxruntime import BACKENDS, select_backend
-from .bench import Bench, BenchPlan, Stage
-from .bundle.bundle import bundle_folder, open_bundle
-from .errors import ConfigError
-from .machine_speed import cores
+from ..backends.onnxruntime import BACKENDS, select_backend
+from ..bench import Bench, BenchPlan, Stage
+from ..bundle.bundle import bundle_folder, open_bundle
+from ..errors import ConfigError
+from ..machine_speed import cores
+from . import options as shared
 
 
 def add_to(commands: Any) -> None:

@@ -11,16 +11,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from . import cli_options as shared
-from .bundle.bundle import bundle_folder, open_bundle
-from .captions.records import one_line
-from .config import GenerationConfig
-from .errors import ConfigError
-from .inspect.inspection import inspect
-from .inspect.page import page
-from .inspect.text import facts, verdict
-from .lockedfile import write_whole
-from .memory import available_bytes
+from ..bundle.bundle import bundle_folder, open_bundle
+from ..captions.records import one_line
+from ..config import GenerationConfig
+from ..errors import ConfigError
+from ..inspect.inspection import inspect
+from ..inspect.page import page
+from ..inspect.text import facts, verdict
+from ..lockedfile import write_whole
+from ..memory import available_bytes
+from . import options as shared
 
 
 def add_to(commands: Any) -> None:
@@ -48,8 +48,8 @@ def run(options: argparse.Namespace) -> int:
     bundle = open_bundle(bundle_folder(options.model))
     asked = {"system": options.system, "add_system_prompt": options.add_system_prompt, "kind": options.kind}
     seen = inspect(bundle, options.media, sampling, pruning, options.question, generation, **asked)
-    from .inspect.charts import DARK, LIGHT
-    from .inspect.picture import page_charts, picture  # the only ones that need matplotlib
+    from ..inspect.charts import DARK, LIGHT
+    from ..inspect.picture import page_charts, picture  # the only ones that need matplotlib
 
     available = available_bytes()
     write_whole(png, [picture(seen, available)])
