@@ -48,7 +48,7 @@ def run_vl3edge(options: argparse.Namespace, folder: str) -> Figures:
     from vl3edge.runtime.decode.decoder import Decoder
     from vl3edge.runtime.decode.graph import load_decoder_graph
     from vl3edge.runtime.prompt.splice import EmbeddingTable
-    from vl3edge.runtime.workload import step_bytes
+    from vl3edge.runtime.roofline_workload import step_bytes
 
     bundle = open_bundle(folder)
     text = bundle.manifest.text
@@ -108,7 +108,7 @@ def run_transformers(options: argparse.Namespace, dtype: str) -> Figures:
 
 
 def run_memory(options: argparse.Namespace) -> Figures:
-    from vl3edge.runtime.machine_speed import cores, read_bandwidth
+    from vl3edge.runtime.roofline import cores, read_bandwidth
 
     return {"bytes_per_s": read_bandwidth(cores())}
 
@@ -161,7 +161,7 @@ def prepare(work: Path) -> None:
         subprocess.run([sys.executable, "-c", build, *where], check=True, cwd=Path(__file__).parents[1] / "tests")
     settings = json.loads((target / "genai_config.json").read_text(encoding="utf-8"))
     options = settings["model"]["decoder"]["session_options"]
-    from vl3edge.runtime.machine_speed import cores
+    from vl3edge.runtime.roofline import cores
 
     options["intra_op_num_threads"] = cores()  # its default of one thread halves it
     (target / "genai_config.json").write_text(json.dumps(settings, indent=4), encoding="utf-8")

@@ -21,8 +21,8 @@ import numpy as np
 from machine import describe
 
 from vl3edge.runtime import GenerationConfig, VideoLlama3
+from vl3edge.runtime.host_trim import current_bytes
 from vl3edge.runtime.live.session import Session
-from vl3edge.runtime.resident import current_bytes
 
 SIDE = 112
 QUESTION = "What colour is it?"

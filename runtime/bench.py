@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from . import workload
+from . import roofline_workload as workload
 from .backends.features import Features
 from .backends.onnxruntime import Backend
 from .bundle.bundle import Bundle
@@ -21,11 +21,11 @@ from .config import SamplingPlan
 from .decode.decoder import Decoder
 from .decode.graph import load_decoder_graph
 from .errors import ConfigError
-from .machine_speed import cores, multiply_rate, read_bandwidth
+from .host_trim import peak_bytes, reset_peak
 from .media.resize import PixelBudget, target_size
 from .media.video import open_video
 from .prompt.splice import EmbeddingTable
-from .resident import peak_bytes, reset_peak
+from .roofline import cores, multiply_rate, read_bandwidth
 from .vision.clip_encoder import pixel_budget
 from .vision.engines import VisionPath
 

@@ -10,7 +10,6 @@ from typing import Any
 from .backends.onnxruntime import PATCHES_PER_CALL, Backend, select_backend
 from .bundle.bundle import Bundle, bundle_folder, open_bundle
 from .bundle.manifest import DECODER_GRAPH, HALF_DECODER_GRAPH, PREFILL_GRAPH
-from .caption_jobs import CaptionJob, CaptionResult, one_by_one, together
 from .chat import Chat
 from .config import GenerationConfig, PruningConfig, SamplingPlan
 from .decode.batch import BatchGenerator
@@ -19,17 +18,18 @@ from .decode.generate import Answer, Chunk, Generator, join
 from .decode.graph import load_decoder_graph
 from .decode.rope import Rotary
 from .errors import ConfigError
+from .host_trim import trimmed
+from .jobs import CaptionJob, CaptionResult, one_by_one, together
 from .live.session import Session
 from .live.session_prompt import StreamFormat, StreamLayout
 from .media.limits import DEFAULT_LIMITS, MediaLimits
+from .memory_budget import MemoryBudget
 from .memory_estimate import prefill_bytes, vision_bytes
-from .memory_limit import MemoryBudget
 from .prompt.chat_template import DESCRIBE as DESCRIBE
 from .prompt.chat_template import MediaItem, PromptTemplate, media_items, question_about, with_system
 from .prompt.messages import conversation_pieces
 from .prompt.splice import EmbeddingTable, SplicedPrompt, growing
 from .prompt.tokenizer import Tokenizer
-from .resident import trimmed
 from .vision.clip import Clip, MediaKind
 from .vision.clip_encoder import ClipEncoder, OpenedMedia, PendingClip
 from .vision.engines import VisionPath

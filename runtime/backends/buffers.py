@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..memory import available_bytes
+from ..host import available_bytes
 from .cuda import Device
 
 

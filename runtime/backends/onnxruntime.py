@@ -16,8 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..bundle.bundle import Bundle
-from ..cpu_features import adds_8_bit_products_exactly
 from ..errors import BackendError, BundleError, ConfigError
+from ..host_cpu import adds_8_bit_products_exactly
 from .cuda import Device, open_device
 from .cuda_start import PROVIDER as _CUDA
 from .cuda_start import start_cuda

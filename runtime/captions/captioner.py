@@ -11,10 +11,10 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from ..caption_jobs import CaptionJob, CaptionResult
 from ..config import GenerationConfig, PruningConfig, SamplingPlan
 from ..decode.generate import GenerationStats
 from ..errors import BackendError, ConfigError, ContextLengthError, MediaError, unexpected
+from ..jobs import CaptionJob, CaptionResult
 from ..model import VideoLlama3
 from ..vision.clip import Clip, MediaKind
 from ..vision.clip_encoder import OpenedMedia

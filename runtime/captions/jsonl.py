@@ -13,7 +13,7 @@ from enum import Enum
 from pathlib import Path
 
 from ..errors import ConfigError
-from ..lockedfile import LockedFile
+from ..files import LockedFile
 from .records import CaptionRecord, Key, clip_key, json_line
 
 

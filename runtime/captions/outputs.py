@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol, TextIO
 
 from ..errors import ConfigError, OutputError
-from ..lockedfile import LockedFile, write_whole
+from ..files import LockedFile, write_whole
 from .jsonl import RecordFile, State
 from .parquet import parquet_bytes
 from .records import CaptionRecord, json_line, text_line

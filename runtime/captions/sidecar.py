@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..errors import ConfigError, OutputError
-from ..lockedfile import write_whole
+from ..files import write_whole
 from ..media.addresses import is_address
 from ..media.contents import PICTURE_SUFFIXES, VIDEO_SUFFIXES
 from .jsonl import State

@@ -19,7 +19,7 @@ from ..backends.onnxruntime import BACKENDS, select_backend
 from ..bench import Bench, BenchPlan, Stage
 from ..bundle.bundle import bundle_folder, open_bundle
 from ..errors import ConfigError
-from ..machine_speed import cores
+from ..roofline import cores
 from . import options as shared
 
 

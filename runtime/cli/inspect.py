@@ -15,11 +15,11 @@ from ..bundle.bundle import bundle_folder, open_bundle
 from ..captions.records import one_line
 from ..config import GenerationConfig
 from ..errors import ConfigError
+from ..files import write_whole
+from ..host import available_bytes
 from ..inspect.inspection import inspect
 from ..inspect.page import page
 from ..inspect.text import facts, verdict
-from ..lockedfile import write_whole
-from ..memory import available_bytes
 from . import options as shared
 
 

@@ -18,27 +18,13 @@ from typing import NoReturn
 
 from ..captions.records import one_line
 from ..errors import ConfigError, Vl3EdgeError
-from . import (
-    ask as cli_ask,
-)
-from . import (
-    bench as cli_bench,
-)
-from . import (
-    build as cli_build,
-)
-from . import (
-    caption as cli_caption,
-)
-from . import (
-    info as cli_info,
-)
-from . import (
-    inspect as cli_inspect,
-)
-from . import (
-    watch as cli_watch,
-)
+from . import ask as cli_ask
+from . import bench as cli_bench
+from . import build as cli_build
+from . import caption as cli_caption
+from . import info as cli_info
+from . import inspect as cli_inspect
+from . import watch as cli_watch
 from .options import progress
 
 COMMANDS = (cli_caption, cli_ask, cli_watch, cli_inspect, cli_bench, cli_build, cli_info)

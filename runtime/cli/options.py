@@ -16,7 +16,7 @@ from ..decode.generate import GenerationStats
 from ..errors import ConfigError
 from ..media.addresses import without_secrets
 from ..media.limits import DEFAULT_LIMITS, MediaLimits
-from ..memory_limit import parse_bytes
+from ..memory_budget import parse_bytes
 from ..model import VideoLlama3
 from ..vision.clip import Clip, MediaKind
 

@@ -29,7 +29,7 @@ from ..media.photographs import warn_of_photographs
 from ..media.read_ahead import read_ahead
 from ..media.resize import MediaShape, PixelBudget, resize_rgb, size_in_conversation, target_size
 from ..media.video import VideoReader, open_source
-from ..memory_limit import MemoryBudget
+from ..memory_budget import MemoryBudget
 from ..prompt.splice import Visual
 from .clip import Clip, EncodeStats, MediaKind, new_uid
 from .difffp import FramePruner

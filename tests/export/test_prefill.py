@@ -36,12 +36,12 @@ from vl3edge.quant.sequences import CalibrationSequence
 from vl3edge.runtime import GenerationConfig, PruningConfig, VideoLlama3
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, open_bundle
 from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, PREFILL_GRAPH, PrefillQuantization, TextSpec
-from vl3edge.runtime.caption_jobs import CaptionJob
 from vl3edge.runtime.cli import main as runtime_cli
 from vl3edge.runtime.config import SamplingPlan
 from vl3edge.runtime.decode.decoder import PREFILL_CHUNK, BatchDecoder, Decoder
 from vl3edge.runtime.decode.graph import DecoderGraph
 from vl3edge.runtime.errors import BundleError
+from vl3edge.runtime.jobs import CaptionJob
 from vl3edge.runtime.media.video import open_video
 from vl3edge.runtime.memory_estimate import weights_bytes
 

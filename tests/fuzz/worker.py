@@ -19,12 +19,12 @@ import numpy as np
 
 from vl3edge.runtime.config import SamplingPlan
 from vl3edge.runtime.errors import MediaError
+from vl3edge.runtime.host_trim import current_bytes, peak_bytes, reset_peak
 from vl3edge.runtime.media.contents import PICTURE_SUFFIXES
 from vl3edge.runtime.media.image import load_image
 from vl3edge.runtime.media.limits import MediaLimits
 from vl3edge.runtime.media.resize import PixelBudget, resize_rgb, target_size
 from vl3edge.runtime.media.video import open_video
-from vl3edge.runtime.resident import current_bytes, peak_bytes, reset_peak
 from vl3edge.runtime.vision.difffp import FramePruner
 
 PLAN = SamplingPlan(fps=2.0, max_frames=6)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from vl3edge.runtime import GenerationConfig, PruningConfig, SamplingPlan, VideoLlama3
-from vl3edge.runtime.caption_jobs import CaptionJob, CaptionResult
 from vl3edge.runtime.errors import ConfigError, ContextLengthError, MediaError
+from vl3edge.runtime.jobs import CaptionJob, CaptionResult
 
 CLIP = Path(__file__).parents[1] / "fixtures" / "demo_clip.mp4"
 CONFIG = GenerationConfig(max_new_tokens=24)

@@ -20,7 +20,7 @@ from vl3edge.models.demo.clips import encode_mp4, write_clip
 from vl3edge.models.demo.questions import ask_video
 from vl3edge.models.demo.render import HELD_OUT_SEED, random_scene, source_frames
 from vl3edge.runtime.cli.main import main
-from vl3edge.runtime.lockedfile import LockedFile
+from vl3edge.runtime.files import LockedFile
 from vl3edge.runtime.model import VideoLlama3
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vl3edge.runtime.memory import available_bytes
+from vl3edge.runtime.host import available_bytes
 
 MB = 1 << 20
 

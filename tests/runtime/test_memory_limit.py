@@ -16,8 +16,8 @@ from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, read_manifest
 from vl3edge.runtime.cli.main import main
 from vl3edge.runtime.decode.kv_cache import bytes_per_row
 from vl3edge.runtime.errors import ConfigError, ContextLengthError, MediaError, MemoryLimitError
+from vl3edge.runtime.memory_budget import parse_bytes
 from vl3edge.runtime.memory_estimate import BASE_BYTES, estimate, prefill_bytes, vision_bytes, weights_bytes
-from vl3edge.runtime.memory_limit import parse_bytes
 
 DEMO = read_manifest(DEMO_BUNDLE)
 SHORT = GenerationConfig(max_new_tokens=8)
@@ -27,7 +27,7 @@ MEASURE = """
 import json, sys
 import numpy as np
 from vl3edge.runtime import GenerationConfig, PruningConfig, VideoLlama3
-from vl3edge.runtime.resident import peak_bytes
+from vl3edge.runtime.host_trim import peak_bytes
 model = VideoLlama3.load(backend="cpu", num_threads=1)
 frames = np.random.default_rng(0).integers(0, 256, (int(sys.argv[1]), 112, 112, 3), dtype=np.uint8)
 clip = model.encode(frames, pruning=PruningConfig(enabled=False))

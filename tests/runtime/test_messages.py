@@ -8,8 +8,8 @@ import pytest
 from commands import run
 
 from vl3edge.runtime import PruningConfig, SamplingPlan, VideoLlama3
-from vl3edge.runtime.caption_jobs import CaptionJob
 from vl3edge.runtime.errors import ContextLengthError
+from vl3edge.runtime.jobs import CaptionJob
 
 CLIP = Path(__file__).parent.parent / "fixtures" / "demo_clip.mp4"
 LONG = "word " * 5000

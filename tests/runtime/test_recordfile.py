@@ -15,7 +15,7 @@ import pytest
 from vl3edge.runtime.captions.jsonl import RecordFile, State
 from vl3edge.runtime.captions.records import CaptionRecord, clip_key, json_line
 from vl3edge.runtime.errors import ConfigError, OutputError
-from vl3edge.runtime.lockedfile import LockedFile, write_whole
+from vl3edge.runtime.files import LockedFile, write_whole
 
 
 @pytest.fixture
@@ -202,7 +202,7 @@ def _left_by_a_killed_process(path: Path) -> list[Path]:
     code = f"""
 import os
 from pathlib import Path
-from vl3edge.runtime.lockedfile import write_whole
+from vl3edge.runtime.files import write_whole
 write_whole(Path({str(path)!r}), (os.kill(os.getpid(), 9) for _ in range(1)))
 """
     subprocess.run([sys.executable, "-c", code], check=False)

@@ -18,7 +18,7 @@ from extras import needs_parquet
 
 from vl3edge.runtime import VideoLlama3
 from vl3edge.runtime.errors import MediaError
-from vl3edge.runtime.lockedfile import LockedFile
+from vl3edge.runtime.files import LockedFile
 
 CLIP = Path(__file__).parents[1] / "fixtures" / "demo_clip.mp4"
 COMMAND = [sys.executable, "-m", "vl3edge.runtime.cli.main"]
@@ -177,7 +177,7 @@ def test_a_file_system_without_locks_is_warned_about(tmp_path: Path, monkeypatch
     def no_locks(fd: int, operation: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("vl3edge.runtime.lockedfile.fcntl.flock", no_locks)
+    monkeypatch.setattr("vl3edge.runtime.files.fcntl.flock", no_locks)
     with pytest.warns(UserWarning, match="out cannot be locked .*: start no second run on it"):
         file = LockedFile(tmp_path / "out")
     file.append(b"line\n")

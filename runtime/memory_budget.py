@@ -15,7 +15,8 @@ from .bundle.manifest import Manifest
 from .decode.decoder import PREFILL_CHUNK
 from .decode.kv_cache import bytes_per_row
 from .errors import ConfigError, ContextLengthError, MediaError, MemoryLimitError
-from .memory import available_bytes
+from .host import available_bytes
+from .host_trim import current_bytes
 from .memory_estimate import (
     BASE_BYTES,
     FLOAT,
@@ -26,7 +27,6 @@ from .memory_estimate import (
     vision_bytes,
     weights_bytes,
 )
-from .resident import current_bytes
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
 _ADVICE = "set memory_limit (--memory-limit) if you know better"
