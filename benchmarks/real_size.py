@@ -58,7 +58,15 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     checkpoint, log = options.work / "checkpoint", options.work / "log.txt"
     vl3edge = str(Path(sys.executable).parent / "vl3edge")
-    write = [sys.executable, "-m", "vl3edge.models.random", options.preset, str(checkpoint), "--dtype", "bfloat16"]
+    write = [
+        sys.executable,
+        "-m",
+        "vl3edge.models.synthetic.random",
+        options.preset,
+        str(checkpoint),
+        "--dtype",
+        "bfloat16",
+    ]
     steps = []
     if not checkpoint.exists():
         steps.append(measured("write a random checkpoint (bf16)", write, log))

@@ -37,8 +37,8 @@ def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """checkpoints(preset, layout, **options): a random-weight checkpoint, written once a session."""
-    from vl3edge.models.random import preset as preset_config
-    from vl3edge.models.random import write_random_checkpoint
+    from vl3edge.models.synthetic.random import preset as preset_config
+    from vl3edge.models.synthetic.random import write_random_checkpoint
 
     written: dict[str, Path] = {}
 
@@ -82,7 +82,7 @@ def authors_bundle(checkpoints: Callable[..., Path], tmp_path_factory: pytest.Te
 @pytest.fixture(scope="session")
 def one_layer_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Like `tiny_bundle`, with one decoder layer: what is cached for a token depends on it and its position alone."""
-    from vl3edge.models.random import preset, write_random_checkpoint
+    from vl3edge.models.synthetic.random import preset, write_random_checkpoint
 
     folder = tmp_path_factory.mktemp("bundle")
     config = preset("tiny", "transformers")

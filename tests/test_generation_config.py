@@ -16,7 +16,7 @@ from vl3edge.export.pipeline import export_bundle
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.config import Layout
 from vl3edge.models.errors import CheckpointError
-from vl3edge.models.random import preset, write_random_checkpoint
+from vl3edge.models.synthetic.random import preset, write_random_checkpoint
 from vl3edge.runtime import GenerationConfig, SamplingPlan, VideoLlama3
 from vl3edge.runtime.bundle.manifest import GREEDY, GenerationSpec
 from vl3edge.runtime.captions.records import printable

@@ -14,7 +14,7 @@ from reference import Visual, generate_from_visuals, load_processor, load_refere
 
 from vl3edge.export.pipeline import ExportOptions, export_bundle
 from vl3edge.models.checkpoint import Checkpoint
-from vl3edge.models.random import preset, write_random_checkpoint
+from vl3edge.models.synthetic.random import preset, write_random_checkpoint
 from vl3edge.runtime import GenerationConfig, PruningConfig, SamplingPlan, VideoLlama3
 from vl3edge.runtime.media.image import load_image
 from vl3edge.runtime.media.resize import PixelBudget, resize_rgb, target_size

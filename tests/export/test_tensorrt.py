@@ -25,7 +25,7 @@ from vl3edge.export.pipeline import ExportOptions, Float32Source, export_bundle,
 from vl3edge.export.tensorrt import export_tensorrt_projector, export_tensorrt_vision
 from vl3edge.export.tensorrt_stage import write_tensorrt
 from vl3edge.models.checkpoint import Checkpoint
-from vl3edge.models.random import preset, write_random_checkpoint
+from vl3edge.models.synthetic.random import preset, write_random_checkpoint
 from vl3edge.models.vision import VisionEncoder
 from vl3edge.runtime import VideoLlama3
 from vl3edge.runtime.backends.onnxruntime import Backend, Engine, OrtEngine

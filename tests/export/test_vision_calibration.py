@@ -12,7 +12,7 @@ import torch
 from vl3edge.export.pipeline import ExportOptions, make_manifest
 from vl3edge.export.vision_calibration import calibrate_vision, calibration_clips
 from vl3edge.models.checkpoint import Checkpoint
-from vl3edge.models.random import preset
+from vl3edge.models.synthetic.random import preset
 from vl3edge.models.vision import VisionEncoder
 from vl3edge.runtime.bundle.manifest import Manifest
 from vl3edge.runtime.errors import MediaError

@@ -19,8 +19,8 @@ from vl3edge.models import hub
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.config import ModelConfig
 from vl3edge.models.errors import CheckpointError
-from vl3edge.models.random import PRESETS, preset, random_tensor, write_random_checkpoint
-from vl3edge.models.random_files import SPECIAL_TOKENS
+from vl3edge.models.synthetic.random import PRESETS, preset, random_tensor, write_random_checkpoint
+from vl3edge.models.synthetic.random_files import SPECIAL_TOKENS
 from vl3edge.models.tensors import EMBEDDINGS, LM_HEAD, expected_shapes, stored_name
 
 Tensors = dict[str, torch.Tensor]

@@ -15,8 +15,8 @@ from reference import load_processor, transformers_module
 from vl3edge.models.config import MediaProcessing
 from vl3edge.models.config_reader import read_config
 from vl3edge.models.errors import CheckpointError
-from vl3edge.models.random import preset
-from vl3edge.models.random_files import write_files
+from vl3edge.models.synthetic.random import preset
+from vl3edge.models.synthetic.random_files import write_files
 
 Change = Callable[[dict[str, Any]], Any]
 

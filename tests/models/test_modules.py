@@ -15,7 +15,7 @@ from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.config import ModelConfig
 from vl3edge.models.decoder import Decoder, DecoderLayer, rotary
 from vl3edge.models.projector import Projector
-from vl3edge.models.random import preset, write_random_checkpoint
+from vl3edge.models.synthetic.random import preset, write_random_checkpoint
 from vl3edge.models.vision import VisionEncoder
 
 TOLERANCE = 1e-4

@@ -21,8 +21,8 @@ from reference import (
 )
 
 from vl3edge.models.checkpoint import Checkpoint
-from vl3edge.models.random import main, preset, write_random_checkpoint
-from vl3edge.models.random_files import AUTHORS_TEMPLATE, TRANSFORMERS_TEMPLATE
+from vl3edge.models.synthetic.random import main, preset, write_random_checkpoint
+from vl3edge.models.synthetic.random_files import AUTHORS_TEMPLATE, TRANSFORMERS_TEMPLATE
 
 QUESTION = {"type": "text", "text": "What is the cat doing?"}
 

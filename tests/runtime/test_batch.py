@@ -59,7 +59,7 @@ def random_parts(folder: Path, name: str, **changes: Any) -> Parts:
     from vl3edge.export.embeddings import export_embeddings
     from vl3edge.export.pipeline import Float32Source
     from vl3edge.models.checkpoint import Checkpoint
-    from vl3edge.models.random import preset, write_random_checkpoint
+    from vl3edge.models.synthetic.random import preset, write_random_checkpoint
 
     config = preset(name)
     config = replace(config, text=replace(config.text, **changes))

@@ -1,7 +1,7 @@
 """Checkpoints with random weights, in either layout, of any size: for tests, and for runs at the released
 sizes.
 
-    python -m vl3edge.models.random tiny FOLDER [--layout authors] [--seed 1] [--dtype bfloat16] [--shards 4]
+    python -m vl3edge.models.synthetic.random tiny FOLDER [--layout authors] [--seed 1] [--dtype bfloat16] [--shards 4]
 
 They open in vl3edge as any other checkpoint does, and the transformers layout also opens in transformers.
 Weights are scaled so that every part matters: activations neither grow nor vanish over the layers,
@@ -20,10 +20,10 @@ from pathlib import Path
 
 import torch
 
-from .config import Layout, MediaProcessing, ModelConfig, TextConfig, VisionConfig
+from ..config import Layout, MediaProcessing, ModelConfig, TextConfig, VisionConfig
+from ..tensor_writer import write_tensors
+from ..tensors import EMBEDDINGS, LM_HEAD, Shape, expected_shapes, stored_name
 from .random_files import SPECIAL_TOKENS, build_tokenizer, write_files
-from .tensor_writer import write_tensors
-from .tensors import EMBEDDINGS, LM_HEAD, Shape, expected_shapes, stored_name
 
 _SIGLIP = VisionConfig(hidden_size=1152, intermediate_size=4304, num_layers=27, num_heads=16, patch_size=14)
 
@@ -195,7 +195,7 @@ def random_tensor(name: str, shape: Shape, seed: int) -> torch.Tensor:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m vl3edge.models.random", description="Write a checkpoint with random weights."
+        prog="python -m vl3edge.models.synthetic.random", description="Write a checkpoint with random weights."
     )
     parser.add_argument("preset", choices=PRESETS)
     parser.add_argument("folder", type=Path)

@@ -13,8 +13,8 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, pre_tokenizers
 
-from .config import MediaProcessing, ModelConfig, TextConfig
-from .tokenizer_files import byte_level_bpe
+from ..config import MediaProcessing, ModelConfig, TextConfig
+from ..tokenizer_files import byte_level_bpe
 
 # A few merges, so that tokens and bytes are not the same thing. Ġ is the byte-level form of a space.
 _MERGES = (
