@@ -28,7 +28,7 @@ from vl3edge.models.demo.evaluate import CHECKPOINT, evaluate, summarize
 from vl3edge.models.demo.predictors import BundlePredictor
 from vl3edge.models.projector import Projector
 from vl3edge.models.vision import VisionEncoder
-from vl3edge.models.weights import Dense
+from vl3edge.models.weight_map import Dense
 from vl3edge.runtime import VideoLlama3
 from vl3edge.runtime.backends.onnxruntime import Backend, Engine
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, Bundle, open_bundle

@@ -29,7 +29,7 @@ from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.demo.evaluate import CHECKPOINT, evaluate, summarize
 from vl3edge.models.demo.predictors import BundlePredictor, TorchPredictor
 from vl3edge.models.demo.twin import write_outlier_twin
-from vl3edge.models.tensors import DECODER
+from vl3edge.models.tensor_names import DECODER
 from vl3edge.quant.plan import QuantizationPlan
 from vl3edge.runtime.bundle.bundle import MANIFEST_NAME, hash_file
 from vl3edge.runtime.bundle.manifest import PREFILL_GRAPH, sealed

@@ -42,7 +42,7 @@ from vl3edge.models.demo.render import HELD_OUT_SEED
 from vl3edge.models.demo.sequences import NO_LABEL, Sequence, SequenceBuilder, collate, encode_clip
 from vl3edge.models.demo.stock import VideoLlama3ForConditionalGeneration
 from vl3edge.models.demo.twin import write_outlier_twin
-from vl3edge.models.tensors import DECODER
+from vl3edge.models.tensor_names import DECODER
 from vl3edge.quant.decoder import HEAD, quantize_decoder
 from vl3edge.quant.dequantized import Linears
 from vl3edge.quant.plan import QuantizationPlan

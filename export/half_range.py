@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from vl3edge.models.weights import Dense
+from vl3edge.models.weight_map import Dense
 
 from .errors import ExportError
 

@@ -23,7 +23,7 @@ import torch
 
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.config import MediaProcessing, ModelConfig
-from vl3edge.models.tensors import DECODER, LM_HEAD
+from vl3edge.models.tensor_names import DECODER, LM_HEAD
 from vl3edge.models.values import LARGEST_HALF, check_values
 from vl3edge.quant.calibration import CalibrationSet
 from vl3edge.quant.dequantized import DequantizedCheckpoint

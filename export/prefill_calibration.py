@@ -19,7 +19,7 @@ import torch
 
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.decoder import DecoderLayer, rotary
-from vl3edge.models.tensors import DECODER
+from vl3edge.models.tensor_names import DECODER
 from vl3edge.quant.calibration import CalibrationSet
 from vl3edge.quant.dequantized import DequantizedCheckpoint
 from vl3edge.quant.sequences import CalibrationSequence

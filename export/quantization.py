@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from vl3edge.models.checkpoint import Checkpoint
-from vl3edge.models.tensors import DECODER, LM_HEAD
+from vl3edge.models.tensor_names import DECODER, LM_HEAD
 from vl3edge.quant.calibration import CalibrationSet
 from vl3edge.quant.comparison import compare
 from vl3edge.quant.decoder import LayerProgress, quantize_decoder

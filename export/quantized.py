@@ -15,7 +15,7 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from vl3edge.models.config import TextConfig
-from vl3edge.models.tensors import LM_HEAD
+from vl3edge.models.tensor_names import LM_HEAD
 from vl3edge.quant.dequantized import Linears
 from vl3edge.quant.linear import QuantizedLinear, concatenated
 from vl3edge.quant.packing import MatMulNBitsTensors, to_matmul_nbits

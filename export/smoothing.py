@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from vl3edge.models.tensors import VISION
+from vl3edge.models.tensor_names import VISION
 from vl3edge.models.vision import VisionEncoder
-from vl3edge.models.weights import Turn, WeightSource
+from vl3edge.models.weight_map import Turn, WeightSource
 
 from .decoder import TensorSource
 

@@ -27,7 +27,7 @@ import numpy as np
 from onnx import TensorProto
 
 from vl3edge.models.config import ModelConfig, VisionConfig
-from vl3edge.models.tensors import PROJECTOR, VISION
+from vl3edge.models.tensor_names import PROJECTOR, VISION
 
 from .decoder import TensorSource, pad_heads, padded_head_dim
 from .errors import ExportError

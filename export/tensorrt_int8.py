@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 from onnx import TensorProto
 
-from vl3edge.models.tensors import VISION
+from vl3edge.models.tensor_names import VISION
 
 from .graph import GraphWriter
 from .vision_calibration import VisionCalibration

@@ -17,7 +17,7 @@ import torch
 
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.projector import Projector
-from vl3edge.models.tensors import PROJECTOR, VISION
+from vl3edge.models.tensor_names import PROJECTOR, VISION
 from vl3edge.models.vision import VisionEncoder
 from vl3edge.runtime.backends.features import on_host
 from vl3edge.runtime.backends.onnxruntime import OrtEngine

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from vl3edge.models.checkpoint import Checkpoint
-from vl3edge.models.weights import WeightSource
+from vl3edge.models.weight_map import WeightSource
 
 from .errors import ExportError
 from .vision_int8 import quantize_products

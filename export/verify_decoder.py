@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from vl3edge.models.checkpoint import Checkpoint
-from vl3edge.models.tensors import EMBEDDINGS
+from vl3edge.models.tensor_names import EMBEDDINGS
 from vl3edge.quant.dequantized import DequantizedCheckpoint
 from vl3edge.quant.gptq_reader import GptqLinears
 from vl3edge.runtime import GenerationConfig, VideoLlama3

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from vl3edge.models.checkpoint import Checkpoint
-from vl3edge.models.tensors import EMBEDDINGS
+from vl3edge.models.tensor_names import EMBEDDINGS
 from vl3edge.runtime.bundle.bundle import Bundle
 from vl3edge.runtime.errors import Vl3EdgeError
 from vl3edge.runtime.prompt.chat_template import MediaItem, PromptTemplate

@@ -16,7 +16,7 @@ import torch
 
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.vision import VisionEncoder
-from vl3edge.models.weights import Dense
+from vl3edge.models.weight_map import Dense
 from vl3edge.quant.calibration import calibration_items
 from vl3edge.runtime.backends.onnxruntime import select_backend
 from vl3edge.runtime.bundle.manifest import Manifest, MediaSpec

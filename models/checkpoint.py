@@ -17,10 +17,10 @@ from .config import Layout, ModelConfig
 from .config_reader import read_config
 from .errors import CheckpointError
 from .hub import find_checkpoint
-from .json_section import Section
-from .tensor_files import TensorFiles
-from .tensors import DECODER, EMBEDDINGS, LM_HEAD, Shape, canonical_name, expected_shapes, is_derived
+from .safetensors_reader import TensorFiles
+from .tensor_names import DECODER, EMBEDDINGS, LM_HEAD, Shape, canonical_name, expected_shapes, is_derived
 from .tokenizer_files import special_tokens, tokenizer_json
+from .typed_json import Section
 
 _FLOATS = ("F32", "F16", "BF16")
 _GPTQ_OPTIONAL = ("g_idx", "bias")

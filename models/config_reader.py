@@ -16,7 +16,7 @@ from vl3edge.runtime.bundle.manifest import GenerationSpec
 
 from .config import MediaProcessing, ModelConfig, TextConfig, VisionConfig
 from .errors import CheckpointError
-from .json_section import Section
+from .typed_json import Section
 
 _BICUBIC = 3  # PIL.Image.Resampling.BICUBIC, as processor files write it
 _HALF = (0.5, 0.5, 0.5)

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from .checkpoint import Checkpoint
 from .config import TextConfig
-from .tensors import DECODER, EMBEDDINGS, LM_HEAD
-from .weights import WeightSource, load
+from .tensor_names import DECODER, EMBEDDINGS, LM_HEAD
+from .weight_map import WeightSource, load
 
 Rotary = tuple[torch.Tensor, torch.Tensor]
 KeyValue = tuple[torch.Tensor, torch.Tensor]

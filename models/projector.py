@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from .checkpoint import Checkpoint
 from .config import ModelConfig
-from .tensors import PROJECTOR
-from .weights import Dense, WeightSource, as_stored, dense_weights, load, transposed
+from .tensor_names import PROJECTOR
+from .weight_map import Dense, WeightSource, as_stored, dense_weights, load, transposed
 
 
 class Projector(nn.Module):

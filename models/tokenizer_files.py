@@ -17,7 +17,7 @@ from tokenizers.models import BPE
 from vl3edge.runtime.prompt.tokenizer import SPECIAL_TOKENS, named_tokens
 
 from .errors import CheckpointError
-from .json_section import Section
+from .typed_json import Section
 
 # How Qwen2 splits text into words before merging, a property of the model's vocabulary.
 _WORDS = (

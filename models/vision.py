@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from .checkpoint import Checkpoint
 from .config import ModelConfig, VisionConfig
-from .tensors import VISION
-from .weights import Dense, WeightSource, as_stored, dense_weights, load, transposed
+from .tensor_names import VISION
+from .weight_map import Dense, WeightSource, as_stored, dense_weights, load, transposed
 
 
 class Attend(Protocol):

@@ -12,7 +12,7 @@ import torch
 
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.decoder import DecoderLayer, RMSNorm, rotary
-from vl3edge.models.tensors import DECODER, LM_HEAD
+from vl3edge.models.tensor_names import DECODER, LM_HEAD
 
 from .dequantized import DequantizedCheckpoint, Linears
 from .sequences import CalibrationSequence, check_sequences

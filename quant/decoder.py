@@ -16,7 +16,7 @@ import torch
 
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.decoder import DecoderLayer
-from vl3edge.models.tensors import DECODER, EMBEDDINGS, LM_HEAD
+from vl3edge.models.tensor_names import DECODER, EMBEDDINGS, LM_HEAD
 
 from . import solver
 from .comparison import final_norm

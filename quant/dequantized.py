@@ -14,7 +14,7 @@ import torch
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.config import ModelConfig
 from vl3edge.models.decoder import Decoder, DecoderLayer
-from vl3edge.models.tensors import LM_HEAD
+from vl3edge.models.tensor_names import LM_HEAD
 
 from .linear import LayerError, QuantizedLinear
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from vl3edge.models.checkpoint import Checkpoint
-from vl3edge.models.tensors import DECODER
+from vl3edge.models.tensor_names import DECODER
 
 from .errors import QuantError
 from .linear import LayerError, QuantizedLinear

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.config import Layout
-from vl3edge.models.tensors import DECODER, stored_name
+from vl3edge.models.tensor_names import DECODER, stored_name
 
 from .dequantized import Linears
 from .errors import QuantError

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import save_file
 
 from ..checkpoint import Checkpoint
-from ..tensors import DECODER, VISION, stored_name
+from ..tensor_names import DECODER, VISION, stored_name
 
 # Shares of channels that become louder, and by which powers of two: few, and up to 64 times, as measured in models of
 # this family's size (LLM.int8(), arXiv 2208.07339: outliers of 20 to 60 times in a handful of channels).

@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 
 from ..config import Layout, MediaProcessing, ModelConfig, TextConfig, VisionConfig
-from ..tensor_writer import write_tensors
-from ..tensors import EMBEDDINGS, LM_HEAD, Shape, expected_shapes, stored_name
+from ..safetensors_writer import write_tensors
+from ..tensor_names import EMBEDDINGS, LM_HEAD, Shape, expected_shapes, stored_name
 from .random_files import SPECIAL_TOKENS, build_tokenizer, write_files
 
 _SIGLIP = VisionConfig(hidden_size=1152, intermediate_size=4304, num_layers=27, num_heads=16, patch_size=14)

@@ -17,8 +17,8 @@ from vl3edge.export.errors import ExportError
 from vl3edge.export.pipeline import ExportOptions, export_bundle
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.errors import CheckpointError
-from vl3edge.models.tensor_files import INDEX
-from vl3edge.models.tensors import canonical_name
+from vl3edge.models.safetensors_reader import INDEX
+from vl3edge.models.tensor_names import canonical_name
 from vl3edge.quant.plan import QuantizationPlan
 
 Checkpoints = Callable[..., Path]

@@ -29,7 +29,7 @@ from vl3edge.models.decoder import DecoderLayer, rotary
 from vl3edge.models.demo.evaluate import CHECKPOINT as DEMO_CHECKPOINT
 from vl3edge.models.demo.twin import write_outlier_twin
 from vl3edge.models.synthetic.random import preset, write_random_checkpoint
-from vl3edge.models.tensors import DECODER
+from vl3edge.models.tensor_names import DECODER
 from vl3edge.quant.calibration import CalibrationSet
 from vl3edge.quant.plan import QuantizationPlan
 from vl3edge.quant.sequences import CalibrationSequence

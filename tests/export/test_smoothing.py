@@ -14,7 +14,7 @@ from vl3edge.export.vision_calibration import calibrate_vision
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.demo.twin import write_outlier_twin
 from vl3edge.models.vision import VisionEncoder
-from vl3edge.models.weights import load
+from vl3edge.models.weight_map import load
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (2, 56, 84, 3), dtype=np.uint8)
 

@@ -21,8 +21,8 @@ from vl3edge.export.errors import ExportError
 from vl3edge.export.vision import export_projectors, export_vision
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.projector import Projector
+from vl3edge.models.safetensors_writer import write_tensors
 from vl3edge.models.synthetic.random import preset, write_random_checkpoint
-from vl3edge.models.tensor_writer import write_tensors
 from vl3edge.models.vision import VisionEncoder
 
 TOLERANCE = 1e-4

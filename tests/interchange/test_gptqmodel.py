@@ -26,7 +26,7 @@ from vl3edge.models.checkpoint import Checkpoint  # noqa: E402
 from vl3edge.models.decoder import Decoder  # noqa: E402
 from vl3edge.models.demo.stock import VideoLlama3ForConditionalGeneration  # noqa: E402
 from vl3edge.models.synthetic.random import preset, write_random_checkpoint  # noqa: E402
-from vl3edge.models.tensors import DECODER  # noqa: E402
+from vl3edge.models.tensor_names import DECODER  # noqa: E402
 from vl3edge.quant.decoder import quantize_decoder  # noqa: E402
 from vl3edge.quant.dequantized import DequantizedCheckpoint  # noqa: E402
 from vl3edge.quant.gptq_reader import GptqLinears  # noqa: E402

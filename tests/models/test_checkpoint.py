@@ -21,7 +21,7 @@ from vl3edge.models.config import ModelConfig
 from vl3edge.models.errors import CheckpointError
 from vl3edge.models.synthetic.random import PRESETS, preset, random_tensor, write_random_checkpoint
 from vl3edge.models.synthetic.random_files import SPECIAL_TOKENS
-from vl3edge.models.tensors import EMBEDDINGS, LM_HEAD, expected_shapes, stored_name
+from vl3edge.models.tensor_names import EMBEDDINGS, LM_HEAD, expected_shapes, stored_name
 
 Tensors = dict[str, torch.Tensor]
 
@@ -425,7 +425,7 @@ def test_file_access(native: Path) -> None:
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("layout", ["transformers", "authors"])
 def test_names_map_both_ways(name: str, layout: Any) -> None:
-    from vl3edge.models.tensors import canonical_name
+    from vl3edge.models.tensor_names import canonical_name
 
     config: ModelConfig = preset(name, layout)
     for canonical in expected_shapes(config):

@@ -8,7 +8,7 @@ from quantized import random_sequences
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.decoder import Decoder
 from vl3edge.models.synthetic.random import preset, write_random_checkpoint
-from vl3edge.models.tensors import DECODER, LM_HEAD
+from vl3edge.models.tensor_names import DECODER, LM_HEAD
 from vl3edge.quant import comparison
 from vl3edge.quant.comparison import compare
 from vl3edge.quant.decoder import quantize_decoder

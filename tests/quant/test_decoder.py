@@ -14,7 +14,7 @@ from quantized import random_sequences
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.decoder import Decoder
 from vl3edge.models.synthetic.random import preset, write_random_checkpoint
-from vl3edge.models.tensors import DECODER
+from vl3edge.models.tensor_names import DECODER
 from vl3edge.quant import decoder as decoders
 from vl3edge.quant.decoder import HEAD, quantize_decoder
 from vl3edge.quant.errors import QuantError

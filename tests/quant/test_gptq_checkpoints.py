@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.errors import CheckpointError
 from vl3edge.models.synthetic.random import preset, write_random_checkpoint
-from vl3edge.models.tensors import DECODER, stored_name
+from vl3edge.models.tensor_names import DECODER, stored_name
 from vl3edge.quant import gptq_writer
 from vl3edge.quant.errors import QuantError
 from vl3edge.quant.gptq_reader import GptqLinears

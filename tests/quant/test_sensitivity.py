@@ -7,7 +7,7 @@ from quantized import random_sequences
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.decoder import DecoderLayer, rotary
 from vl3edge.models.synthetic.random import preset, write_random_checkpoint
-from vl3edge.models.tensors import DECODER
+from vl3edge.models.tensor_names import DECODER
 from vl3edge.quant.decoder import quantize_decoder
 from vl3edge.quant.errors import QuantError
 from vl3edge.quant.plan import DOWN, GATE_UP, GROUPS, LINEARS, OUT, QKV, QuantizationPlan

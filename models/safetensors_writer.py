@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from .tensor_files import INDEX
-from .tensors import Shape
+from .safetensors_reader import INDEX
+from .tensor_names import Shape
 
 _TYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 

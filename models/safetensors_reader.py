@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from .errors import CheckpointError
-from .json_section import Section
+from .typed_json import Section
 
 INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
