@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 
-from vl3edge.export.vision_int8 import quantize_products, quantize_weight
+from vl3edge.export.graphs.vision_int8 import quantize_products, quantize_weight
 
 ROWS = 2720  # four frames of 476 × 280 pixels
 SHAPES = ((1152, 1152), (1152, 4304), (4304, 1152))

@@ -46,21 +46,21 @@ from vl3edge.runtime.media.discovery import expand
 
 from .calibration import calibration_set
 from .check import Difference, check_decoder
-from .decoder import DecoderBuilder, StoredMatrix, export_decoder, text_spec
-from .embeddings import export_embeddings
 from .errors import ExportError
 from .graph import GraphWriter
-from .half import write_half_decoder
-from .prefill import write_prefill
+from .graphs.decoder import DecoderBuilder, StoredMatrix, export_decoder, text_spec
+from .graphs.decoder_fp16 import write_half_decoder
+from .graphs.decoder_int4 import HEAD, QuantizedDecoderBuilder, write_quantized_embeddings
+from .graphs.decoder_prefill_int8 import write_prefill
+from .graphs.embeddings import export_embeddings
+from .graphs.vision import export_projectors, export_vision
 from .prefill_calibration import CALIBRATION_TOKENS as PROMPT_TOKENS
 from .prefill_calibration import calibrate_prefill
 from .prefill_calibration import relative_error as relative_error_of_prompts
 from .prompt_files import try_chat_template, write_prompt_files
 from .quantization import Quantized, discard_work, existing_quantization, quantize, work_folder
-from .quantized import HEAD, QuantizedDecoderBuilder, write_quantized_embeddings
 from .staging import check_target, staged_folder
 from .tensorrt_stage import TENSORRT_TARGETS, require_tensorrt, tensorrt_bytes, write_tensorrt
-from .vision import export_projectors, export_vision
 from .vision_calibration import VisionCalibration, calibrate_vision, calibration_clips, relative_error
 
 Progress = Callable[[str, int, int], None]

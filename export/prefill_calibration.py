@@ -25,8 +25,8 @@ from vl3edge.quant.dequantized import DequantizedCheckpoint
 from vl3edge.quant.sequences import CalibrationSequence
 from vl3edge.runtime.backends.onnxruntime import select_backend
 
-from .decoder import pad_heads, padded_head_dim
 from .errors import ExportError
+from .graphs.decoder import pad_heads, padded_head_dim
 from .smoothing import Smoothing, factors, watch_inputs
 
 CALIBRATION_TOKENS = 4096

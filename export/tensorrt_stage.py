@@ -30,10 +30,10 @@ from vl3edge.runtime.bundle.profiles import projector_profiles, vision_profiles
 from vl3edge.runtime.errors import Vl3EdgeError
 
 from .check import Difference, load_session
-from .decoder import TensorSource
 from .errors import ExportError
+from .graphs.decoder import TensorSource
+from .graphs.vision_tensorrt import export_tensorrt_projector, export_tensorrt_vision
 from .half_range import HalfRange
-from .tensorrt import export_tensorrt_projector, export_tensorrt_vision
 from .vision_calibration import VisionCalibration
 
 TENSORRT_TARGETS = ("rtx", "jetson")

@@ -21,8 +21,8 @@ from vl3edge.runtime.backends.onnxruntime import Backend
 from vl3edge.runtime.bundle.bundle import Bundle
 from vl3edge.runtime.bundle.manifest import PREFILL_GRAPH
 
-from .decoder import PREFIX, pad_heads
 from .graph_linears import GraphTensors
+from .graphs.decoder import PREFIX, pad_heads
 from .prefill_calibration import cache_errors, prefilled
 from .verify_report import Stage
 

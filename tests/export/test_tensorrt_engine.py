@@ -15,8 +15,8 @@ import pytest
 import torch
 from fake_tensorrt import FakeDevice, FakeTensorRt
 
+from vl3edge.export.graphs.vision_tensorrt import export_tensorrt_projector, export_tensorrt_vision
 from vl3edge.export.pipeline import Float32Source
-from vl3edge.export.tensorrt import export_tensorrt_projector, export_tensorrt_vision
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.projector import Projector
 from vl3edge.runtime import PruningConfig, SamplingPlan, VideoLlama3

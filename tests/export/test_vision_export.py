@@ -18,7 +18,7 @@ import torch
 from reference import Visual, load_reference, reference_tokens
 
 from vl3edge.export.errors import ExportError
-from vl3edge.export.vision import export_projectors, export_vision
+from vl3edge.export.graphs.vision import export_projectors, export_vision
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.projector import Projector
 from vl3edge.models.safetensors_writer import write_tensors

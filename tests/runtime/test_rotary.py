@@ -18,7 +18,7 @@ from vl3edge.runtime.errors import BundleError
 
 def rotated(keys: np.ndarray, positions: np.ndarray, theta: float, head_dim: int) -> np.ndarray:
     """Keys [heads, positions, padded head_dim] rotated as the graph does it, with its tables."""
-    from vl3edge.export.decoder import rotary_tables
+    from vl3edge.export.graphs.decoder import rotary_tables
 
     cos, sin = (table[positions] for table in rotary_tables(head_dim, theta, int(positions.max()) + 1))
     first, second = np.split(keys, 2, axis=-1)
@@ -29,7 +29,7 @@ def rotated(keys: np.ndarray, positions: np.ndarray, theta: float, head_dim: int
 @pytest.mark.parametrize(("head_dim", "theta"), [(24, 1e4), (32, 1e4), (128, 1e6)])
 @pytest.mark.parametrize(("source", "target", "count"), [(5, 2, 9), (30_000, 17, 2_500), (1_500, 1_499, 1_200)])
 def test_moved_keys_equal_keys_made_there(head_dim: int, theta: float, source: int, target: int, count: int) -> None:
-    from vl3edge.export.decoder import pad_heads, padded_head_dim
+    from vl3edge.export.graphs.decoder import pad_heads, padded_head_dim
 
     random = np.random.default_rng(0)
     plain = random.standard_normal((count, 2, head_dim)).astype(np.float32)

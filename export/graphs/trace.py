@@ -20,7 +20,7 @@ from torch import nn
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.weight_map import WeightSource
 
-from .errors import ExportError
+from ..errors import ExportError
 from .vision_int8 import quantize_products
 
 OPSET = 20

@@ -31,8 +31,8 @@ from onnx import TensorProto
 from vl3edge.models.config import TextConfig
 from vl3edge.runtime.bundle.manifest import TextSpec
 
+from ..graph import GraphWriter
 from .attention import MS, CachedAttention, PromptAttention
-from .graph import GraphWriter
 
 PREFIX = "model.language_model."
 

@@ -29,7 +29,7 @@ from onnx import TensorProto, helper
 
 from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, HALF_DECODER_GRAPH
 
-from .errors import ExportError
+from ..errors import ExportError
 
 OPSET = 17
 _FLOAT, _HALF = TensorProto.FLOAT, TensorProto.FLOAT16

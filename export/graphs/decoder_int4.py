@@ -20,10 +20,10 @@ from vl3edge.quant.dequantized import Linears
 from vl3edge.quant.linear import QuantizedLinear, concatenated
 from vl3edge.quant.packing import MatMulNBitsTensors, to_matmul_nbits
 
+from ..graph import GraphWriter
 from .attention import MS
 from .decoder import DecoderBuilder, StoredMatrix, TensorSource, pad_heads
 from .embeddings import FILE_NAME
-from .graph import GraphWriter
 
 HEAD = LM_HEAD.removesuffix(".weight")
 _DTYPE_NAMES = {np.dtype(np.uint8): "U8", np.dtype(np.float16): "F16"}

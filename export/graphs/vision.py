@@ -22,9 +22,9 @@ from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.projector import Projector
 from vl3edge.models.vision import TORCH_OPS, VisionEncoder, VisionOps
 
-from .check import Difference, load_session
-from .tracing import Precision, Signature, microsoft_op, trace_to_file
-from .vision_calibration import VisionCalibration
+from ..check import Difference, load_session
+from ..vision_calibration import VisionCalibration
+from .trace import Precision, Signature, microsoft_op, trace_to_file
 
 Attention = Literal["microsoft", "standard"]
 _CHECK_GRID = (4, 6)  # merged and unmerged rows and columns, of two frames; not the sizes that are traced

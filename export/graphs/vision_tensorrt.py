@@ -29,12 +29,12 @@ from onnx import TensorProto
 from vl3edge.models.config import ModelConfig, VisionConfig
 from vl3edge.models.tensor_names import PROJECTOR, VISION
 
+from ..errors import ExportError
+from ..graph import GraphWriter
+from ..smoothing import SmoothedSource
+from ..vision_calibration import VisionCalibration
 from .decoder import TensorSource, pad_heads, padded_head_dim
-from .errors import ExportError
-from .graph import GraphWriter
-from .smoothing import SmoothedSource
-from .tensorrt_int8 import activation_steps, quantized_linear
-from .vision_calibration import VisionCalibration
+from .vision_tensorrt_int8 import activation_steps, quantized_linear
 
 OPSET = 17
 _LARGEST_HALF = 65504.0

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from .errors import ExportError
+from ..errors import ExportError
 
 MIDDLE, LIMIT = 128, 127
 # GELU, either kind, never goes below -0.17, so its zero lies near the lower end of the 8 bits instead of in the middle.

@@ -25,10 +25,10 @@ import numpy as np
 from vl3edge.models.config import TextConfig
 from vl3edge.runtime.bundle.manifest import PREFILL_GRAPH
 
+from ..graph import GraphWriter
+from ..smoothing import SmoothedSource, Smoothing
 from .attention import MS, PromptAttention
 from .decoder import PREFIX, DecoderBuilder, TensorSource, pad_heads
-from .graph import GraphWriter
-from .smoothing import SmoothedSource, Smoothing
 from .vision_int8 import LIMIT, MIDDLE, SMALLEST_SCALE, quantize_weight
 
 
