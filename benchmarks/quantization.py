@@ -30,7 +30,7 @@ import torch
 from machine import describe
 from tokenizers import Tokenizer
 
-from vl3edge.export.calibration import calibration_set
+from vl3edge.export.calibrate.sequences import calibration_set
 from vl3edge.export.pipeline import export_bundle
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.demo.answers import embed

@@ -27,10 +27,10 @@ import numpy as np
 from machine import describe
 from vision_products import measure
 
+from vl3edge.export.calibrate.smoothquant import Smoothing
+from vl3edge.export.calibrate.vision import calibrate_vision, calibration_clips, relative_error
 from vl3edge.export.graphs.vision import export_vision
 from vl3edge.export.pipeline import ExportOptions, export_bundle, make_manifest
-from vl3edge.export.smoothing import Smoothing
-from vl3edge.export.vision_calibration import calibrate_vision, calibration_clips, relative_error
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.demo.evaluate import CHECKPOINT, evaluate, summarize
 from vl3edge.models.demo.predictors import BundlePredictor, Prediction, TorchPredictor

@@ -18,8 +18,8 @@ from vl3edge.quant.dequantized import DequantizedCheckpoint
 from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, HALF_DECODER_GRAPH
 from vl3edge.runtime.decode.decoder import Decoder
 
+from .calibrate.fp16_range import HalfRange
 from .graphs.decoder import text_spec
-from .half_range import HalfRange
 
 _TOKENS = 48  # enough for rotary positions and masks to matter, cheap at full size
 

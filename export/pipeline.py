@@ -44,7 +44,11 @@ from vl3edge.runtime.bundle.manifest import (
 )
 from vl3edge.runtime.media.discovery import expand
 
-from .calibration import calibration_set
+from .calibrate.prefill import CALIBRATION_TOKENS as PROMPT_TOKENS
+from .calibrate.prefill import calibrate_prefill
+from .calibrate.prefill import relative_error as relative_error_of_prompts
+from .calibrate.sequences import calibration_set
+from .calibrate.vision import VisionCalibration, calibrate_vision, calibration_clips, relative_error
 from .check import Difference, check_decoder
 from .errors import ExportError
 from .graph import GraphWriter
@@ -54,14 +58,10 @@ from .graphs.decoder_int4 import HEAD, QuantizedDecoderBuilder, write_quantized_
 from .graphs.decoder_prefill_int8 import write_prefill
 from .graphs.embeddings import export_embeddings
 from .graphs.vision import export_projectors, export_vision
-from .prefill_calibration import CALIBRATION_TOKENS as PROMPT_TOKENS
-from .prefill_calibration import calibrate_prefill
-from .prefill_calibration import relative_error as relative_error_of_prompts
 from .prompt_files import try_chat_template, write_prompt_files
 from .quantization import Quantized, discard_work, existing_quantization, quantize, work_folder
 from .staging import check_target, staged_folder
 from .tensorrt_stage import TENSORRT_TARGETS, require_tensorrt, tensorrt_bytes, write_tensorrt
-from .vision_calibration import VisionCalibration, calibrate_vision, calibration_clips, relative_error
 
 Progress = Callable[[str, int, int], None]
 TARGETS = ("cpu", "cuda", *TENSORRT_TARGETS)

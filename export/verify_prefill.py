@@ -21,9 +21,9 @@ from vl3edge.runtime.backends.onnxruntime import Backend
 from vl3edge.runtime.bundle.bundle import Bundle
 from vl3edge.runtime.bundle.manifest import PREFILL_GRAPH
 
+from .calibrate.prefill import cache_errors, prefilled
 from .graph_linears import GraphTensors
 from .graphs.decoder import PREFIX, pad_heads
-from .prefill_calibration import cache_errors, prefilled
 from .verify_report import Stage
 
 LARGEST_STEPS = 0.6  # root mean square, in steps of the grid; rounding makes 0.29

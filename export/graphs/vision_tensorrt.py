@@ -29,10 +29,10 @@ from onnx import TensorProto
 from vl3edge.models.config import ModelConfig, VisionConfig
 from vl3edge.models.tensor_names import PROJECTOR, VISION
 
+from ..calibrate.smoothquant import SmoothedSource
+from ..calibrate.vision import VisionCalibration
 from ..errors import ExportError
 from ..graph import GraphWriter
-from ..smoothing import SmoothedSource
-from ..vision_calibration import VisionCalibration
 from .decoder import TensorSource, pad_heads, padded_head_dim
 from .vision_tensorrt_int8 import activation_steps, quantized_linear
 

@@ -15,8 +15,8 @@ from onnx import TensorProto
 
 from vl3edge.models.tensor_names import VISION
 
+from ..calibrate.vision import VisionCalibration
 from ..graph import GraphWriter
-from ..vision_calibration import VisionCalibration
 from .vision_int8 import LIMIT, quantize_weight
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vl3edge.export import calibration
-from vl3edge.export.calibration import CalibrationEmbedder, calibration_set
+from vl3edge.export.calibrate import sequences as calibration
+from vl3edge.export.calibrate.sequences import CalibrationEmbedder, calibration_set
 from vl3edge.quant.calibration import CalibrationItem, calibration_items
 from vl3edge.quant.conversations import TURNS
 from vl3edge.quant.errors import QuantError

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from vl3edge.export.smoothing import find_smoothing
-from vl3edge.export.vision_calibration import calibrate_vision
+from vl3edge.export.calibrate.smoothquant import find_smoothing
+from vl3edge.export.calibrate.vision import calibrate_vision
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.demo.twin import write_outlier_twin
 from vl3edge.models.vision import VisionEncoder

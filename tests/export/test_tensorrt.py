@@ -18,7 +18,7 @@ import onnxruntime
 import pytest
 import torch
 
-from vl3edge.export import half_range
+from vl3edge.export.calibrate import fp16_range as half_range
 from vl3edge.export.check import load_session
 from vl3edge.export.errors import ExportError
 from vl3edge.export.graphs.vision_tensorrt import export_tensorrt_projector, export_tensorrt_vision

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from vl3edge.export.calibrate.vision import calibrate_vision, calibration_clips
 from vl3edge.export.pipeline import ExportOptions, make_manifest
-from vl3edge.export.vision_calibration import calibrate_vision, calibration_clips
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.synthetic.random import preset
 from vl3edge.models.vision import VisionEncoder

@@ -25,9 +25,9 @@ from vl3edge.quant.dequantized import DequantizedCheckpoint
 from vl3edge.quant.sequences import CalibrationSequence
 from vl3edge.runtime.backends.onnxruntime import select_backend
 
-from .errors import ExportError
-from .graphs.decoder import pad_heads, padded_head_dim
-from .smoothing import Smoothing, factors, watch_inputs
+from ..errors import ExportError
+from ..graphs.decoder import pad_heads, padded_head_dim
+from .smoothquant import Smoothing, factors, watch_inputs
 
 CALIBRATION_TOKENS = 4096
 """Enough to find loud channels in: they are the same whatever is read."""

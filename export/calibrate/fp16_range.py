@@ -13,7 +13,7 @@ from torch import nn
 
 from vl3edge.models.weight_map import Dense
 
-from .errors import ExportError
+from ..errors import ExportError
 
 LARGEST_HALF = 65504.0
 

@@ -28,7 +28,7 @@ from vl3edge.runtime.media.image import load_image
 from vl3edge.runtime.media.resize import PixelBudget, resize_rgb, target_size
 from vl3edge.runtime.media.video import open_video
 
-from .smoothing import Smoothing, find_smoothing, watch_inputs
+from .smoothquant import Smoothing, find_smoothing, watch_inputs
 
 _log = logging.getLogger(__name__)
 
