@@ -14,10 +14,10 @@ import pytest
 from onnx import helper
 from resealing import reseal
 
-from vl3edge.export import cli_verify
-from vl3edge.export.graph_linears import GraphLinears
 from vl3edge.export.pipeline import ExportOptions, export_bundle
-from vl3edge.export.verify import VerifyOptions, verify_bundle
+from vl3edge.export.verify import cli as cli_verify
+from vl3edge.export.verify.graph_weights import GraphLinears
+from vl3edge.export.verify.verify import VerifyOptions, verify_bundle
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.demo.evaluate import CHECKPOINT
 from vl3edge.quant.gptq_reader import GptqLinears

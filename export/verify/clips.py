@@ -17,7 +17,7 @@ from vl3edge.runtime.media.video import open_video
 from vl3edge.runtime.model import DESCRIBE
 from vl3edge.runtime.vision.clip import MediaKind
 
-from .reference_inputs import PreparedMedia, prepare, prompt_ids
+from .reference import PreparedMedia, prepare, prompt_ids
 
 _SIZE = (90, 130)  # no multiple of a patch, so that frames have to be resized
 

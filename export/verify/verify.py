@@ -29,12 +29,12 @@ from vl3edge.runtime.media.resize import PixelBudget, resize_rgb, target_size
 from vl3edge.runtime.vision.difffp import keep_mask
 from vl3edge.runtime.vision.engines import VisionPath
 
-from .errors import ExportError
-from .pipeline import ExportOptions, make_manifest
-from .verify_decoder import verify_decoder, verify_whole_path
-from .verify_media import VerifyClip, verify_clips
-from .verify_report import FLOAT16, FLOAT32, Bound, Stage, VerifyReport, compare
-from .verify_words import verify_embeddings, verify_prompts
+from ..errors import ExportError
+from ..pipeline import ExportOptions, make_manifest
+from .clips import VerifyClip, verify_clips
+from .decoder import verify_decoder, verify_whole_path
+from .prompt import verify_embeddings, verify_prompts
+from .report import FLOAT16, FLOAT32, Bound, Stage, VerifyReport, compare
 
 Progress = Callable[[str, int, int], None]
 _OPTIONAL = ("text.rope_theta", "text.rotary_dim")  # 0 in bundles of before they were written

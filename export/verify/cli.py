@@ -16,8 +16,8 @@ from vl3edge.runtime.backends.onnxruntime import BACKENDS
 from vl3edge.runtime.captions.records import one_line
 from vl3edge.runtime.errors import Vl3EdgeError
 
-from .cli import ProgressLines
-from .errors import ExportError
+from ..cli import ProgressLines
+from ..errors import ExportError
 from .verify import VerifyOptions, verify_bundle
 
 

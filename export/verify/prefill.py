@@ -21,10 +21,10 @@ from vl3edge.runtime.backends.onnxruntime import Backend
 from vl3edge.runtime.bundle.bundle import Bundle
 from vl3edge.runtime.bundle.manifest import PREFILL_GRAPH
 
-from .calibrate.prefill import cache_errors, prefilled
-from .graph_linears import GraphTensors
-from .graphs.decoder import PREFIX, pad_heads
-from .verify_report import Stage
+from ..calibrate.prefill import cache_errors, prefilled
+from ..graphs.decoder import PREFIX, pad_heads
+from .graph_weights import GraphTensors
+from .report import Stage
 
 LARGEST_STEPS = 0.6  # root mean square, in steps of the grid; rounding makes 0.29
 LARGEST_ERROR = 0.5  # of the keys or values of any layer, as a share of their spread, whatever the export states

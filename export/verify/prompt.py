@@ -14,8 +14,8 @@ from vl3edge.runtime.prompt.chat_template import MediaItem, PromptTemplate
 from vl3edge.runtime.prompt.splice import EmbeddingTable, Visual, splice
 from vl3edge.runtime.prompt.tokenizer import Tokenizer
 
-from .verify_media import VerifyClip
-from .verify_report import LARGEST_STEPS, Stage
+from .clips import VerifyClip
+from .report import LARGEST_STEPS, Stage
 
 _ROWS_AT_ONCE = 8192
 

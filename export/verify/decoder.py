@@ -31,11 +31,11 @@ from vl3edge.runtime.decode.graph import load_decoder_graph
 from vl3edge.runtime.errors import Vl3EdgeError
 from vl3edge.runtime.prompt.tokenizer import Tokenizer
 
-from .check import load_session, reference_logits
-from .graph_linears import GraphLinears
-from .verify_media import VerifyClip
-from .verify_prefill import verify_prompt_graph
-from .verify_report import LARGEST_STEPS, Bound, Stage, compare
+from ..check import load_session, reference_logits
+from .clips import VerifyClip
+from .graph_weights import GraphLinears
+from .prefill import verify_prompt_graph
+from .report import LARGEST_STEPS, Bound, Stage, compare
 
 LARGEST_KL = 0.5  # nats a token, of the rounding of activations
 Progress = Callable[[str, int, int], None]
