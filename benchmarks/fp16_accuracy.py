@@ -22,7 +22,7 @@ from fp16_drift import SHIPPED, VARIANTS, Encoder, half
 from machine import describe
 from torch.nn import functional as F
 
-from vl3edge.export.check import load_session
+from vl3edge.export.parity import load_session
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.demo.evaluate import CHECKPOINT, evaluate, summarize
 from vl3edge.models.demo.predictors import BundlePredictor

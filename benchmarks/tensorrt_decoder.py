@@ -23,8 +23,8 @@ import onnxruntime
 from machine import describe
 from onnx import TensorProto, helper, numpy_helper
 
-from vl3edge.export.check import load_session
 from vl3edge.export.graphs.decoder import PREFIX, DecoderBuilder, export_decoder, rotary_tables, text_spec
+from vl3edge.export.parity import load_session
 from vl3edge.export.pipeline import Float32Source
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.config import TextConfig

@@ -15,7 +15,7 @@ from onnx import TensorProto
 
 from vl3edge.models.config import TextConfig
 
-from ..graph import GraphWriter
+from ..onnx_writer import GraphWriter
 
 MS = "com.microsoft"
 

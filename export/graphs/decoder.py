@@ -31,7 +31,7 @@ from onnx import TensorProto
 from vl3edge.models.config import TextConfig
 from vl3edge.runtime.bundle.manifest import TextSpec
 
-from ..graph import GraphWriter
+from ..onnx_writer import GraphWriter
 from .attention import MS, CachedAttention, PromptAttention
 
 PREFIX = "model.language_model."

@@ -20,7 +20,7 @@ from vl3edge.quant.dequantized import Linears
 from vl3edge.quant.linear import QuantizedLinear, concatenated
 from vl3edge.quant.packing import MatMulNBitsTensors, to_matmul_nbits
 
-from ..graph import GraphWriter
+from ..onnx_writer import GraphWriter
 from .attention import MS
 from .decoder import DecoderBuilder, StoredMatrix, TensorSource, pad_heads
 from .embeddings import FILE_NAME

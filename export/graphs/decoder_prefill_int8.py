@@ -26,7 +26,7 @@ from vl3edge.models.config import TextConfig
 from vl3edge.runtime.bundle.manifest import PREFILL_GRAPH
 
 from ..calibrate.smoothquant import SmoothedSource, Smoothing
-from ..graph import GraphWriter
+from ..onnx_writer import GraphWriter
 from .attention import MS, PromptAttention
 from .decoder import PREFIX, DecoderBuilder, TensorSource, pad_heads
 from .vision_int8 import LIMIT, MIDDLE, SMALLEST_SCALE, quantize_weight

@@ -23,7 +23,7 @@ from vl3edge.models.projector import Projector
 from vl3edge.models.vision import TORCH_OPS, VisionEncoder, VisionOps
 
 from ..calibrate.vision import VisionCalibration
-from ..check import Difference, load_session
+from ..parity import Difference, load_session
 from .trace import Precision, Signature, microsoft_op, trace_to_file
 
 Attention = Literal["microsoft", "standard"]

@@ -32,7 +32,7 @@ from vl3edge.models.tensor_names import PROJECTOR, VISION
 from ..calibrate.smoothquant import SmoothedSource
 from ..calibrate.vision import VisionCalibration
 from ..errors import ExportError
-from ..graph import GraphWriter
+from ..onnx_writer import GraphWriter
 from .decoder import TensorSource, pad_heads, padded_head_dim
 from .vision_tensorrt_int8 import activation_steps, quantized_linear
 

@@ -16,7 +16,7 @@ from onnx import TensorProto
 from vl3edge.models.tensor_names import VISION
 
 from ..calibrate.vision import VisionCalibration
-from ..graph import GraphWriter
+from ..onnx_writer import GraphWriter
 from .vision_int8 import LIMIT, quantize_weight
 
 

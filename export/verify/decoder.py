@@ -31,7 +31,7 @@ from vl3edge.runtime.decode.graph import load_decoder_graph
 from vl3edge.runtime.errors import Vl3EdgeError
 from vl3edge.runtime.prompt.tokenizer import Tokenizer
 
-from ..check import load_session, reference_logits
+from ..parity import load_session, reference_logits
 from .clips import VerifyClip
 from .graph_weights import GraphLinears
 from .prefill import verify_prompt_graph

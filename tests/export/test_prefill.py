@@ -19,10 +19,10 @@ from torch import nn
 from vl3edge.export import cli
 from vl3edge.export.calibrate.prefill import calibrate_prefill, prefilled, relative_error
 from vl3edge.export.calibrate.smoothquant import Smoothing
-from vl3edge.export.check import load_session
 from vl3edge.export.errors import ExportError
 from vl3edge.export.graphs.decoder import text_spec
 from vl3edge.export.graphs.decoder_prefill_int8 import SmoothedSource, write_prefill
+from vl3edge.export.parity import load_session
 from vl3edge.export.pipeline import ExportOptions, Float32Source, export_bundle
 from vl3edge.export.verify import cli as cli_verify
 from vl3edge.models.checkpoint import Checkpoint

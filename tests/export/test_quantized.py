@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from vl3edge.export import cli, pipeline
-from vl3edge.export.check import Difference, load_session
 from vl3edge.export.graphs.decoder import text_spec
+from vl3edge.export.parity import Difference, load_session
 from vl3edge.export.pipeline import ExportOptions, export_bundle
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.quant.gptq_reader import GptqLinears

@@ -19,11 +19,11 @@ import pytest
 import torch
 
 from vl3edge.export.calibrate import fp16_range as half_range
-from vl3edge.export.check import load_session
 from vl3edge.export.errors import ExportError
 from vl3edge.export.graphs.vision_tensorrt import export_tensorrt_projector, export_tensorrt_vision
+from vl3edge.export.parity import load_session
 from vl3edge.export.pipeline import ExportOptions, Float32Source, export_bundle, make_manifest
-from vl3edge.export.tensorrt_stage import write_tensorrt
+from vl3edge.export.tensorrt import write_tensorrt
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.synthetic.random import preset, write_random_checkpoint
 from vl3edge.models.vision import VisionEncoder

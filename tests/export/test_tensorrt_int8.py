@@ -13,10 +13,10 @@ import pytest
 
 from vl3edge.export.calibrate.smoothquant import Smoothing
 from vl3edge.export.calibrate.vision import VisionCalibration, calibrate_vision, calibration_clips
-from vl3edge.export.check import load_session
 from vl3edge.export.graphs.vision_tensorrt import export_tensorrt_vision
+from vl3edge.export.parity import load_session
 from vl3edge.export.pipeline import ExportOptions, Float32Source, make_manifest
-from vl3edge.export.tensorrt_stage import write_tensorrt
+from vl3edge.export.tensorrt import write_tensorrt
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.demo.twin import write_outlier_twin
 from vl3edge.runtime.backends.onnxruntime import OrtEngine

@@ -31,10 +31,10 @@ from vl3edge.runtime.errors import Vl3EdgeError
 
 from .calibrate.fp16_range import HalfRange
 from .calibrate.vision import VisionCalibration
-from .check import Difference, load_session
 from .errors import ExportError
 from .graphs.decoder import TensorSource
 from .graphs.vision_tensorrt import export_tensorrt_projector, export_tensorrt_vision
+from .parity import Difference, load_session
 
 TENSORRT_TARGETS = ("rtx", "jetson")
 _CHECK_SIZE = (2, 4, 6)  # frames, rows, columns of patches
