@@ -47,9 +47,9 @@ EQUIVALENTS = ROOT / "benchmarks" / "mutation_equivalents.json"
 NOTES = ROOT / ".cache" / "mutation"
 TIMEOUT_S = 20.0
 TESTS = {
-    "runtime/pruning.py": ["tests/runtime/test_pruning.py", "-k", "not real_clips"],
-    "runtime/splice.py": ["tests/runtime/test_splice.py"],
-    "runtime/sampling.py": ["tests/runtime/test_sampling.py"],
+    "runtime/pruning.py": ["tests/runtime/vision/test_difffp.py", "-k", "not real_clips"],
+    "runtime/splice.py": ["tests/runtime/prompt/test_splice.py"],
+    "runtime/sampling.py": ["tests/runtime/decode/test_sampler.py"],
     "quant/packing.py": ["tests/quant/test_packing.py", "-k", "not under_a_second"],
 }
 HEAVY = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "hypothesis", "xdist", "av", "PIL.Image")

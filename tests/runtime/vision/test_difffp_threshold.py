@@ -23,7 +23,7 @@ from vl3edge.runtime.vision.difffp_threshold import (
 )
 from vl3edge.runtime.vision.engines import VisionPath
 
-CLIP = Path(__file__).parents[1] / "fixtures" / "demo_clip.mp4"
+CLIP = Path(__file__).parents[2] / "fixtures" / "demo_clip.mp4"
 SHAPES = st.tuples(st.integers(1, 6), st.integers(1, 7))
 # Few different values, so that ties are common.
 DIFFERENCES = SHAPES.flatmap(lambda shape: arrays(np.float64, shape, elements=st.sampled_from([0, 0.05, 0.1, 1, 2, 9])))

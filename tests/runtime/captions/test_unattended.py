@@ -20,7 +20,7 @@ from vl3edge.runtime import VideoLlama3
 from vl3edge.runtime.errors import MediaError
 from vl3edge.runtime.files import LockedFile
 
-CLIP = Path(__file__).parents[1] / "fixtures" / "demo_clip.mp4"
+CLIP = Path(__file__).parents[2] / "fixtures" / "demo_clip.mp4"
 COMMAND = [sys.executable, "-m", "vl3edge.runtime.cli.main"]
 OPTIONS = ["--threads", "1", "--backend", "cpu", "--max-frames", "2", "--max-new-tokens", "4"]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's /dev/full and capabilities")

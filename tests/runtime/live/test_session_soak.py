@@ -12,7 +12,7 @@ from vl3edge.runtime import VideoLlama3
 from vl3edge.runtime.decode.generate import join
 from vl3edge.runtime.media.video import open_video
 
-CLIP = Path(__file__).parent.parent / "fixtures" / "demo_clip.mp4"
+CLIP = Path(__file__).parents[2] / "fixtures" / "demo_clip.mp4"
 FRAMES = 20_000
 
 

@@ -10,7 +10,7 @@ from commands import run
 
 from vl3edge.models.demo.clips import write_clip
 
-CLIP = Path(__file__).parents[1] / "fixtures" / "demo_clip.mp4"
+CLIP = Path(__file__).parents[2] / "fixtures" / "demo_clip.mp4"
 CAPTION = "A red square on a checkered ground. It waits, moves right, turns down and stops."
 
 

@@ -22,7 +22,7 @@ from vl3edge.runtime.vision.clip import new_uid
 from vl3edge.runtime.vision.clip_encoder import PendingClip
 from vl3edge.runtime.vision.engines import VisionPath
 
-CLIP = Path(__file__).parents[1] / "fixtures" / "demo_clip.mp4"
+CLIP = Path(__file__).parents[2] / "fixtures" / "demo_clip.mp4"
 DENSE = SamplingPlan(fps=8.0, max_frames=100)
 STEP = 64  # tokens a prefill step here, so that the demo model's prompts take several
 WHOLE = PruningConfig(enabled=False)

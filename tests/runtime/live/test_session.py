@@ -18,7 +18,7 @@ from vl3edge.runtime.live.session import Session
 from vl3edge.runtime.media.video import Video, open_video
 from vl3edge.runtime.vision.clip import Clip
 
-CLIP = Path(__file__).parent.parent / "fixtures" / "demo_clip.mp4"
+CLIP = Path(__file__).parents[2] / "fixtures" / "demo_clip.mp4"
 QUESTIONS = {
     "Describe this video.": "A red square on a checkered ground. It waits, moves right, turns down and stops.",
     "When does it stop?": "At 7.0s.",

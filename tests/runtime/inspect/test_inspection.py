@@ -29,7 +29,7 @@ from vl3edge.runtime.inspect.text import verdict
 from vl3edge.runtime.prompt.chat_template import DESCRIBE, question_about
 from vl3edge.runtime.vision.difffp import keep_mask
 
-CLIP = Path(__file__).parents[1] / "fixtures" / "demo_clip.mp4"
+CLIP = Path(__file__).parents[2] / "fixtures" / "demo_clip.mp4"
 SPEED = Speed(bandwidth=1e10, flops=1e11)
 HOSTILE = "a<script>alert(1)<\\script>&\"'$x^$\u202e{{ 7 * 7 }}.mp4"
 

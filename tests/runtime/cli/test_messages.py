@@ -11,7 +11,7 @@ from vl3edge.runtime import PruningConfig, SamplingPlan, VideoLlama3
 from vl3edge.runtime.errors import ContextLengthError
 from vl3edge.runtime.jobs import CaptionJob
 
-CLIP = Path(__file__).parent.parent / "fixtures" / "demo_clip.mp4"
+CLIP = Path(__file__).parents[2] / "fixtures" / "demo_clip.mp4"
 LONG = "word " * 5000
 SHORTEN, FEWER = "shorten the question", "use fewer frames"
 

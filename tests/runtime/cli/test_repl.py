@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-CLIP = Path(__file__).parent.parent / "fixtures" / "demo_clip.mp4"
+CLIP = Path(__file__).parents[2] / "fixtures" / "demo_clip.mp4"
 COMMAND = [sys.executable, "-m", "vl3edge.runtime.cli.main", "ask", "--threads", "1"]
 PATIENCE_S = 60.0
 

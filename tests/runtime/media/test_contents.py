@@ -22,7 +22,7 @@ from vl3edge.runtime.media.limits import MediaLimits
 from vl3edge.runtime.media.video import open_video
 from vl3edge.runtime.model import VideoLlama3
 
-FIXTURES = Path(__file__).parents[1] / "fixtures"
+FIXTURES = Path(__file__).parents[2] / "fixtures"
 GRID, FILM = FIXTURES / "grid.heif", FIXTURES / "demo_clip.mp4"
 ISOLATED = MediaLimits(isolate=True)
 

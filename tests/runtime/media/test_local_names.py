@@ -16,7 +16,7 @@ from vl3edge.runtime.media.addresses import is_address
 from vl3edge.runtime.media.limits import MediaLimits
 from vl3edge.runtime.media.video import open_video
 
-CLIP = Path(__file__).parent.parent / "fixtures" / "demo_clip.mp4"
+CLIP = Path(__file__).parents[2] / "fixtures" / "demo_clip.mp4"
 NAMES = [
     "2024-01-01T12:30:00.mp4",
     "a:b.mp4",

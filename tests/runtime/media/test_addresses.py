@@ -26,7 +26,7 @@ from vl3edge.runtime.media.limits import DEFAULT_LIMITS, MediaLimits
 from vl3edge.runtime.media.video import open_video
 from vl3edge.runtime.model import VideoLlama3
 
-FILM = Path(__file__).parents[1] / "fixtures" / "demo_clip.mp4"
+FILM = Path(__file__).parents[2] / "fixtures" / "demo_clip.mp4"
 OPTIONS = ["--backend", "cpu", "--threads", "1", "--max-new-tokens", "2"]
 HASTY = MediaLimits(max_read_s=0.5)
 

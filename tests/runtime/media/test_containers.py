@@ -30,7 +30,7 @@ from vl3edge.runtime.media.pixels import to_rgb
 from vl3edge.runtime.media.video import open_video, read_video
 from vl3edge.runtime.media.video_file import VideoFile
 
-FIXTURES = Path(__file__).parent.parent / "fixtures"
+FIXTURES = Path(__file__).parents[2] / "fixtures"
 VOP = b"\x00\x00\x01\xb6"
 TENTHS = Fraction(1, 10)
 

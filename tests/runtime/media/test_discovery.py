@@ -21,7 +21,7 @@ from vl3edge.runtime.media.photographs import have_running_numbers, why_photogra
 from vl3edge.runtime.media.video import open_video
 from vl3edge.runtime.model import VideoLlama3
 
-FILM = Path(__file__).parents[1] / "fixtures" / "demo_clip.mp4"
+FILM = Path(__file__).parents[2] / "fixtures" / "demo_clip.mp4"
 ISOLATED = MediaLimits(isolate=True)
 
 
