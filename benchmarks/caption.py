@@ -2,8 +2,8 @@
 
     python benchmarks/caption.py --media CLIP --checkpoint CKPT --bundle NAME=FOLDER … [--frames 16] [--rounds 2]
 
-CKPT holds random weights in transformers' layout (`python -m vl3edge.models.synthetic.random 2b CKPT`), the bundles are exports
-of it. Time runs from the file to the last of 64 tokens, with the model loaded; memory is the largest resident set of
+CKPT holds random weights in transformers' layout (`python -m vl3edge.models.synthetic 2b CKPT`), the bundles are its
+exports. Time runs from the file to the last of 64 tokens, with the model loaded; memory is the largest resident set of
 the process, mapped weights included. transformers gets the same frames at the same size. Each runs in a process of its
 own, taking turns; medians count. Writes an entry for this CPU to benchmarks/results/caption.json.
 """

@@ -20,8 +20,8 @@ from machine import describe
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "coverage.json"
 NEEDS_A_DEVICE = {
-    "runtime/cuda.py": "CUDA's runtime and a GPU",
-    "runtime/tensorrt_library.py": "TensorRT, and for its allocator a GPU",
+    "runtime/backends/cuda.py": "CUDA's runtime and a GPU",
+    "runtime/backends/tensorrt_library.py": "TensorRT, and for its allocator a GPU",
 }
 
 

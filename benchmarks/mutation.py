@@ -47,9 +47,9 @@ EQUIVALENTS = ROOT / "benchmarks" / "mutation_equivalents.json"
 NOTES = ROOT / ".cache" / "mutation"
 TIMEOUT_S = 20.0
 TESTS = {
-    "runtime/pruning.py": ["tests/runtime/vision/test_difffp.py", "-k", "not real_clips"],
-    "runtime/splice.py": ["tests/runtime/prompt/test_splice.py"],
-    "runtime/sampling.py": ["tests/runtime/decode/test_sampler.py"],
+    "runtime/vision/difffp.py": ["tests/runtime/vision/test_difffp.py", "-k", "not real_clips"],
+    "runtime/prompt/splice.py": ["tests/runtime/prompt/test_splice.py"],
+    "runtime/decode/sampler.py": ["tests/runtime/decode/test_sampler.py"],
     "quant/packing.py": ["tests/quant/test_packing.py", "-k", "not under_a_second"],
 }
 HEAVY = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "hypothesis", "xdist", "av", "PIL.Image")

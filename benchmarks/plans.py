@@ -2,7 +2,7 @@
 
     python benchmarks/plans.py CHECKPOINT --work FOLDER
 
-CHECKPOINT has VideoLLaMA3's sizes; random weights will do (`python -m vl3edge.models.synthetic.random 2b FOLDER`). Writes
+CHECKPOINT has VideoLLaMA3's sizes; random weights will do (`python -m vl3edge.models.synthetic 2b FOLDER`). Writes
 benchmarks/results/plans.json: time, peak resident memory, size, activation memory by profile as TensorRT reports it,
 and how many attention layers it fused.
 """

@@ -61,7 +61,7 @@ def main() -> None:
     write = [
         sys.executable,
         "-m",
-        "vl3edge.models.synthetic.random",
+        "vl3edge.models.synthetic",
         options.preset,
         str(checkpoint),
         "--dtype",

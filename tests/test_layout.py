@@ -23,7 +23,7 @@ RUNTIME = {
     "pyarrow",
     "pillow_heif",
 }
-DRAWING, DRAWN = {"matplotlib"}, {"inspection_charts.py", "inspection_picture.py"}
+DRAWING, DRAWN = {"matplotlib"}, {"charts.py", "picture.py"}
 SIBLINGS = {"runtime", "models", "quant", "export"}
 MAY_IMPORT = {"runtime": set(), "models": {"runtime"}, "quant": {"models", "runtime"}, "export": SIBLINGS}
 

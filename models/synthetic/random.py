@@ -1,7 +1,7 @@
 """Checkpoints with random weights, in either layout, of any size: for tests, and for runs at the released
 sizes.
 
-    python -m vl3edge.models.synthetic.random tiny FOLDER [--layout authors] [--seed 1] [--dtype bfloat16] [--shards 4]
+    python -m vl3edge.models.synthetic tiny FOLDER [--layout authors] [--seed 1] [--dtype bfloat16] [--shards 4]
 
 They open in vl3edge as any other checkpoint does, and the transformers layout also opens in transformers.
 Weights are scaled so that every part matters: activations neither grow nor vanish over the layers,
@@ -195,7 +195,7 @@ def random_tensor(name: str, shape: Shape, seed: int) -> torch.Tensor:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m vl3edge.models.synthetic.random", description="Write a checkpoint with random weights."
+        prog="python -m vl3edge.models.synthetic", description="Write a checkpoint with random weights."
     )
     parser.add_argument("preset", choices=PRESETS)
     parser.add_argument("folder", type=Path)
@@ -216,7 +216,3 @@ def main(arguments: list[str] | None = None) -> int:
         file=sys.stderr,
     )
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -164,6 +164,6 @@ def load_image_isolated(source: str | Path | Fetched, limits: MediaLimits) -> Fr
 
 
 def told(question: str, name: str, subject: Any, limits: MediaLimits) -> Any:
-    """What another process answers to one of `isolated_reader.QUESTIONS`; name: for messages. Raises MediaError."""
+    """What another process answers to one of `isolated_worker.QUESTIONS`; name: for messages. Raises MediaError."""
     with closing(ask(name, limits, (question, subject, replace(limits, isolate=False)))) as found:
         return next(found)

@@ -10,7 +10,7 @@ import pytest
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE
 
 # What draws is in an extra of its own.
-collect_ignore = [] if find_spec("matplotlib") else ["test_inspection.py"]
+collect_ignore = [] if find_spec("matplotlib") else ["inspect/test_inspection.py"]
 
 
 @pytest.fixture(scope="session")

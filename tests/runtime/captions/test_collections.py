@@ -213,7 +213,8 @@ def test_sidecars_that_cannot_be(clips: Path, capsys: pytest.CaptureFixture[str]
         assert message in capsys.readouterr().err
     frames = clips / "1"  # a folder has no stem: its file is 1.txt
     frames.mkdir()
-    Image.fromarray(np.zeros((112, 112, 3), np.uint8)).save(frames / "1.png")
+    for number in (1, 2):
+        Image.fromarray(np.zeros((112, 112, 3), np.uint8)).save(frames / f"{number}.png")
     shutil.copy(clips / "1.mp4", clips / "1.txt")
     assert caption(frames, clips / "1.txt", "--sidecar", "--force") == 2
     assert "1.txt is a clip" in capsys.readouterr().err

@@ -19,7 +19,7 @@ from vl3edge.runtime.errors import ConfigError
 from vl3edge.runtime.inspect.inspection import Speed, inspect
 from vl3edge.runtime.jobs import CaptionJob
 
-CLIP = Path(__file__).parents[2] / "fixtures" / "demo_clip.mp4"
+CLIP = Path(__file__).parent / "fixtures" / "demo_clip.mp4"
 HELPFUL = "You are a helpful assistant."
 QUESTION = "What is it?"
 WHOLE, SHORT = PruningConfig(enabled=False), GenerationConfig(max_new_tokens=8)
