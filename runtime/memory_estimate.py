@@ -25,9 +25,9 @@ from .manifest import PREFILL_GRAPH, Manifest
 
 FLOAT = 4
 CODE_BYTES = 62_000_000
-"""Pages of the libraries' files that a first clip touches. Linux maps their neighbours, too, in pieces as large as those
-in which its page cache happens to hold the file: the same files were resident with 58 to 80 MB, from one copy of them
-to the next. They are shared between processes, and given back when memory is short."""
+"""Pages of the libraries' files that a first clip touches. Linux maps their neighbours, too, in pieces as large as
+those in which its page cache happens to hold the file: 58 to 80 MB, from one copy of the same files to the next. They
+are shared between processes, and given back when memory is short."""
 
 BASE_BYTES = 43_000_000 + CODE_BYTES
 """Of Python, numpy, FFmpeg, ONNX Runtime and the others: the peak of a process that captions a tiny clip with the demo

@@ -34,7 +34,8 @@ frames = np.random.default_rng(0).integers(0, 256, (int(sys.argv[1]), 112, 112, 
 clip = model.encode(frames, pruning=PruningConfig(enabled=False))
 answer = model.ask(clip, "What?", GenerationConfig(max_new_tokens=8))
 mapped = 1024 * int(re.search(r"RssFile:\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
-print(json.dumps([peak_bytes() - mapped, clip.height_px, clip.width_px, clip.num_tokens, answer.stats.prompt_tokens + 8]))
+size = clip.height_px, clip.width_px
+print(json.dumps([peak_bytes() - mapped, *size, clip.num_tokens, answer.stats.prompt_tokens + 8]))
 """
 
 
