@@ -24,9 +24,14 @@ from .decode.decoder import PREFILL_CHUNK
 from .decode.kv_cache import bytes_per_row, capacity_for
 
 FLOAT = 4
-BASE_BYTES = 105_000_000
-"""Of Python, numpy, FFmpeg, ONNX Runtime and the others, with the pages of their code that a first clip touches: the
-peak of a process that captions a tiny clip with the demo bundle, less what that bundle accounts for."""
+CODE_BYTES = 62_000_000
+"""Pages of the libraries' files that a first clip touches. Linux maps their neighbours, too, in pieces as large as
+those in which its page cache happens to hold the file: 58 to 80 MB, from one copy of the same files to the next. They
+are shared between processes, and given back when memory is short."""
+
+BASE_BYTES = 43_000_000 + CODE_BYTES
+"""Of Python, numpy, FFmpeg, ONNX Runtime and the others: the peak of a process that captions a tiny clip with the demo
+bundle, less what that bundle accounts for. The first term is 38 to 43 MB on Python 3.10 to 3.13."""
 
 TEXT_TOKENS = 320
 """Of a question and its answer, where they are not known yet."""

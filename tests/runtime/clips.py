@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import struct
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -45,14 +47,23 @@ def write_clip(
         stream.pix_fmt = {"mjpeg": "yuvj420p"}.get(codec, "yuv420p")
         stream.codec_context.time_base = time_base
         stream.options = {**({"preset": "veryfast"} if codec == "libx264" else {}), **(options or {})}
-        if rotation:
-            stream.set_display_rotation(rotation)
         for number, tick in enumerate(ticks):
             frame = av.VideoFrame.from_ndarray(picture(number, height, width), format="rgb24")
             frame.pts, frame.time_base = tick, time_base
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+    if rotation:
+        _turn(path, rotation)
     return path
+
+
+def _turn(path: Path, degrees: int) -> None:
+    """Writes the display matrix of an MP4's or MOV's one track, counterclockwise; PyAV can from version 16 on."""
+    cos, sin = (round(f(math.radians(degrees))) for f in (math.cos, math.sin))
+    data = bytearray(path.read_bytes())
+    at = data.index(b"tkhd") + 44  # of the first version of the box
+    data[at : at + 36] = struct.pack(">9i", cos << 16, -sin << 16, 0, sin << 16, cos << 16, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
 
 
 def every_frame(path: Path) -> list[Frame]:
