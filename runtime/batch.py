@@ -23,7 +23,7 @@ import numpy as np
 
 from .config import GenerationConfig
 from .continuation import Continuation, FinishReason
-from .decoder import BatchDecoder
+from .decoder import Decoder
 from .errors import BackendError, BatchWarning, ContextLengthError
 from .generation import Answer, GenerationStats
 from .kvcache import capacity_for
@@ -53,7 +53,7 @@ class BatchGenerator:
 
     def __init__(
         self,
-        decoder: BatchDecoder,
+        decoder: Decoder,
         table: EmbeddingTable,
         tokenizer: Tokenizer,
         eos_ids: tuple[int, ...],
@@ -119,7 +119,7 @@ class BatchGenerator:
         """Prefills a prompt into a free row; returns the row."""
         row = next((i for i, other in enumerate(self._rows) if other is None), len(self._rows))
         sequence = _Sequence(request, answer)
-        self._decoder.prefill(row, request.prompt.embeddings(self._table))
+        self._decoder.prefill(request.prompt.embeddings(self._table), row=row)
         sequence.prefilled()
         self._rows[row : row + 1] = [sequence]
         return row

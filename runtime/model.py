@@ -13,7 +13,7 @@ from .chat import Chat
 from .clip import Clip, MediaKind
 from .config import GenerationConfig, PruningConfig, SamplingPlan
 from .conversation import conversation_pieces
-from .decoder import PREFILL_CHUNK, BatchDecoder, Decoder
+from .decoder import PREFILL_CHUNK, Decoder
 from .decoder_graph import load_decoder_graph
 from .encoder import ClipEncoder, OpenedMedia, PendingClip
 from .engine import PATCHES_PER_CALL, Backend, select_backend
@@ -200,7 +200,7 @@ class VideoLlama3:
         if batch == 1:
             return trimmed(one_by_one(self, jobs, config))
         manifest = self.bundle.manifest
-        decoder = BatchDecoder(self._decoder_graph, manifest.text)
+        decoder = Decoder(self._decoder_graph, manifest.text)
         eos_ids = manifest.tokens.eos_ids
         reserve = vision_bytes(manifest, PATCHES_PER_CALL, 1) + prefill_bytes(manifest, PREFILL_CHUNK, batch)
         if memory_bytes is None:
@@ -239,9 +239,9 @@ class VideoLlama3:
     def _answer(
         self, messages: Sequence[Mapping[str, Any]], clips: Sequence[AnyClip], config: GenerationConfig
     ) -> Iterator[Chunk]:
-        if all(isinstance(clip, Clip) for clip in clips):
-            return self._generator.chunks(self.prompt(messages, clips), config)
-        return self._generator.chunks_while_growing(self._prompts(messages, clips, PREFILL_CHUNK), config)
+        whole = all(isinstance(clip, Clip) for clip in clips)
+        prompt = self.prompt(messages, clips) if whole else self._prompts(messages, clips, PREFILL_CHUNK)
+        return self._generator.stream(prompt, config)
 
     def prompt(self, messages: Sequence[Mapping[str, Any]], clips: Sequence[AnyClip]) -> SplicedPrompt:
         """The token sequence of a conversation whose k-th image or video is clips[k]."""

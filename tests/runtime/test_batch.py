@@ -19,7 +19,8 @@ from vl3edge.models.random import preset, write_random_checkpoint
 from vl3edge.runtime import GenerationConfig
 from vl3edge.runtime.batch import BatchGenerator, BatchRequest
 from vl3edge.runtime.bundle import DEMO_BUNDLE, open_bundle
-from vl3edge.runtime.decoder import BatchDecoder, Decoder
+from vl3edge.runtime.decoder import Decoder
+from vl3edge.runtime.decoder_graph import DecoderGraph
 from vl3edge.runtime.engine import select_backend
 from vl3edge.runtime.errors import BackendError, BatchWarning, ContextLengthError
 from vl3edge.runtime.generation import Answer, Generator, join
@@ -43,12 +44,12 @@ class Parts:
     eos_ids: tuple[int, ...]
 
     def batch(self, rows: int, memory_bytes: int | None = PLENTY, session: Any = None) -> BatchGenerator:
-        decoder = BatchDecoder(session or self.session, self.spec)
+        decoder = Decoder(DecoderGraph(session or self.session), self.spec)
         return BatchGenerator(decoder, self.table, self.tokenizer, self.eos_ids, rows, memory_bytes)
 
     def alone(self, request: BatchRequest) -> Answer:
-        generator = Generator(Decoder(self.session, self.spec), self.table, self.tokenizer, self.eos_ids)
-        return join(generator.chunks(request.prompt, request.config))
+        generator = Generator(Decoder(DecoderGraph(self.session), self.spec), self.table, self.tokenizer, self.eos_ids)
+        return join(generator.stream(request.prompt, request.config))
 
 
 def demo_parts() -> Parts:
@@ -137,33 +138,33 @@ def test_answers_are_those_of_each_prompt_alone(models: dict[str, Parts], name: 
 def test_logits_of_a_row_do_not_depend_on_the_others(tied: Parts) -> None:
     random = np.random.default_rng(0)
     inputs = (random.standard_normal((3, 30, tied.spec.hidden_size)) * 0.5).astype(np.float32)
-    batch = BatchDecoder(tied.session, tied.spec)
+    batch = Decoder(DecoderGraph(tied.session), tied.spec)
     batch.resize(3, 64)
     lengths = (5, 1, 17)
     for row, length in enumerate(lengths):
-        batch.prefill(row, inputs[row, :length])
+        batch.prefill(inputs[row, :length], row=row)
     for step in range(8):
         batch.step(np.stack([inputs[row, length + step] for row, length in enumerate(lengths)]))
         for row, length in enumerate(lengths):
-            alone = Decoder(tied.session, tied.spec)
+            alone = Decoder(DecoderGraph(tied.session), tied.spec)
             alone.prefill(inputs[row, : length + step + 1])
-            difference = np.abs(batch.logits[row] - alone.logits)
+            difference = np.abs(batch.logits[row] - alone.logits[0])
             assert difference.max() < 2e-5, f"row {row}: max {difference.max()}, mean {difference.mean()}"
             assert int(batch.tokens[row]) == alone.token
     assert batch.cache.lengths.tolist() == [length + 8 for length in lengths]
 
 
 def test_a_row_cannot_run_past_its_capacity(tied: Parts) -> None:
-    batch = BatchDecoder(tied.session, tied.spec)
+    batch = Decoder(DecoderGraph(tied.session), tied.spec)
     batch.resize(2, 4)
     token = np.zeros((1, tied.spec.hidden_size), np.float32)
     for row, length in ((0, 4), (1, 2)):
-        batch.prefill(row, np.repeat(token, length, axis=0))
+        batch.prefill(np.repeat(token, length, axis=0), row=row)
     before = [buffer.read().copy() for buffer in batch.cache.buffers]
     with pytest.raises(ValueError, match="5 tokens do not fit"):
         batch.step(np.repeat(token, 2, axis=0))
     with pytest.raises(ValueError, match="5 tokens do not fit"):
-        batch.prefill(1, np.repeat(token, 3, axis=0))
+        batch.prefill(np.repeat(token, 3, axis=0), row=1)
     assert all((a == b.read()).all() for a, b in zip(before, batch.cache.buffers, strict=True))
 
 
@@ -255,7 +256,7 @@ def test_what_is_too_long_for_the_memory_alone_is_an_error_of_its_own(tied: Part
             raise ContextLengthError(f"{tokens} tokens")
 
     requests = requests_of(tied, (20, 600, 30, 40), max_new_tokens=9)
-    decoder = BatchDecoder(tied.session, tied.spec)
+    decoder = Decoder(DecoderGraph(tied.session), tied.spec)
     batch = BatchGenerator(decoder, tied.table, tied.tokenizer, tied.eos_ids, 3, PLENTY, check=check)
     outcomes = dict(batch.answers(requests))
     error = outcomes.pop(1)

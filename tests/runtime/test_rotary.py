@@ -12,6 +12,7 @@ import pytest
 from vl3edge.export.decoder import pad_heads, padded_head_dim, rotary_tables
 from vl3edge.runtime.bundle import DEMO_BUNDLE, open_bundle
 from vl3edge.runtime.decoder import Decoder
+from vl3edge.runtime.decoder_graph import DecoderGraph
 from vl3edge.runtime.engine import select_backend
 from vl3edge.runtime.errors import BundleError
 from vl3edge.runtime.rotary import Rotary
@@ -40,7 +41,7 @@ def test_moved_keys_equal_keys_made_there(head_dim: int, theta: float, source: i
 
 def cached(decoder: Decoder) -> tuple[np.ndarray, np.ndarray]:
     """All keys and all values of a decoder's cache: float32 [layers, heads, length, head_dim] each."""
-    buffers = [buffer.read_positions(0, 0, decoder.length) for buffer in decoder._batch.cache.buffers]
+    buffers = [buffer.read_positions(0, 0, decoder.length) for buffer in decoder.cache.buffers]
     return np.stack(buffers[::2]), np.stack(buffers[1::2])
 
 
@@ -52,7 +53,7 @@ def one_layer(one_layer_bundle: Path) -> Callable[[], Decoder]:
 
 def decoder_of(folder: Path) -> Decoder:
     bundle = open_bundle(folder)
-    return Decoder(select_backend("cpu", 1).session(bundle.path("decoder.onnx")), bundle.manifest.text)
+    return Decoder(DecoderGraph(select_backend("cpu", 1).session(bundle.path("decoder.onnx"))), bundle.manifest.text)
 
 
 @pytest.mark.parametrize(("start", "count"), [(0, 3), (10, 200), (600, 1), (300, 100), (50, 0)])
