@@ -140,20 +140,20 @@ def _stages(model: VideoLlama3, clip: Clip, options: argparse.Namespace, figures
         decoder.rewind(len(prompt))
         tokens, logits = [first_token], [first_logits]
         for step in range(options.new_tokens - 1):
-            decoder.step(table.row(int(given["chosen"][step]) if given else tokens[-1]))
+            decoder.step(table.rows(np.array([given["chosen"][step] if given else tokens[-1]])))
             tokens.append(decoder.token)
-            logits.append(decoder.logits.copy())
+            logits.append(decoder.logits[0].copy())
         return tokens, logits
 
     def timed_decode() -> None:
         decoder.rewind(len(prompt))
         token = first_token
         for _ in range(options.new_tokens - 1):
-            decoder.step(table.row(token))
+            decoder.step(table.rows(np.array([token])))
             token = decoder.token
 
     prefill_s = median_s(prefill, options.repeat)
-    first_token, first_logits = decoder.token, decoder.logits.copy()
+    first_token, first_logits = decoder.token, decoder.logits[0].copy()
     decode_s = median_s(timed_decode, options.repeat)
     tokens, logits = decode()
     figures |= {

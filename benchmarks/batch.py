@@ -31,7 +31,8 @@ from machine import describe
 from vl3edge.runtime.backends.onnxruntime import select_backend
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, Bundle, open_bundle
 from vl3edge.runtime.bundle.manifest import TextSpec
-from vl3edge.runtime.decode.decoder import BatchDecoder
+from vl3edge.runtime.decode.decoder import Decoder
+from vl3edge.runtime.decode.graph import DecoderGraph
 from vl3edge.runtime.prompt.splice import EmbeddingTable
 
 RESULTS = Path(__file__).parent / "results" / "batch.json"
@@ -57,20 +58,20 @@ class Rows:
     """Sequences decoded together from prompts of their own."""
 
     model: Model
-    decoder: BatchDecoder
+    decoder: Decoder
     lengths: list[int]
 
     @classmethod
     def prefilled(cls, model: Model, prompts: list[np.ndarray], steps: int) -> Rows:
-        decoder = BatchDecoder(model.session, model.spec)
+        decoder = Decoder(DecoderGraph(model.session), model.spec)
         decoder.resize(len(prompts), max(map(len, prompts)) + steps)
         for row, ids in enumerate(prompts):
-            decoder.prefill(row, model.table.rows(ids))
+            decoder.prefill(model.table.rows(ids), row=row)
         return cls(model, decoder, [len(ids) for ids in prompts])
 
     def first(self, size: int) -> Rows:
         """A decoder of its own with copies of the first rows."""
-        decoder = BatchDecoder(self.model.session, self.model.spec)
+        decoder = Decoder(DecoderGraph(self.model.session), self.model.spec)
         decoder.resize(size, self.decoder.cache.capacity)
         for buffer, source in zip(decoder.cache.buffers, self.decoder.cache.buffers, strict=True):
             buffer.write(source.rows(0, size).read())

@@ -46,8 +46,8 @@ def main() -> None:
     clip = model.encode(CLIP)
     generator: Generator = model._generator
     generator._eos_ids = frozenset()
-    batch = generator._decoder._batch
-    batch._session = NoGraph(batch._session)
+    graph = generator._decoder.graph
+    graph.session = NoGraph(graph.session)
     prompt = model.prompt([{"role": "user", "content": [{"type": "video", "video": clip}]}], [clip])
     times = []
     tokens = generator.tokens(prompt, GenerationConfig(max_new_tokens=options.steps))

@@ -62,7 +62,7 @@ def run_vl3edge(options: argparse.Namespace, folder: str) -> Figures:
     decoder.prefill(prompt)
     prefilled = time.perf_counter()
     for _ in range(options.new_tokens):
-        decoder.step(table.row(decoder.token))
+        decoder.step(table.rows(decoder.tokens))
     decode_s = time.perf_counter() - prefilled
     figures = rates(options.context, options.new_tokens, prefilled - begin, decode_s)
     return figures | {"bytes_per_token": step_bytes(bundle, options.context)}

@@ -30,6 +30,7 @@ from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.config import TextConfig
 from vl3edge.runtime.backends.tensorrt_library import import_tensorrt, make_logger
 from vl3edge.runtime.decode.decoder import Decoder
+from vl3edge.runtime.decode.graph import DecoderGraph
 
 RESULTS = Path(__file__).parent / "results" / "tensorrt_decoder.json"
 CAPACITY, GROUP = 256, 32
@@ -175,13 +176,13 @@ def shipped(checkpoint: Checkpoint, prompt: np.ndarray, table: np.ndarray, count
     config, source = checkpoint.config.text, Float32Source(checkpoint)
     with tempfile.TemporaryDirectory() as folder:
         export_decoder(lambda graph: DecoderBuilder(graph, config, source, "fp32"), Path(folder), None)
-        decoder = Decoder(load_session(Path(folder) / "decoder.onnx"), text_spec(config))
+        decoder = Decoder(DecoderGraph(load_session(Path(folder) / "decoder.onnx")), text_spec(config))
         decoder.prefill(table[prompt])
-        tokens, logits = [decoder.token], [decoder.logits.copy()]
+        tokens, logits = [decoder.token], [decoder.logits[0].copy()]
         while len(tokens) < count:
-            decoder.step(table[tokens[-1]])
+            decoder.step(table[tokens[-1:]])
             tokens.append(decoder.token)
-            logits.append(decoder.logits.copy())
+            logits.append(decoder.logits[0].copy())
     return tokens, np.stack(logits)
 
 

@@ -17,6 +17,7 @@ from vl3edge.models.tensor_names import DECODER, EMBEDDINGS, LM_HEAD
 from vl3edge.quant.dequantized import DequantizedCheckpoint
 from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, HALF_DECODER_GRAPH
 from vl3edge.runtime.decode.decoder import Decoder
+from vl3edge.runtime.decode.graph import DecoderGraph
 
 from .calibrate.fp16_range import HalfRange
 from .graphs.decoder import text_spec
@@ -72,13 +73,13 @@ def check_decoder(
 
     measured = {}
     for name in graphs:
-        session = load_session(folder / name, prepack=isinstance(checkpoint, DequantizedCheckpoint))
-        decoder = Decoder(session, text_spec(config))
+        graph = DecoderGraph(load_session(folder / name, prepack=isinstance(checkpoint, DequantizedCheckpoint)))
+        decoder = Decoder(graph, text_spec(config))
         decoder.prefill(inputs[:-1].numpy())
-        prefilled = decoder.logits.copy()
-        decoder.step(inputs[-1].numpy())
-        measured[Path(name).stem] = Difference.between(np.stack([prefilled, decoder.logits]), reference)
-        del session, decoder
+        prefilled = decoder.logits[0].copy()
+        decoder.step(inputs[-1:].numpy())
+        measured[Path(name).stem] = Difference.between(np.stack([prefilled, decoder.logits[0]]), reference)
+        del graph, decoder
     return measured
 
 

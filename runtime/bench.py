@@ -156,7 +156,7 @@ class Bench:
         def decode() -> None:
             decoder.rewind(plan.context)
             for _ in range(plan.new_tokens):
-                decoder.step(table.row(decoder.token))
+                decoder.step(table.rows(decoder.tokens))
 
         self._add("prefill", plan.context, "tokens", prefill, workload.prefill_flops(manifest, plan.context))
         middle = plan.context + plan.new_tokens // 2

@@ -13,7 +13,7 @@ from .bundle.manifest import DECODER_GRAPH, HALF_DECODER_GRAPH, PREFILL_GRAPH
 from .chat import Chat
 from .config import GenerationConfig, PruningConfig, SamplingPlan
 from .decode.batch import BatchGenerator
-from .decode.decoder import PREFILL_CHUNK, BatchDecoder, Decoder
+from .decode.decoder import PREFILL_CHUNK, Decoder
 from .decode.generate import Answer, Chunk, Generator, join
 from .decode.graph import load_decoder_graph
 from .decode.rope import Rotary
@@ -235,7 +235,7 @@ class VideoLlama3:
         if batch == 1:
             return trimmed(one_by_one(self, jobs, config))
         manifest = self.bundle.manifest
-        decoder = BatchDecoder(self._decoder_graph, manifest.text)
+        decoder = Decoder(self._decoder_graph, manifest.text)
         eos_ids = manifest.tokens.eos_ids
         reserve = vision_bytes(manifest, PATCHES_PER_CALL, 1) + prefill_bytes(manifest, PREFILL_CHUNK, batch)
         if memory_bytes is None:
@@ -301,10 +301,8 @@ class VideoLlama3:
         add_system_prompt: bool,
     ) -> Iterator[Chunk]:
         if all(isinstance(clip, Clip) for clip in clips):
-            prompt = self.prompt(messages, clips, add_system_prompt=add_system_prompt)
-            return self._generator.chunks(prompt, config)
-        prompts = self._prompts(messages, clips, PREFILL_CHUNK, add_system_prompt)
-        return self._generator.chunks_while_growing(prompts, config)
+            return self._generator.stream(self.prompt(messages, clips, add_system_prompt=add_system_prompt), config)
+        return self._generator.stream(self._prompts(messages, clips, PREFILL_CHUNK, add_system_prompt), config)
 
     def prompt(
         self,

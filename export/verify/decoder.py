@@ -27,7 +27,7 @@ from vl3edge.runtime.bundle.bundle import Bundle
 from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, PREFILL_GRAPH, TextSpec
 from vl3edge.runtime.config import SamplingPlan
 from vl3edge.runtime.decode.decoder import Decoder
-from vl3edge.runtime.decode.graph import load_decoder_graph
+from vl3edge.runtime.decode.graph import DecoderGraph, load_decoder_graph
 from vl3edge.runtime.errors import Vl3EdgeError
 from vl3edge.runtime.prompt.tokenizer import Tokenizer
 
@@ -104,7 +104,7 @@ def verify_decoder(
 
 def _alone(bundle: Bundle, backend: Backend, read: Sequence[torch.Tensor], lengths: Sequence[int]) -> list[np.ndarray]:
     """Logits of decoder.onnx without the graph for prompts, which is judged by itself."""
-    decoder = Decoder(backend.session(bundle.path(DECODER_GRAPH)), bundle.manifest.text)
+    decoder = Decoder(DecoderGraph(backend.session(bundle.path(DECODER_GRAPH))), bundle.manifest.text)
     return [_teacher_forced(decoder, inputs.numpy(), count) for inputs, count in zip(read, lengths, strict=True)]
 
 
@@ -129,11 +129,11 @@ def _greedy(
     """The decoder's answer, fed with the checkpoint's own rows, up to its end or `count` tokens."""
     decoder.rewind(0)
     decoder.prefill(prompt.numpy())
-    ids, logits = [decoder.token], [decoder.logits.copy()]
+    ids, logits = [decoder.token], [decoder.logits[0].copy()]
     while len(ids) < count and ids[-1] not in eos:
-        decoder.step(embeddings[ids[-1]].float().numpy())
+        decoder.step(embeddings[ids[-1:]].float().numpy())
         ids.append(decoder.token)
-        logits.append(decoder.logits.copy())
+        logits.append(decoder.logits[0].copy())
     return GreedyAnswer(tuple(ids), np.stack(logits))
 
 
@@ -171,7 +171,7 @@ def _quantized_logits(
     bound: Bound,
 ) -> list[Stage]:
     """The graph without rounding of activations, which is nearly exact; then as it runs."""
-    decoder = Decoder(load_session(bundle.path("decoder.onnx")), spec)
+    decoder = Decoder(DecoderGraph(load_session(bundle.path("decoder.onnx"))), spec)
     exact = [_teacher_forced(decoder, inputs.numpy(), count) for inputs, count in zip(read, lengths, strict=True)]
     del decoder
     compared = f"logits of {sum(lengths)} tokens, against the torch layers with the bundle's own weights"
@@ -189,10 +189,10 @@ def _teacher_forced(decoder: Decoder, inputs: np.ndarray, count: int) -> np.ndar
     """Logits [count, vocab] of the last positions of inputs [S, hidden]."""
     decoder.rewind(0)
     decoder.prefill(inputs[: len(inputs) - count + 1])
-    logits = [decoder.logits.copy()]
+    logits = [decoder.logits[0].copy()]
     for row in inputs[len(inputs) - count + 1 :]:
-        decoder.step(row)
-        logits.append(decoder.logits.copy())
+        decoder.step(row[None])
+        logits.append(decoder.logits[0].copy())
     return np.stack(logits)
 
 

@@ -136,10 +136,10 @@ class BundlePredictor:
         answer = self._tokenizer.encode(question.answer, add_special_tokens=False).ids
         self._decoder.rewind(0)
         self._decoder.prefill(prompt.embeddings(self._table))
-        rows = [self._decoder.logits.copy()]
+        rows = [self._decoder.logits[0].copy()]
         for token in answer:
-            self._decoder.step(self._table.row(token))
-            rows.append(self._decoder.logits.copy())
+            self._decoder.step(self._table.rows(np.array([token])))
+            rows.append(self._decoder.logits[0].copy())
         return np.stack(rows)
 
 

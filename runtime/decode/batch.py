@@ -26,7 +26,7 @@ from ..config import GenerationConfig
 from ..errors import BackendError, BatchWarning, ContextLengthError
 from ..prompt.splice import EmbeddingTable, SplicedPrompt
 from ..prompt.tokenizer import Detokenizer, Tokenizer
-from .decoder import BatchDecoder
+from .decoder import Decoder
 from .generate import Answer, GenerationStats
 from .kv_cache import capacity_for
 from .sequence import Continuation, FinishReason
@@ -55,7 +55,7 @@ class BatchGenerator:
 
     def __init__(
         self,
-        decoder: BatchDecoder,
+        decoder: Decoder,
         table: EmbeddingTable,
         tokenizer: Tokenizer,
         eos_ids: tuple[int, ...],
@@ -123,7 +123,7 @@ class BatchGenerator:
         """Prefills a prompt into a free row; returns the row."""
         row = next((i for i, other in enumerate(self._rows) if other is None), len(self._rows))
         sequence = _Sequence(request, answer)
-        self._decoder.prefill(row, request.prompt.embeddings(self._table))
+        self._decoder.prefill(request.prompt.embeddings(self._table), row=row)
         sequence.prefilled()
         self._rows[row : row + 1] = [sequence]
         return row

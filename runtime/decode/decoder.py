@@ -22,17 +22,19 @@ from .rope import Rotary
 PREFILL_CHUNK = 512  # tokens a call: bounds the attention scores' memory, and is long enough to be compute-bound
 
 
-class BatchDecoder:
+class Decoder:
     """Decodes sequences side by side, one in each row of its cache. Not thread-safe.
 
-    graph: the decoder's graph; a bare onnxruntime.InferenceSession of it is one that runs in host memory.
+    A single row grows as it is needed; several have the capacity that `resize` gave them.
+    check: is told how many tokens there will be before a single row grows; it raises if they are too many.
     """
 
-    def __init__(self, graph: DecoderGraph | Any, spec: TextSpec) -> None:
-        self._graph = graph if isinstance(graph, DecoderGraph) else DecoderGraph(graph)
-        _check_fit(self._graph, spec)
+    def __init__(self, graph: DecoderGraph, spec: TextSpec, check: Callable[[int], None] = lambda tokens: None) -> None:
+        _check_fit(graph, spec)
+        self.graph = graph
         self.spec = spec
-        self.cache = KvCache(spec, self._graph.memory, self._graph.cache_dtype)
+        self.cache = KvCache(spec, self.graph.memory, self.graph.cache_dtype)
+        self._check = check
         self._total = np.zeros((), np.int32)
         self._capacity = np.zeros((), np.int32)  # in the place of _total where steps are recorded
         self._prompt: Buffer | None = None
@@ -43,7 +45,7 @@ class BatchDecoder:
 
     def _make_rows(self, rows: int) -> None:
         def zeros(columns: int, dtype: type) -> Buffer:
-            return self._graph.memory.zeros((rows, columns) if columns else (rows,), dtype, staged=True)
+            return self.graph.memory.zeros((rows, columns) if columns else (rows,), dtype, staged=True)
 
         self._logits, self._tokens = zeros(self.spec.vocab_size, np.float32), zeros(0, np.int64)
         self._inputs, self._seqlens = zeros(self.spec.hidden_size, np.float32), zeros(0, np.int32)
@@ -62,6 +64,21 @@ class BatchDecoder:
         """Int64 [rows], the greedy choice among `logits`; void after the next call."""
         return self._result("tokens", self._tokens)
 
+    @property
+    def token(self) -> int:
+        """The first of `tokens`."""
+        return int(self.tokens[0])
+
+    @property
+    def length(self) -> int:
+        """Tokens in the first row."""
+        return int(self.cache.lengths[0]) if self.cache.rows else 0
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that each row has room for."""
+        return self.cache.capacity
+
     def resize(self, rows: int, capacity: int) -> None:
         """Makes room for so many sequences and tokens a sequence, keeping the content of the rows that remain.
 
@@ -73,19 +90,29 @@ class BatchDecoder:
         if rows != self._tokens.shape[0]:
             self._make_rows(rows)
 
-    def prefill(self, row: int, embeddings: np.ndarray, logits: bool = True) -> None:
+    def reserve(self, tokens: int) -> None:
+        """Makes one row with room for `tokens`, keeping what is cached.
+
+        Raises ContextLengthError beyond the model's positions, and what `check` raises.
+        """
+        if tokens > self.capacity:
+            capacity = capacity_for(self.spec, tokens)
+            self._check(capacity)
+            self.resize(1, capacity)
+
+    def prefill(self, embeddings: np.ndarray, logits: bool = True, row: int = 0) -> None:
         """Appends embeddings float32 [S, hidden_size], S >= 1, to one row.
 
         logits: False where the answer does not begin yet; to read `logits` or `tokens` is then a RuntimeError.
         """
-        self._check_room(int(self.cache.lengths[row]) + len(embeddings))
+        self._make_room(row, len(embeddings))
         self._answered = logits
-        if self._graph.prompts is None:
-            self._append(self._graph, row, embeddings)
+        if self.graph.prompts is None:
+            self._append(self.graph, row, embeddings)
             return
         last = len(embeddings) - logits
-        self._append(self._graph.prompts, row, embeddings[:last])
-        self._append(self._graph, row, embeddings[last:])
+        self._append(self.graph.prompts, row, embeddings[:last])
+        self._append(self.graph, row, embeddings[last:])
 
     def _append(self, graph: DecoderGraph, row: int, embeddings: np.ndarray) -> None:
         """Runs embeddings [S, hidden_size], S >= 0, through a graph, chunk by chunk."""
@@ -97,35 +124,72 @@ class BatchDecoder:
             part = self._prompt.rows(0, len(chunk))
             part.write(chunk)
             tensor = BoundTensor(part, (1, len(chunk), self.spec.hidden_size))
-            self._run(graph, self._bind(graph, tensor, row, 1, self._total), row, 1, len(chunk))
+            totals = self._announce(slice(row, row + 1), len(chunk))
+            graph.run(self._bind(graph, tensor, row, 1, self._total))
+            self.cache.lengths[row] = totals[0]
 
     def step(self, embeddings: np.ndarray) -> None:
         """Appends one token to each of the first n rows; embeddings float32 [n, hidden_size]."""
         count = len(embeddings)
+        self._make_room(0, 1, count)
         self._answered = True
-        self._check_room(int(self.cache.lengths[:count].max()) + 1)
         inputs = self._inputs.rows(0, count)
         inputs.write(embeddings)
+        totals = self._announce(slice(count), 1)
         binding = self._steps.get(count)
         if binding is None:
             tensor = BoundTensor(inputs, (count, 1, self.spec.hidden_size))
             # A step only wants a bound of its lengths here, so that one recording serves all of them.
-            total = self._capacity if self._graph.records else self._total
-            binding = self._steps[count] = self._bind(self._graph, tensor, 0, count, total, recorded=True)
-        self._run(self._graph, binding, 0, count, 1)
+            total = self._capacity if self.graph.records else self._total
+            binding = self._steps[count] = self._bind(self.graph, tensor, 0, count, total, recorded=True)
+        self.graph.run(binding)
+        self.cache.lengths[:count] = totals
 
-    def _check_room(self, tokens: int) -> None:
-        if tokens > self.cache.capacity:  # the graph would write beyond the row
-            raise ValueError(f"{tokens} tokens do not fit the cache's capacity of {self.cache.capacity}: resize it")
+    def _make_room(self, row: int, tokens: int, rows: int = 1) -> None:
+        """Sees to it that each of `rows` rows has room for so many tokens more: the graph would write beyond them."""
+        wanted = int(self.cache.lengths[row : row + rows].max(initial=0)) + tokens
+        if wanted > self.capacity:
+            if self.cache.rows > 1:
+                raise ValueError(f"{wanted} tokens do not fit the cache's capacity of {self.capacity}: resize it")
+            self.reserve(wanted)
 
-    def _run(self, graph: DecoderGraph, binding: Binding, row: int, rows: int, tokens: int) -> None:
-        lengths = self.cache.lengths[row : row + rows]
-        totals = lengths + tokens
-        self._seqlens.rows(row, row + rows).write(totals - 1)
+    def _announce(self, rows: slice, tokens: int) -> np.ndarray:
+        """Tells the graph how long the rows will be after a run; returns their lengths int32 [n]."""
+        totals = self.cache.lengths[rows] + tokens
+        self._seqlens.rows(rows.start or 0, rows.stop).write(totals - 1)
         self._total[...] = totals.max()
         self._results.clear()
-        graph.run(binding)
-        lengths[:] = totals
+        return totals
+
+    def rewind(self, length: int) -> None:
+        """Forgets everything of the first row after its first `length` tokens."""
+        if length != self.length:
+            self.cache.rewind(0, length)
+
+    def wipe(self) -> None:
+        """Forgets everything of the first row, and what the memory held."""
+        self.cache.wipe(0)
+
+    def discard(self, start: int, count: int) -> None:
+        """Drops `count` tokens of the first row from `start` on; what follows moves up, and its keys turn with it.
+
+        BundleError if the bundle does not say how keys turn.
+        """
+        self.replace(start, count, np.zeros((0, self.spec.hidden_size), np.float32))
+
+    def replace(self, start: int, count: int, embeddings: np.ndarray) -> None:
+        """`discard`, with embeddings float32 [n, hidden_size], n <= count, in the place of what is dropped.
+
+        If it fails, the cache holds the first `start` tokens at least. `logits` and `tokens` are void afterwards.
+        """
+        end, length = start + count, self.length
+        if not 0 <= start <= end <= length or len(embeddings) > count:
+            raise ValueError(f"cannot put {len(embeddings)} tokens for {start} to {end} of the {length} cached")
+        rotary = Rotary.of(self.spec)
+        self.rewind(start)
+        if len(embeddings):
+            self.prefill(embeddings, logits=False)  # what is cached from `end` on is out of its reach
+        self.cache.append_moved(0, end, length - end, rotary)
 
     def _bind(
         self,
@@ -142,7 +206,7 @@ class BatchDecoder:
             return BoundTensor(buffer.rows(row, row + rows), (rows, *buffer.shape[1:]))
 
         inputs = {"inputs_embeds": embeddings, "seqlens_k": part(self._seqlens)}
-        outputs = {"logits": part(self._logits), "token": part(self._tokens)} if graph is self._graph else {}
+        outputs = {"logits": part(self._logits), "token": part(self._tokens)} if graph is self.graph else {}
         for layer in range(self.spec.num_layers):
             for kind, name in enumerate(("key", "value")):
                 buffer = part(self.cache.buffers[2 * layer + kind])
@@ -155,90 +219,6 @@ class BatchDecoder:
         if name not in self._results:
             self._results[name] = buffer.read()
         return self._results[name]
-
-
-class Decoder:
-    """One sequence's decoder, whose cache grows as it is needed. Not thread-safe.
-
-    graph: as of `BatchDecoder`.
-    check: is told how many tokens there will be before the cache grows; it raises if they are too many.
-    """
-
-    def __init__(self, graph: DecoderGraph | Any, spec: TextSpec, check: Callable[[int], None] | None = None) -> None:
-        self.spec = spec
-        self._batch = BatchDecoder(graph, spec)
-        self._check = check
-
-    @property
-    def length(self) -> int:
-        """Tokens in the cache."""
-        return int(self._batch.cache.lengths[0]) if self._batch.cache.rows else 0
-
-    @property
-    def capacity(self) -> int:
-        """Tokens the cache has room for; grows when `reserve` asks."""
-        return self._batch.cache.capacity
-
-    def reserve(self, tokens: int) -> None:
-        """Makes room for `tokens` in all, keeping what is cached; ContextLengthError beyond the model's positions."""
-        if tokens > self.capacity:
-            capacity = capacity_for(self.spec, tokens)
-            if self._check is not None:
-                self._check(capacity)
-            self._batch.resize(1, capacity)
-
-    def rewind(self, length: int) -> None:
-        """Forgets everything after the first `length` tokens."""
-        if length != self.length:
-            self._batch.cache.rewind(0, length)
-
-    def wipe(self) -> None:
-        """Forgets everything, and what the memory held."""
-        self._batch.cache.wipe(0)
-
-    def discard(self, start: int, count: int) -> None:
-        """Drops the `count` tokens from `start` on; those after them move up, and their keys turn to their new places.
-
-        BundleError if the bundle does not say how keys turn.
-        """
-        self.replace(start, count, np.zeros((0, self.spec.hidden_size), np.float32))
-
-    def replace(self, start: int, count: int, embeddings: np.ndarray) -> None:
-        """`discard`, with embeddings float32 [n, hidden_size], n <= count, in the place of what is dropped.
-
-        If it fails, the cache holds the first `start` tokens at least. `logits` and `token` are void afterwards.
-        """
-        end, length = start + count, self.length
-        if not 0 <= start <= end <= length or len(embeddings) > count:
-            raise ValueError(f"cannot put {len(embeddings)} tokens for {start} to {end} of the {length} cached")
-        rotary = Rotary.of(self.spec)
-        self.rewind(start)
-        if len(embeddings):
-            self._batch.prefill(0, embeddings, logits=False)  # what is cached from `end` on is out of its reach
-        self._batch.cache.append_moved(0, end, length - end, rotary)
-
-    def prefill(self, embeddings: np.ndarray, logits: bool = True) -> None:
-        """Appends embeddings float32 [S, hidden_size], S >= 1; `logits` and `token` then follow the last of them.
-
-        logits: as of `BatchDecoder.prefill`.
-        """
-        self.reserve(self.length + len(embeddings))
-        self._batch.prefill(0, embeddings, logits)
-
-    def step(self, embedding: np.ndarray) -> None:
-        """Appends one token's embedding, float32 [hidden_size]."""
-        self.reserve(self.length + 1)
-        self._batch.step(embedding[None])
-
-    @property
-    def logits(self) -> np.ndarray:
-        """Of the token after the last one appended: float32 [vocab_size], void after the next call."""
-        return np.asarray(self._batch.logits[0])
-
-    @property
-    def token(self) -> int:
-        """The greedy choice among `logits`."""
-        return int(self._batch.tokens[0])
 
 
 def _check_fit(graph: DecoderGraph, spec: TextSpec) -> None:

@@ -82,17 +82,65 @@ class Generator:
         self._keys = np.zeros(0, np.int64)  # what stands at the decoder's positions; valid up to its length
         self._run = 0
 
+    def stream(self, prompt: SplicedPrompt | Iterator[SplicedPrompt], config: GenerationConfig) -> Iterator[Chunk]:
+        """The answer as text chunks; the last one has finish_reason and stats.
+
+        prompt: whole, or its beginnings while it is being made, each continuing the one before and the last one whole.
+        These are prefilled as they come, in the same steps as a whole prompt would be.
+        Raises ContextLengthError if the prompt leaves no room for an answer: at the call if it is whole.
+        """
+        if not isinstance(prompt, SplicedPrompt):
+            return self._stream(prompt, config)
+        self._state_of(prompt, config)
+        return self._stream(iter([prompt]), config)
+
+    def _stream(self, prompts: Iterator[SplicedPrompt], config: GenerationConfig) -> Iterator[Chunk]:
+        prompt, reused, prefill_s = self._prefilled(prompts)
+        detokenizer = Detokenizer(self._tokenizer)
+        finish_reason: FinishReason = "length"
+        unshown: list[int] = []
+        count = 0
+        begin = first = time.perf_counter()
+        for token in self.tokens(prompt, config):
+            if count == 0:
+                first = time.perf_counter()
+            count += 1
+            if token in self._eos_ids:
+                finish_reason = "stop"
+                continue
+            unshown.append(token)
+            if text := detokenizer.push(token):
+                yield Chunk(text, token_ids=tuple(unshown))
+                unshown = []
+        stats = GenerationStats(len(prompt), reused, count, prefill_s + first - begin, time.perf_counter() - first)
+        yield Chunk(detokenizer.flush(), finish_reason, stats, tuple(unshown))
+
+    def _prefilled(self, prompts: Iterator[SplicedPrompt]) -> tuple[SplicedPrompt, int, float]:
+        """The whole prompt, all but its last steps in the cache; how much was there before; the seconds it took."""
+        reused: int | None = None
+        seconds = 0.0
+        for prompt in prompts:
+            check_room(prompt, self._decoder.spec.max_position_embeddings)
+            begin = time.perf_counter()
+            cached = self._cached(prompt)
+            if cached < len(prompt):
+                reused = cached if reused is None else reused
+                # The last step is left for the logits, so that the steps are those of a whole prompt.
+                ready = (len(prompt) - cached - 1) // PREFILL_CHUNK * PREFILL_CHUNK
+                if ready:
+                    self.prefill(prompt.head(cached + ready))
+            seconds += time.perf_counter() - begin
+        return prompt, self.reusable(prompt) if reused is None else reused, seconds
+
     def tokens(self, prompt: SplicedPrompt, config: GenerationConfig) -> Iterator[int]:
         """Generated ids up to and with the end token, if one comes; the prompt is prefilled at the first `next`.
 
         Raises ContextLengthError if the prompt leaves no room for an answer, at the call.
         """
-        limit = self._decoder.spec.max_position_embeddings
-        return self._tokens(prompt, Continuation(prompt, config, self._eos_ids, limit, self._defaults))
+        return self._tokens(prompt, self._state_of(prompt, config))
 
-    def reusable(self, prompt: SplicedPrompt) -> int:
-        """How many of the prompt's tokens are in the cache; its last one is always run, for its logits."""
-        return min(self._cached(prompt), len(prompt) - 1)
+    def _state_of(self, prompt: SplicedPrompt, config: GenerationConfig) -> Continuation:
+        return Continuation(prompt, config, self._eos_ids, self._decoder.spec.max_position_embeddings, self._defaults)
 
     def _tokens(self, prompt: SplicedPrompt, answer: Continuation) -> Iterator[int]:
         self._run += 1
@@ -102,7 +150,7 @@ class Generator:
         self._hold(prompt, self.reusable(prompt), np.zeros(answer.max_length - len(prompt), np.int64))
         while True:
             try:
-                token = answer.choose(decoder.token, lambda: decoder.logits)
+                token = answer.choose(decoder.token, lambda: decoder.logits[0])
             except BackendError:
                 decoder.wipe()
                 raise
@@ -112,7 +160,11 @@ class Generator:
             if answer.finish_reason is not None:
                 return
             self._keys[answer.length - 1] = token
-            decoder.step(self._table.row(token))
+            decoder.step(self._table.rows(np.array([token])))
+
+    def reusable(self, prompt: SplicedPrompt) -> int:
+        """How many of the prompt's tokens are in the cache; its last one is always run, for its logits."""
+        return min(self._cached(prompt), len(prompt) - 1)
 
     def prefill(self, prompt: SplicedPrompt) -> None:
         """Makes the cache hold exactly this prompt, keeping the beginning that both share; ends an answer in progress.
@@ -143,53 +195,6 @@ class Generator:
 
     def _cached(self, prompt: SplicedPrompt) -> int:
         return common_prefix(self._keys[: self._decoder.length], prompt.keys)
-
-    def chunks(self, prompt: SplicedPrompt, config: GenerationConfig) -> Iterator[Chunk]:
-        """The answer as text chunks; the last one has finish_reason and stats."""
-        reused = self.reusable(prompt)
-        return self._chunks(self.tokens(prompt, config), len(prompt), reused, 0.0)
-
-    def chunks_while_growing(self, prompts: Iterator[SplicedPrompt], config: GenerationConfig) -> Iterator[Chunk]:
-        """`chunks` for a prompt in the making: each of `prompts` continues the one before, and the last is whole.
-
-        What is there is prefilled while the rest is made, in the same steps as a whole prompt would be.
-        Raises ContextLengthError, between chunks, as soon as the prompt leaves no room for an answer.
-        """
-        reused: int | None = None
-        prefill_s = 0.0
-        for prompt in prompts:
-            check_room(prompt, self._decoder.spec.max_position_embeddings)
-            begin = time.perf_counter()
-            cached = self._cached(prompt)
-            if cached < len(prompt):
-                reused = cached if reused is None else reused
-                ready = (len(prompt) - cached) // PREFILL_CHUNK * PREFILL_CHUNK
-                if ready:
-                    self.prefill(prompt.head(cached + ready))
-            prefill_s += time.perf_counter() - begin
-        reused = self.reusable(prompt) if reused is None else reused
-        yield from self._chunks(self.tokens(prompt, config), len(prompt), reused, prefill_s)
-
-    def _chunks(self, tokens: Iterator[int], prompt_tokens: int, reused: int, prefill_s: float) -> Iterator[Chunk]:
-        detokenizer = Detokenizer(self._tokenizer)
-        finish_reason: FinishReason = "length"
-        unshown: list[int] = []
-        count = 0
-        begin = time.perf_counter()
-        first = begin
-        for token in tokens:
-            if count == 0:
-                first = time.perf_counter()
-            count += 1
-            if token in self._eos_ids:
-                finish_reason = "stop"
-                continue
-            unshown.append(token)
-            if text := detokenizer.push(token):
-                yield Chunk(text, token_ids=tuple(unshown))
-                unshown = []
-        stats = GenerationStats(prompt_tokens, reused, count, prefill_s + first - begin, time.perf_counter() - first)
-        yield Chunk(detokenizer.flush(), finish_reason, stats, tuple(unshown))
 
 
 def join(chunks: Iterator[Chunk]) -> Answer:

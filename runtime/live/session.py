@@ -155,7 +155,7 @@ class Session:
         prompt = self._after(entry)
         self._check_cache(prompt)
         limit = min(config.max_new_tokens, self.max_tokens - len(prompt))
-        chunks = self._generator.chunks(prompt, replace(config, max_new_tokens=limit))
+        chunks = self._generator.stream(prompt, replace(config, max_new_tokens=limit))
         return self._answer(entry, prompt, chunks, keep, self._turn)
 
     def prompt(self, question: str) -> SplicedPrompt:

@@ -27,7 +27,8 @@ from vl3edge.quant.linear import LayerError, QuantizedLinear
 from vl3edge.runtime.bundle.bundle import open_bundle
 from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, HALF_DECODER_GRAPH, TextSpec
 from vl3edge.runtime.bundle.onnx_external import external_files
-from vl3edge.runtime.decode.decoder import PREFILL_CHUNK, BatchDecoder, Decoder
+from vl3edge.runtime.decode.decoder import PREFILL_CHUNK, Decoder
+from vl3edge.runtime.decode.graph import DecoderGraph
 
 CUDA_KERNELS = {
     "Add": 14,
@@ -118,39 +119,41 @@ def random_inputs(spec: TextSpec, count: int, seed: int = 0) -> np.ndarray:
 def test_prefills_steps_and_rewinds(exported: tuple[TextSpec, Path]) -> None:
     """In chunks, then step by step, back, and on."""
     spec, folder = exported
-    half, whole = (Decoder(load_session(folder / name), spec) for name in (HALF_DECODER_GRAPH, DECODER_GRAPH))
+    half, whole = (
+        Decoder(DecoderGraph(load_session(folder / name)), spec) for name in (HALF_DECODER_GRAPH, DECODER_GRAPH)
+    )
     inputs = random_inputs(spec, PREFILL_CHUNK + 40)
     for decoder in (half, whole):
         decoder.prefill(inputs)
     assert_near(half.logits, whole.logits)
     for token in random_inputs(spec, 6, 1):
-        half.step(token)
-        whole.step(token)
+        half.step(token[None])
+        whole.step(token[None])
         assert_near(half.logits, whole.logits)
     for decoder in (half, whole):
         decoder.rewind(30)
         decoder.prefill(inputs[:9])
     assert_near(half.logits, whole.logits)
     assert half.token == int(half.logits.argmax())
-    assert half._batch.cache.num_bytes * 2 == whole._batch.cache.num_bytes
-    assert half._batch.cache.buffers[0].dtype == np.float16
+    assert half.cache.num_bytes * 2 == whole.cache.num_bytes
+    assert half.cache.buffers[0].dtype == np.float16
 
 
 def test_rows_of_a_batch_are_what_they_are_alone(exported: tuple[TextSpec, Path]) -> None:
     spec, folder = exported
     session = load_session(folder / HALF_DECODER_GRAPH)
-    batch = BatchDecoder(session, spec)
+    batch = Decoder(DecoderGraph(session), spec)
     batch.resize(3, 256)
     lengths = (7, 70, 33)
     for row, length in enumerate(lengths):
-        batch.prefill(row, random_inputs(spec, length, row))
+        batch.prefill(random_inputs(spec, length, row), row=row)
     tokens = random_inputs(spec, 3, 9)
     batch.step(tokens)
     for row, length in enumerate(lengths):
-        alone = Decoder(session, spec)
+        alone = Decoder(DecoderGraph(session), spec)
         alone.prefill(random_inputs(spec, length, row))
-        alone.step(tokens[row])
-        assert_near(batch.logits[row], alone.logits)
+        alone.step(tokens[row][None])
+        assert_near(batch.logits[row], alone.logits[0])
 
 
 def test_nothing_but_the_graph_is_added(exported: tuple[TextSpec, Path]) -> None:

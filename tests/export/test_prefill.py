@@ -39,7 +39,7 @@ from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, open_bundle
 from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, PREFILL_GRAPH, PrefillQuantization, TextSpec
 from vl3edge.runtime.cli import main as runtime_cli
 from vl3edge.runtime.config import SamplingPlan
-from vl3edge.runtime.decode.decoder import PREFILL_CHUNK, BatchDecoder, Decoder
+from vl3edge.runtime.decode.decoder import PREFILL_CHUNK, Decoder
 from vl3edge.runtime.decode.graph import DecoderGraph
 from vl3edge.runtime.errors import BundleError
 from vl3edge.runtime.jobs import CaptionJob
@@ -216,7 +216,7 @@ def test_prompts_however_cut_and_steps_after_them(exported: tuple[Checkpoint, Pa
         decoder.prefill(inputs)
     if open_bundle(folder).manifest.quantization["method"] == "none":
         assert 1e-4 < share(fast.logits, slow.logits) < 0.1  # 4 bits of random weights are far from 8
-    whole, keys = fast.logits.copy(), fast._batch.cache.buffers[-1].array[0, :, : len(inputs)].copy()
+    whole, keys = fast.logits.copy(), fast.cache.buffers[-1].array[0, :, : len(inputs)].copy()
 
     fast.rewind(0)
     fast.prefill(inputs[:PREFILL_CHUNK], logits=False)
@@ -228,8 +228,8 @@ def test_prompts_however_cut_and_steps_after_them(exported: tuple[Checkpoint, Pa
     for start in range(0, len(inputs), 97):
         fast.prefill(inputs[start : start + 97], logits=False)
     fast.rewind(len(inputs) - 1)
-    fast.step(inputs[-1])
-    again = fast._batch.cache.buffers[-1].array[0, :, : len(inputs)]
+    fast.step(inputs[-1:])
+    again = fast.cache.buffers[-1].array[0, :, : len(inputs)]
     assert share(again, keys) < 0.03  # attention sums in another order, which may move a value by one step of 8 bits
     assert share(fast.logits, whole) < 0.03
 
@@ -248,14 +248,14 @@ def test_rows_of_a_batch_are_prefilled_as_alone(exported: tuple[Checkpoint, Path
     checkpoint, folder = exported
     spec = text_spec(checkpoint.config.text)
     alone, _ = decoders(folder, spec)
-    batch = BatchDecoder(alone._batch._graph, spec)
+    batch = Decoder(alone.graph, spec)
     batch.resize(3, 128)
     for row, count in ((1, 30), (0, 55), (2, 1)):
         inputs = random_inputs(spec.hidden_size, count, row)
-        batch.prefill(row, inputs)
+        batch.prefill(inputs, row=row)
         alone.rewind(0)
         alone.prefill(inputs)
-        np.testing.assert_array_equal(batch.logits[row], alone.logits)
+        np.testing.assert_array_equal(batch.logits[row], alone.logits[0])
     np.testing.assert_array_equal(batch.cache.lengths, [55, 30, 1])
 
 
@@ -274,7 +274,7 @@ DENSE, WHOLE = SamplingPlan(fps=30.0), PruningConfig(enabled=False)  # a prompt 
 
 
 def logits(model: VideoLlama3) -> np.ndarray:
-    return model._generator._decoder.logits.copy()
+    return model._generator._decoder.logits[0].copy()
 
 
 def test_the_demo_answers_as_the_shipped_bundle(demo: Path) -> None:

@@ -17,8 +17,9 @@ from vl3edge.runtime.backends.onnxruntime import select_backend
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, open_bundle
 from vl3edge.runtime.bundle.manifest import TextSpec
 from vl3edge.runtime.decode.batch import BatchGenerator, BatchRequest
-from vl3edge.runtime.decode.decoder import BatchDecoder, Decoder
+from vl3edge.runtime.decode.decoder import Decoder
 from vl3edge.runtime.decode.generate import Answer, Generator, join
+from vl3edge.runtime.decode.graph import DecoderGraph
 from vl3edge.runtime.decode.kv_cache import bytes_per_row
 from vl3edge.runtime.errors import BackendError, BatchWarning, ContextLengthError
 from vl3edge.runtime.prompt.splice import EmbeddingTable, SplicedPrompt
@@ -39,12 +40,12 @@ class Parts:
     eos_ids: tuple[int, ...]
 
     def batch(self, rows: int, memory_bytes: int | None = PLENTY, session: Any = None) -> BatchGenerator:
-        decoder = BatchDecoder(session or self.session, self.spec)
+        decoder = Decoder(DecoderGraph(session or self.session), self.spec)
         return BatchGenerator(decoder, self.table, self.tokenizer, self.eos_ids, rows, memory_bytes)
 
     def alone(self, request: BatchRequest) -> Answer:
-        generator = Generator(Decoder(self.session, self.spec), self.table, self.tokenizer, self.eos_ids)
-        return join(generator.chunks(request.prompt, request.config))
+        generator = Generator(Decoder(DecoderGraph(self.session), self.spec), self.table, self.tokenizer, self.eos_ids)
+        return join(generator.stream(request.prompt, request.config))
 
 
 def demo_parts() -> Parts:
@@ -146,33 +147,33 @@ def test_logits_of_a_row_do_not_depend_on_the_others(models: Callable[[str], Par
     parts = models("tied")
     random = np.random.default_rng(0)
     inputs = (random.standard_normal((3, 30, parts.spec.hidden_size)) * 0.5).astype(np.float32)
-    batch = BatchDecoder(parts.session, parts.spec)
+    batch = Decoder(DecoderGraph(parts.session), parts.spec)
     batch.resize(3, 64)
     lengths = (5, 1, 17)
     for row, length in enumerate(lengths):
-        batch.prefill(row, inputs[row, :length])
+        batch.prefill(inputs[row, :length], row=row)
     for step in range(8):
         batch.step(np.stack([inputs[row, length + step] for row, length in enumerate(lengths)]))
         for row, length in enumerate(lengths):
-            alone = Decoder(parts.session, parts.spec)
+            alone = Decoder(DecoderGraph(parts.session), parts.spec)
             alone.prefill(inputs[row, : length + step + 1])
-            difference = np.abs(batch.logits[row] - alone.logits)
+            difference = np.abs(batch.logits[row] - alone.logits[0])
             assert difference.max() < 2e-5, f"row {row}: max {difference.max()}, mean {difference.mean()}"
             assert int(batch.tokens[row]) == alone.token
     assert batch.cache.lengths.tolist() == [length + 8 for length in lengths]
 
 
 def test_a_row_cannot_run_past_its_capacity(parts: Parts) -> None:
-    batch = BatchDecoder(parts.session, parts.spec)
+    batch = Decoder(DecoderGraph(parts.session), parts.spec)
     batch.resize(2, 4)
     token = np.zeros((1, parts.spec.hidden_size), np.float32)
     for row, length in ((0, 4), (1, 2)):
-        batch.prefill(row, np.repeat(token, length, axis=0))
+        batch.prefill(np.repeat(token, length, axis=0), row=row)
     before = [buffer.read().copy() for buffer in batch.cache.buffers]
     with pytest.raises(ValueError, match="5 tokens do not fit"):
         batch.step(np.repeat(token, 2, axis=0))
     with pytest.raises(ValueError, match="5 tokens do not fit"):
-        batch.prefill(1, np.repeat(token, 3, axis=0))
+        batch.prefill(np.repeat(token, 3, axis=0), row=1)
     assert all((a == b.read()).all() for a, b in zip(before, batch.cache.buffers, strict=True))
 
 
@@ -265,7 +266,7 @@ def test_what_is_too_long_for_the_memory_alone_is_an_error_of_its_own(parts: Par
             raise ContextLengthError(f"{tokens} tokens")
 
     requests = requests_of(parts, (20, 600, 30, 40), max_new_tokens=9)
-    decoder = BatchDecoder(parts.session, parts.spec)
+    decoder = Decoder(DecoderGraph(parts.session), parts.spec)
     batch = BatchGenerator(decoder, parts.table, parts.tokenizer, parts.eos_ids, 3, PLENTY, check=check)
     outcomes = dict(batch.answers(requests))
     error = outcomes.pop(1)

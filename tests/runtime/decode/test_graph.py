@@ -18,7 +18,7 @@ from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, HALF_DECODER_GRAPH, P
 from vl3edge.runtime.config import GenerationConfig
 from vl3edge.runtime.decode import graph as decoder_graph
 from vl3edge.runtime.decode.batch import BatchGenerator, BatchRequest
-from vl3edge.runtime.decode.decoder import PREFILL_CHUNK, BatchDecoder, Decoder
+from vl3edge.runtime.decode.decoder import PREFILL_CHUNK, Decoder
 from vl3edge.runtime.decode.generate import Generator
 from vl3edge.runtime.decode.graph import DecoderGraph, load_decoder_graph
 from vl3edge.runtime.errors import BackendError, BackendWarning, BundleError
@@ -42,7 +42,7 @@ def on_device(session: Any, device: FakeDevice, records: bool = False) -> Decode
 
 def both(session: Any, bundle: Bundle, device: FakeDevice) -> tuple[Decoder, Decoder]:
     spec = bundle.manifest.text
-    return Decoder(on_device(session, device), spec), Decoder(session, spec)
+    return Decoder(on_device(session, device), spec), Decoder(DecoderGraph(session), spec)
 
 
 def random_inputs(bundle: Bundle, count: int, seed: int = 0) -> np.ndarray:
@@ -65,7 +65,7 @@ def test_prefills_steps_growing_and_rewinding(session: Any, bundle: Bundle) -> N
         assert_same(ours, reference)
         for token in random_inputs(bundle, 3, 1):
             for decoder in decoders:
-                decoder.step(token)
+                decoder.step(token[None])
             assert_same(ours, reference)
     for decoder in decoders:
         decoder.rewind(40)
@@ -80,7 +80,7 @@ def test_dropping_tokens_from_the_middle(session: Any, bundle: Bundle) -> None:
         decoder.prefill(random_inputs(bundle, 2500))
         decoder.discard(10, 70)
         decoder.replace(200, 50, random_inputs(bundle, 20, 3))
-        decoder.step(random_inputs(bundle, 1, 4)[0])
+        decoder.step(random_inputs(bundle, 1, 4))
     assert_same(ours, reference)
 
 
@@ -97,7 +97,7 @@ def test_batches_with_rows_that_move(session: Any, bundle: Bundle) -> None:
             BatchRequest(n, SplicedPrompt(ids, ids, ()), GenerationConfig(max_new_tokens=5 + 9 * (n % 3)))
             for n, ids in enumerate(prompts)
         ]
-        generator = BatchGenerator(BatchDecoder(graph, spec), table, tokenizer, eos, 3)
+        generator = BatchGenerator(Decoder(graph, spec), table, tokenizer, eos, 3)
         answers.append({key: answer.token_ids for key, answer in generator.answers(requests)})
     assert answers[0] == answers[1]
     assert len(answers[0]) == 7
@@ -124,7 +124,7 @@ def test_logits_stay_on_the_device_unless_they_are_sampled_from(
     assert len(device.downloaded) == 7 * downloads
     assert min(device.downloaded) == 8
     assert sorted(set(device.uploaded)) == [4, 4 * spec.hidden_size]
-    on_host = Generator(Decoder(session, spec), table, tokenizer, ())
+    on_host = Generator(Decoder(DecoderGraph(session), spec), table, tokenizer, ())
     assert found == list(on_host.tokens(prompt, config))
 
 
@@ -135,7 +135,7 @@ def test_all_memory_is_given_back(session: Any, bundle: Bundle) -> None:
     before = len(device.memory)
     decoder.reserve(2000)
     assert len(device.memory) == before
-    assert sum(array.nbytes for array in device.memory.values()) > decoder._batch.cache.num_bytes
+    assert sum(array.nbytes for array in device.memory.values()) > decoder.cache.num_bytes
     del decoder
     gc.collect()
     assert (device.memory, device.pins) == ({}, {})
@@ -198,13 +198,13 @@ def test_recorded_steps_are_the_steps(session: Any, bundle: Bundle) -> None:
     """One recording serves all lengths; growing makes another; only making one holds the device."""
     spec, device = bundle.manifest.text, FakeDevice()
     recorder, graph = recording(session, device)
-    decoders = ours, reference = Decoder(graph, spec), Decoder(session, spec)
+    decoders = ours, reference = Decoder(graph, spec), Decoder(DecoderGraph(session), spec)
     for decoder in decoders:
         decoder.prefill(random_inputs(bundle, 30))
     for _ in range(2):
         for token in random_inputs(bundle, 5, 1):
             for decoder in decoders:
-                decoder.step(token)
+                decoder.step(token[None])
             assert_same(ours, reference)
         for decoder in decoders:
             decoder.reserve(600)
@@ -215,11 +215,11 @@ def test_recorded_steps_are_the_steps(session: Any, bundle: Bundle) -> None:
 def test_each_number_of_rows_has_its_recording(session: Any, bundle: Bundle) -> None:
     spec, device = bundle.manifest.text, FakeDevice()
     recorder, graph = recording(session, device)
-    batches = [BatchDecoder(graph, spec), BatchDecoder(session, spec)]
+    batches = [Decoder(graph, spec), Decoder(DecoderGraph(session), spec)]
     for batch in batches:
         batch.resize(3, 256)
         for row in range(3):
-            batch.prefill(row, random_inputs(bundle, 10 + 20 * row, row))
+            batch.prefill(random_inputs(bundle, 10 + 20 * row, row), row=row)
     for rows in (3, 3, 2, 3, 1):
         for batch in batches:
             batch.step(random_inputs(bundle, rows, 7))
@@ -230,16 +230,16 @@ def test_each_number_of_rows_has_its_recording(session: Any, bundle: Bundle) -> 
 def test_decoders_of_one_session_share_no_recording(session: Any, bundle: Bundle) -> None:
     spec, device = bundle.manifest.text, FakeDevice()
     recorder, graph = recording(session, device)
-    first, second, reference = Decoder(graph, spec), Decoder(graph, spec), Decoder(session, spec)
+    first, second, reference = Decoder(graph, spec), Decoder(graph, spec), Decoder(DecoderGraph(session), spec)
     for decoder, seed in ((first, 0), (second, 5)):
         decoder.prefill(random_inputs(bundle, 20, seed))
-        decoder.step(random_inputs(bundle, 1, 1)[0])
+        decoder.step(random_inputs(bundle, 1, 1))
     for decoder in (first, second):
-        decoder.step(random_inputs(bundle, 1, 2)[0])
+        decoder.step(random_inputs(bundle, 1, 2))
     assert recorder.ids == ["-1", "1", "-1", "2", "1", "2"]
     reference.prefill(random_inputs(bundle, 20, 5))
     for seed in (1, 2):
-        reference.step(random_inputs(bundle, 1, seed)[0])
+        reference.step(random_inputs(bundle, 1, seed))
     assert_same(second, reference)
 
 
@@ -247,11 +247,11 @@ def test_there_is_a_limit_to_recordings(session: Any, bundle: Bundle, monkeypatc
     monkeypatch.setattr(decoder_graph, "MAX_RECORDINGS", 1)
     spec, device = bundle.manifest.text, FakeDevice()
     recorder, graph = recording(session, device)
-    decoders = ours, reference = Decoder(graph, spec), Decoder(session, spec)
+    decoders = ours, reference = Decoder(graph, spec), Decoder(DecoderGraph(session), spec)
     for capacity in (100, 600):
         for decoder in decoders:
             decoder.reserve(capacity)
-            decoder.step(random_inputs(bundle, 1)[0])
+            decoder.step(random_inputs(bundle, 1))
         assert_same(ours, reference)
     assert recorder.ids == ["1", "-1"]
 

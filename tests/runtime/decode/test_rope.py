@@ -12,6 +12,7 @@ import pytest
 from vl3edge.runtime.backends.onnxruntime import select_backend
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, open_bundle
 from vl3edge.runtime.decode.decoder import Decoder
+from vl3edge.runtime.decode.graph import DecoderGraph
 from vl3edge.runtime.decode.rope import Rotary
 from vl3edge.runtime.errors import BundleError
 
@@ -44,7 +45,7 @@ def test_moved_keys_equal_keys_made_there(head_dim: int, theta: float, source: i
 
 def cached(decoder: Decoder) -> tuple[np.ndarray, np.ndarray]:
     """All keys and all values of a decoder's cache: float32 [layers, heads, length, head_dim] each."""
-    buffers = [buffer.read_positions(0, 0, decoder.length) for buffer in decoder._batch.cache.buffers]
+    buffers = [buffer.read_positions(0, 0, decoder.length) for buffer in decoder.cache.buffers]
     return np.stack(buffers[::2]), np.stack(buffers[1::2])
 
 
@@ -56,7 +57,7 @@ def one_layer(one_layer_bundle: Path) -> Callable[[], Decoder]:
 
 def decoder_of(folder: Path) -> Decoder:
     bundle = open_bundle(folder)
-    return Decoder(select_backend("cpu", 1).session(bundle.path("decoder.onnx")), bundle.manifest.text)
+    return Decoder(DecoderGraph(select_backend("cpu", 1).session(bundle.path("decoder.onnx"))), bundle.manifest.text)
 
 
 @pytest.mark.torch

@@ -50,7 +50,7 @@ def pushed(session: Session, video: Video) -> Session:
 
 def cached(session: Session) -> np.ndarray:
     """Keys and values of the session's context: float32 [2 · layers, heads, tokens, head_dim]."""
-    buffers = session._generator._decoder._batch.cache.buffers
+    buffers = session._generator._decoder.cache.buffers
     return np.stack([buffer.read_positions(0, 0, session.num_tokens) for buffer in buffers])
 
 
