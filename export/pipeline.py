@@ -49,6 +49,7 @@ from .calibrate.prefill import calibrate_prefill
 from .calibrate.prefill import relative_error as relative_error_of_prompts
 from .calibrate.sequences import calibration_set
 from .calibrate.vision import VisionCalibration, calibrate_vision, calibration_clips, relative_error
+from .decoder_parity import check_decoder
 from .errors import ExportError
 from .graphs.decoder import DecoderBuilder, StoredMatrix, export_decoder, text_spec
 from .graphs.decoder_fp16 import write_half_decoder
@@ -57,7 +58,7 @@ from .graphs.decoder_prefill_int8 import write_prefill
 from .graphs.embeddings import export_embeddings
 from .graphs.vision import export_projectors, export_vision
 from .onnx_writer import GraphWriter
-from .parity import Difference, check_decoder
+from .parity import Difference
 from .prompt_files import try_chat_template, write_prompt_files
 from .quantize import Quantized, discard_work, existing_quantization, quantize, work_folder
 from .staging import check_target, staged_folder

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from vl3edge.models.checkpoint import Checkpoint
-from vl3edge.runtime.bundle.manifest import Manifest
-from vl3edge.runtime.captions.records import one_line
+from vl3edge.runtime.bundle.manifest import SPECIAL_TOKENS, Manifest
 from vl3edge.runtime.errors import BundleError, ConfigError
 from vl3edge.runtime.prompt.chat_template import MediaItem, PromptTemplate
 from vl3edge.runtime.prompt.sandbox import TemplateRefusal
-from vl3edge.runtime.prompt.tokenizer import SPECIAL_TOKENS, Tokenizer
+from vl3edge.runtime.prompt.tokenizer import Tokenizer
+from vl3edge.runtime.terminal import one_line
 
 from .errors import ExportError
 

@@ -32,9 +32,9 @@ from vl3edge.runtime.errors import Vl3EdgeError
 from .calibrate.fp16_range import HalfRange
 from .calibrate.vision import VisionCalibration
 from .errors import ExportError
-from .graphs.decoder import TensorSource
 from .graphs.vision_tensorrt import export_tensorrt_projector, export_tensorrt_vision
 from .parity import Difference, load_session
+from .tensor_source import TensorSource
 
 TENSORRT_TARGETS = ("rtx", "jetson")
 _CHECK_SIZE = (2, 4, 6)  # frames, rows, columns of patches

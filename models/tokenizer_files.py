@@ -14,7 +14,8 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
-from vl3edge.runtime.prompt.tokenizer import SPECIAL_TOKENS, named_tokens
+from vl3edge.runtime.bundle.manifest import SPECIAL_TOKENS
+from vl3edge.runtime.prompt.tokenizer import named_tokens
 
 from .errors import CheckpointError
 from .typed_json import Section

@@ -17,6 +17,7 @@ from .errors import ConfigError
 
 MAX_FPS = 1_000_000  # finer than any clip's clock; times are counted exactly, and may not overflow
 SamplingRule = Literal["fps", "index"]
+MediaKind = Literal["image", "video"]
 _KINDS: dict[str, tuple[type, str]] = {
     "float": (numbers.Real, "a number"),
     "int": (numbers.Integral, "a whole number"),

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 _SELF = Path("/proc/self")
-_TRIM_EVERY = 50  # results; a trim takes milliseconds
+_TRIM_EVERY = 50  # jobs; a trim takes milliseconds
 
 
 def peak_bytes() -> int | None:
@@ -31,15 +31,15 @@ def reset_peak() -> None:
         return
 
 
-def trimmed(results: Iterable[T]) -> Iterator[T]:
-    """The results of a long run; every now and then, memory that is free is given back to the system.
+def trimmed(jobs: Iterable[T]) -> Iterator[T]:
+    """The jobs of a long run; every now and then, between two, memory that is free is given back to the system.
 
     Threads and decoders come and go with every clip, and glibc keeps what they free in a heap for each thread, in
     pieces that the next decoder often cannot use: without this, 8,400 clips left 100 MB there.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    for number, result in enumerate(results, 1):
-        yield result
+    for number, job in enumerate(jobs, 1):
+        yield job
         if trim is not None and number % _TRIM_EVERY == 0:
             trim(0)
 

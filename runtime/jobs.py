@@ -8,17 +8,15 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from .config import GenerationConfig, PruningConfig, SamplingPlan
+from .config import GenerationConfig, MediaKind, PruningConfig, SamplingPlan
 from .decode.batch import BatchGenerator, BatchRequest
-from .decode.generate import Answer
+from .decode.generate import Answer, Chunk, join
 from .prompt.chat_template import DESCRIBE, question_about
-from .vision.clip import Clip, MediaKind
+from .prompt.splice import SplicedPrompt
+from .vision.clip import Clip
 from .vision.clip_encoder import PendingClip
-
-if TYPE_CHECKING:
-    from .model import VideoLlama3
 
 
 @dataclass(frozen=True)
@@ -59,14 +57,28 @@ class CaptionResult:
     seconds: float
 
 
-def one_by_one(model: VideoLlama3, jobs: Iterable[CaptionJob], config: GenerationConfig) -> Iterator[CaptionResult]:
+class Answerer(Protocol):
+    """What jobs need of a model: the methods of `VideoLlama3` of these names."""
+
+    def begin(
+        self, media: Any, sampling: SamplingPlan | None, pruning: PruningConfig | None, kind: MediaKind | None
+    ) -> PendingClip: ...
+
+    def stream(
+        self, media: Any, question: str, config: GenerationConfig, *, system: str | None, add_system_prompt: bool
+    ) -> Iterator[Chunk]: ...
+
+    def prompt(self, messages: Any, clips: Any, *, system: str | None, add_system_prompt: bool) -> SplicedPrompt: ...
+
+
+def sequential(model: Answerer, jobs: Iterable[CaptionJob], config: GenerationConfig) -> Iterator[CaptionResult]:
     """The results in the order of the jobs; encoding and prefilling of one clip overlap."""
     for index, job in enumerate(jobs):
         begin = time.perf_counter()
         try:
             clip = _clip(model, job)
             question, added = _question(job, clip), job.add_system_prompt
-            answer = model.ask(clip, question, config, system=job.system, add_system_prompt=added)
+            answer = join(model.stream(clip, question, config, system=job.system, add_system_prompt=added))
             whole = clip if isinstance(clip, Clip) else clip.finish()
         except Exception as e:  # whatever is wrong with a clip costs that clip only
             yield CaptionResult(index, job, None, None, e, time.perf_counter() - begin)
@@ -74,8 +86,8 @@ def one_by_one(model: VideoLlama3, jobs: Iterable[CaptionJob], config: Generatio
             yield CaptionResult(index, job, whole, answer, None, time.perf_counter() - begin)
 
 
-def together(
-    model: VideoLlama3, generator: BatchGenerator, jobs: Iterable[CaptionJob], config: GenerationConfig
+def batched(
+    model: Answerer, generator: BatchGenerator, jobs: Iterable[CaptionJob], config: GenerationConfig
 ) -> Iterator[CaptionResult]:
     """The results as they are ready, from a batch that is kept full."""
     begun: dict[int, tuple[CaptionJob, Clip, float]] = {}
@@ -107,7 +119,7 @@ def together(
     yield from failed
 
 
-def _clip(model: VideoLlama3, job: CaptionJob) -> Clip | PendingClip:
+def _clip(model: Answerer, job: CaptionJob) -> Clip | PendingClip:
     if isinstance(job.media, Exception):
         raise job.media
     if isinstance(job.media, Clip | PendingClip):

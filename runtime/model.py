@@ -11,7 +11,7 @@ from .backends.onnxruntime import PATCHES_PER_CALL, Backend, select_backend
 from .bundle.bundle import Bundle, bundle_folder, open_bundle
 from .bundle.manifest import DECODER_GRAPH, HALF_DECODER_GRAPH, PREFILL_GRAPH
 from .chat import Chat
-from .config import GenerationConfig, PruningConfig, SamplingPlan
+from .config import GenerationConfig, MediaKind, PruningConfig, SamplingPlan
 from .decode.batch import BatchGenerator
 from .decode.decoder import PREFILL_CHUNK, Decoder
 from .decode.generate import Answer, Chunk, Generator, join
@@ -19,7 +19,7 @@ from .decode.graph import load_decoder_graph
 from .decode.rope import Rotary
 from .errors import ConfigError
 from .host_trim import trimmed
-from .jobs import CaptionJob, CaptionResult, one_by_one, together
+from .jobs import CaptionJob, CaptionResult, batched, sequential
 from .live.session import Session
 from .live.session_prompt import StreamFormat, StreamLayout
 from .media.limits import DEFAULT_LIMITS, MediaLimits
@@ -30,7 +30,7 @@ from .prompt.chat_template import MediaItem, PromptTemplate, media_items, questi
 from .prompt.messages import conversation_pieces
 from .prompt.splice import EmbeddingTable, SplicedPrompt, growing
 from .prompt.tokenizer import Tokenizer
-from .vision.clip import Clip, MediaKind
+from .vision.clip import Clip
 from .vision.clip_encoder import ClipEncoder, OpenedMedia, PendingClip
 from .vision.engines import VisionPath
 
@@ -233,7 +233,7 @@ class VideoLlama3:
             raise ConfigError(f"a batch is 1 or more, not {batch}")
         config = config or GenerationConfig()
         if batch == 1:
-            return trimmed(one_by_one(self, jobs, config))
+            return sequential(self, trimmed(jobs), config)
         manifest = self.bundle.manifest
         decoder = Decoder(self._decoder_graph, manifest.text)
         eos_ids = manifest.tokens.eos_ids
@@ -252,7 +252,7 @@ class VideoLlama3:
             check,
             manifest.generation,
         )
-        return trimmed(together(self, generator, jobs, config))
+        return batched(self, generator, trimmed(jobs), config)
 
     def generate(
         self,

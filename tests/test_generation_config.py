@@ -19,10 +19,10 @@ from vl3edge.models.errors import CheckpointError
 from vl3edge.models.synthetic.random import preset, write_random_checkpoint
 from vl3edge.runtime import GenerationConfig, SamplingPlan, VideoLlama3
 from vl3edge.runtime.bundle.manifest import GREEDY, GenerationSpec
-from vl3edge.runtime.captions.records import printable
 from vl3edge.runtime.cli.main import main
 from vl3edge.runtime.jobs import CaptionJob
 from vl3edge.runtime.ray import Captioner
+from vl3edge.runtime.terminal import printable
 from vl3edge.runtime.vision.difffp import keep_mask
 
 NEW_TOKENS = 24

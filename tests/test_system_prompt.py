@@ -14,10 +14,10 @@ from reference import transformers_module
 
 from vl3edge.runtime import GenerationConfig, PruningConfig, VideoLlama3
 from vl3edge.runtime.bundle.bundle import open_bundle
-from vl3edge.runtime.captions.records import printable
 from vl3edge.runtime.errors import ConfigError
 from vl3edge.runtime.inspect.inspection import Speed, inspect
 from vl3edge.runtime.jobs import CaptionJob
+from vl3edge.runtime.terminal import printable
 
 CLIP = Path(__file__).parent / "fixtures" / "demo_clip.mp4"
 HELPFUL = "You are a helpful assistant."

@@ -26,7 +26,7 @@ from vl3edge.quant.sequences import CalibrationSequence
 from vl3edge.runtime.backends.onnxruntime import select_backend
 
 from ..errors import ExportError
-from ..graphs.decoder import pad_heads, padded_head_dim
+from ..tensor_source import pad_heads, padded_head_dim
 from .smoothquant import Smoothing, factors, watch_inputs
 
 CALIBRATION_TOKENS = 4096

@@ -23,7 +23,7 @@ from vl3edge.models.tensor_names import VISION
 from vl3edge.models.vision import VisionEncoder
 from vl3edge.models.weight_map import Turn, WeightSource
 
-from ..graphs.decoder import TensorSource
+from ..tensor_source import TensorSource
 
 _ACTIVATION_SHARE = 0.5  # how much of the unevenness moves into the weights: the paper's value
 _LARGEST_EXPONENT = 12  # keeps float16 weights of norms far from its limits

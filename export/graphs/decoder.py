@@ -23,7 +23,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from onnx import TensorProto
@@ -32,15 +31,10 @@ from vl3edge.models.config import TextConfig
 from vl3edge.runtime.bundle.manifest import TextSpec
 
 from ..onnx_writer import GraphWriter
+from ..tensor_source import TensorSource, pad_heads, padded_head_dim
 from .attention import MS, CachedAttention, PromptAttention
 
 PREFIX = "model.language_model."
-
-
-class TensorSource(Protocol):
-    """Weights by canonical name, as float32 arrays."""
-
-    def array(self, name: str) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -64,11 +58,6 @@ def rotary_tables(head_dim: int, theta: float, positions: int) -> tuple[np.ndarr
     return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
 
-def padded_head_dim(head_dim: int) -> int:
-    """The head size inside the graph and the KV cache: head_dim rounded up to a multiple of 16."""
-    return -(-head_dim // 16) * 16
-
-
 def text_spec(config: TextConfig) -> TextSpec:
     """What the runtime has to know of the decoder graph; head_dim is the cache's."""
     return TextSpec(
@@ -83,13 +72,6 @@ def text_spec(config: TextConfig) -> TextSpec:
         rope_theta=config.rope_theta,
         rotary_dim=config.head_dim,
     )
-
-
-def pad_heads(rows: np.ndarray, head_dim: int) -> np.ndarray:
-    """[heads * head_dim, ...] -> [heads * padded, ...]: zeros after each half of every head."""
-    halves = rows.reshape(-1, head_dim // 2, *rows.shape[1:])
-    width = [(0, 0), (0, (padded_head_dim(head_dim) - head_dim) // 2)] + [(0, 0)] * (rows.ndim - 1)
-    return np.pad(halves, width).reshape(-1, *rows.shape[1:])
 
 
 class DecoderBuilder:

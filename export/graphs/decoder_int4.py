@@ -21,8 +21,9 @@ from vl3edge.quant.linear import QuantizedLinear, concatenated
 from vl3edge.quant.packing import MatMulNBitsTensors, to_matmul_nbits
 
 from ..onnx_writer import GraphWriter
+from ..tensor_source import TensorSource, pad_heads
 from .attention import MS
-from .decoder import DecoderBuilder, StoredMatrix, TensorSource, pad_heads
+from .decoder import DecoderBuilder, StoredMatrix
 from .embeddings import FILE_NAME
 
 HEAD = LM_HEAD.removesuffix(".weight")

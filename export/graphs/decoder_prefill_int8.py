@@ -27,8 +27,9 @@ from vl3edge.runtime.bundle.manifest import PREFILL_GRAPH
 
 from ..calibrate.smoothquant import SmoothedSource, Smoothing
 from ..onnx_writer import GraphWriter
+from ..tensor_source import TensorSource, pad_heads
 from .attention import MS, PromptAttention
-from .decoder import PREFIX, DecoderBuilder, TensorSource, pad_heads
+from .decoder import PREFIX, DecoderBuilder
 from .vision_int8 import LIMIT, MIDDLE, SMALLEST_SCALE, quantize_weight
 
 

@@ -33,7 +33,7 @@ from ..calibrate.smoothquant import SmoothedSource
 from ..calibrate.vision import VisionCalibration
 from ..errors import ExportError
 from ..onnx_writer import GraphWriter
-from .decoder import TensorSource, pad_heads, padded_head_dim
+from ..tensor_source import TensorSource, pad_heads, padded_head_dim
 from .vision_tensorrt_int8 import activation_steps, quantized_linear
 
 OPSET = 17

@@ -13,8 +13,8 @@ from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.errors import CheckpointError
 from vl3edge.quant.errors import QuantError
 from vl3edge.runtime.backends.onnxruntime import BACKENDS
-from vl3edge.runtime.captions.records import one_line
 from vl3edge.runtime.errors import Vl3EdgeError
+from vl3edge.runtime.terminal import one_line
 
 from ..cli import ProgressLines
 from ..errors import ExportError

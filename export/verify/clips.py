@@ -9,13 +9,12 @@ import numpy as np
 
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.config import ModelConfig
-from vl3edge.runtime.config import SamplingPlan
+from vl3edge.runtime.config import MediaKind, SamplingPlan
 from vl3edge.runtime.media.contents import media_kind
 from vl3edge.runtime.media.discovery import expand
 from vl3edge.runtime.media.image import load_image
 from vl3edge.runtime.media.video import open_video
 from vl3edge.runtime.model import DESCRIBE
-from vl3edge.runtime.vision.clip import MediaKind
 
 from .reference import PreparedMedia, prepare, prompt_ids
 

@@ -31,7 +31,8 @@ from vl3edge.runtime.decode.graph import DecoderGraph, load_decoder_graph
 from vl3edge.runtime.errors import Vl3EdgeError
 from vl3edge.runtime.prompt.tokenizer import Tokenizer
 
-from ..parity import load_session, reference_logits
+from ..decoder_parity import reference_logits
+from ..parity import load_session
 from .clips import VerifyClip
 from .graph_weights import GraphLinears
 from .prefill import verify_prompt_graph

@@ -20,8 +20,9 @@ from vl3edge.quant.linear import LayerError, QuantizedLinear
 from vl3edge.quant.packing import MatMulNBitsTensors, from_matmul_nbits
 
 from ..errors import ExportError
-from ..graphs.decoder import PREFIX, pad_heads
+from ..graphs.decoder import PREFIX
 from ..graphs.decoder_int4 import HEAD
+from ..tensor_source import pad_heads
 
 _JOINED = {
     "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),

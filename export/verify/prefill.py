@@ -22,7 +22,8 @@ from vl3edge.runtime.bundle.bundle import Bundle
 from vl3edge.runtime.bundle.manifest import PREFILL_GRAPH
 
 from ..calibrate.prefill import cache_errors, prefilled
-from ..graphs.decoder import PREFIX, pad_heads
+from ..graphs.decoder import PREFIX
+from ..tensor_source import pad_heads
 from .graph_weights import GraphTensors
 from .report import Stage
 

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ..errors import BundleError
-from ..prompt.tokenizer import SPECIAL_TOKENS
 from .json_file import read_json_file
-from .manifest import FileEntry, Manifest
+from .manifest import SPECIAL_TOKENS, FileEntry, Manifest
 from .onnx_external import external_files
 from .plans import engine_files
 

@@ -23,6 +23,8 @@ from typing import Any, Literal
 FORMAT = "vl3edge-bundle"
 FORMAT_VERSION = 1
 SEAL = "sha256"
+SPECIAL_TOKENS = "tokenizer_config.json"
+"""Beside tokenizer.json; of a bundle, it holds the names of the special tokens and nothing else."""
 DECODER_GRAPH, HALF_DECODER_GRAPH, PREFILL_GRAPH = "decoder.onnx", "decoder-half.onnx", "decoder-prefill.onnx"
 """The decoder's graphs in a bundle: for CPUs; for NVIDIA GPUs, whose attention takes float16; for prompts on CPUs."""
 

@@ -11,12 +11,12 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from ..config import GenerationConfig, PruningConfig, SamplingPlan
+from ..config import GenerationConfig, MediaKind, PruningConfig, SamplingPlan
 from ..decode.generate import GenerationStats
 from ..errors import BackendError, ConfigError, ContextLengthError, MediaError, unexpected
 from ..jobs import CaptionJob, CaptionResult
 from ..model import VideoLlama3
-from ..vision.clip import Clip, MediaKind
+from ..vision.clip import Clip
 from ..vision.clip_encoder import OpenedMedia
 from .grounding import grounding_question, read_span
 from .jsonl import State
@@ -92,7 +92,7 @@ class Captioner:
         """
         jobs = (job for name in media for job in self._jobs(name))
         results = self._model.caption_all(jobs, self._request.generation, self._request.batch)
-        for result in _in_order(results) if in_order else results:
+        for result in _in_order(results) if in_order and self._request.batch > 1 else results:
             yield self._outcome(result)
 
     def _jobs(self, media: str) -> Iterator[CaptionJob]:

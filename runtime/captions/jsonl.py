@@ -14,7 +14,8 @@ from pathlib import Path
 
 from ..errors import ConfigError
 from ..files import LockedFile
-from .records import CaptionRecord, Key, clip_key, json_line
+from ..media.addresses import clip_key
+from .records import CaptionRecord, Key, json_line
 
 
 class State(Enum):

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import MediaError
-from ..media.addresses import is_address, local_path
+from ..media.addresses import clip_key
+from ..terminal import one_line, printable, steers
 
 Key = tuple[str, "int | None"]
 """Names what a record is about: the clip, as `clip_key` gives it, and the number of the segment, if it has any."""
 
-# Embeddings, overrides and isolates of text direction, their deprecated kin, and interlinear annotation.
-_OVERRIDES = frozenset(map(chr, [*range(0x202A, 0x202F), *range(0x2066, 0x2070), *range(0xFFF9, 0xFFFC)]))
 _FIELDS = ("finish_reason", "num_frames", "num_tokens", "seconds", "start_s", "end_s", "segment", "segments")
 _SEEN = ("seen_start_s", "seen_end_s")
 
@@ -72,20 +68,11 @@ class CaptionRecord:
         return cls(fields["media"], caption=fields.get("answer", fields.get("caption")), **known)
 
 
-def clip_key(media: str) -> str:
-    """One name for all names of a clip, so that `a.mp4` and `./a.mp4` are captioned once. Links stay themselves."""
-    try:
-        path = local_path(media)
-    except MediaError:
-        path = media
-    return path if is_address(path) else os.path.abspath(path)
-
-
 def json_line(record: CaptionRecord) -> bytes:
     """The record as one line of JSON in UTF-8, with its line end."""
     line = json.dumps(record.to_json(), ensure_ascii=False)
     # A file name that is not UTF-8 cannot be written as such, and what steers a terminal must not reach one.
-    if any(_steers(c) for c in line):
+    if any(steers(c) for c in line):
         line = json.dumps(record.to_json())
     return f"{line}\n".encode()
 
@@ -113,21 +100,3 @@ def _clock(seconds: float) -> str:
     minutes, tenths = divmod(tenths, 600)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{tenths // 10:02}.{tenths % 10}"
-
-
-def printable(text: str) -> str:
-    """Text without what steers a terminal, or the order in which its characters are shown; newline and tab remain.
-
-    Joiners and direction marks (U+200C to U+200F) are letters of a kind: emoji and scripts need them.
-    """
-    return "".join(c for c in text if c in "\n\t" or not _steers(c))
-
-
-def _steers(character: str) -> bool:
-    """Control characters (C0, DEL, C1), lone surrogates, line and paragraph separators, and bidirectional overrides."""
-    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _OVERRIDES
-
-
-def one_line(text: str) -> str:
-    """Printable text without line breaks, for messages with file names in them."""
-    return printable(text.replace("\n", " ").replace("\t", " "))

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from ..errors import ConfigError, OutputError
 from ..files import write_whole
-from ..media.addresses import is_address
+from ..media.addresses import clip_key, is_address
 from ..media.contents import PICTURE_SUFFIXES, VIDEO_SUFFIXES
 from .jsonl import State
 from .outputs import document
-from .records import CaptionRecord, clip_key
+from .records import CaptionRecord
 
 SUFFIXES = {"text": ".txt", "srt": ".srt", "vtt": ".vtt", "jsonl": ".json"}
 """Of the sidecar, by format."""

@@ -14,7 +14,8 @@ import math
 import re
 from collections.abc import Iterable
 
-from .records import CaptionRecord, printable
+from ..terminal import printable
+from .records import CaptionRecord
 
 VTT_HEADER = "WEBVTT\n\n"
 _MIN_CUE_MS = 1000  # an event found at one moment, and a picture, are shown for so long

@@ -10,11 +10,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from ..captions.records import printable
 from ..config import GenerationConfig
 from ..errors import ConfigError
 from ..media.discovery import expand
 from ..model import VideoLlama3
+from ..terminal import printable
 from ..vision.clip import Clip
 from . import options as shared
 from .repl import Conversation, questions_from

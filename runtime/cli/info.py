@@ -16,8 +16,8 @@ from ..backends.tensorrt_library import import_tensorrt
 from ..bundle.bundle import Bundle, open_bundle
 from ..bundle.manifest import DECODER_GRAPH, PREFILL_GRAPH, Manifest
 from ..bundle.plans import read_engine_sets
-from ..captions.records import one_line
 from ..errors import BackendError, BundleError
+from ..terminal import one_line
 
 _PACKAGES = ("vl3edge", "numpy", "av", "pillow", "tokenizers", "jinja2")
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from ..bundle.bundle import bundle_folder, open_bundle
-from ..captions.records import one_line
 from ..config import GenerationConfig
 from ..errors import ConfigError
 from ..files import write_whole
@@ -20,6 +19,7 @@ from ..host import available_bytes
 from ..inspect.inspection import inspect
 from ..inspect.page import page
 from ..inspect.text import facts, verdict
+from ..terminal import one_line
 from . import options as shared
 
 

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from importlib.metadata import entry_points, version
 from typing import NoReturn
 
-from ..captions.records import one_line
 from ..errors import ConfigError, Vl3EdgeError
+from ..terminal import one_line
 from . import ask as cli_ask
 from . import bench as cli_bench
 from . import build as cli_build

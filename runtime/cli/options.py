@@ -10,15 +10,15 @@ from typing import Literal, get_args
 from ..backends.onnxruntime import BACKENDS
 from ..bundle.bundle import bundle_folder, read_manifest
 from ..bundle.manifest import Manifest
-from ..captions.records import one_line
-from ..config import GenerationConfig, PruningConfig, SamplingPlan
+from ..config import GenerationConfig, MediaKind, PruningConfig, SamplingPlan
 from ..decode.generate import GenerationStats
 from ..errors import ConfigError
 from ..media.addresses import without_secrets
 from ..media.limits import DEFAULT_LIMITS, MediaLimits
 from ..memory_budget import parse_bytes
 from ..model import VideoLlama3
-from ..vision.clip import Clip, MediaKind
+from ..terminal import one_line
+from ..vision.clip import Clip
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

@@ -14,10 +14,10 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TextIO
 
-from ..captions.records import one_line, printable
 from ..chat import Chat
 from ..config import GenerationConfig
 from ..errors import ConfigError, Vl3EdgeError
+from ..terminal import one_line, printable
 from ..vision.clip import Clip
 from . import options as shared
 

@@ -22,15 +22,15 @@ import numpy.typing as npt
 from .. import roofline_workload as workload
 from ..backends.onnxruntime import select_backend
 from ..bundle.bundle import Bundle
-from ..captions.records import one_line
-from ..config import GenerationConfig, PruningConfig, SamplingPlan
+from ..config import GenerationConfig, MediaKind, PruningConfig, SamplingPlan
 from ..memory_estimate import MemoryEstimate, estimate
 from ..prompt.chat_template import DESCRIBE, MediaItem, Piece, PromptTemplate, question_about, with_system
 from ..prompt.messages import conversation_pieces
 from ..prompt.splice import Visual, splice
 from ..prompt.tokenizer import Tokenizer
 from ..roofline import cores, multiply_rate, read_bandwidth
-from ..vision.clip import MediaKind, new_uid
+from ..terminal import one_line
+from ..vision.clip import new_uid
 from ..vision.clip_encoder import ClipEncoder, OpenedMedia
 from ..vision.difffp import token_differences
 from ..vision.difffp_threshold import check_budget, choose_threshold

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import TextIO
 
-from ..captions.records import one_line, printable
+from ..terminal import one_line, printable
 from .watch import AnswerPart, Cause
 
 FORMATS = ("text", "jsonl")

@@ -63,6 +63,15 @@ def local_path(name: str) -> str:
     return url2pathname(parts.path)
 
 
+def clip_key(media: str) -> str:
+    """One name for all names of a clip, so that `a.mp4` and `./a.mp4` are captioned once. Links stay themselves."""
+    try:
+        path = local_path(media)
+    except MediaError:
+        path = media
+    return path if is_address(path) else os.path.abspath(path)
+
+
 def suffix_of(name: str) -> str:
     """The suffix of a path, or of an address's path, in lower case."""
     return PurePosixPath(unquote(urlsplit(name).path) if is_address(name) else name).suffix.lower()

@@ -16,8 +16,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
+from ..config import MediaKind
 from ..errors import ConfigError, MediaError
-from ..vision.clip import MediaKind
 from .addresses import Fetched, is_address, suffix_of
 from .image import damage_reported, open_image
 from .isolated import told

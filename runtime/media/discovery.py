@@ -8,10 +8,9 @@ import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ..captions.records import clip_key
+from ..config import MediaKind
 from ..errors import MediaError, MediaWarning, no_such_file
-from ..vision.clip import MediaKind
-from .addresses import is_address
+from .addresses import clip_key, is_address
 from .contents import VIDEO_SUFFIXES, pictures_in
 from .image_sequence import FOLDER_FPS, natural_key
 from .limits import DEFAULT_LIMITS, MediaLimits

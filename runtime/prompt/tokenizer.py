@@ -15,11 +15,9 @@ import numpy as np
 from tokenizers import Tokenizer as RustTokenizer
 
 from ..bundle.json_file import read_json_file
+from ..bundle.manifest import SPECIAL_TOKENS
 from ..errors import BundleError
 
-SPECIAL_TOKENS = (
-    "tokenizer_config.json"  # beside tokenizer.json; of a bundle, it holds the names below and nothing else
-)
 _MAX_BYTES = 64 << 20  # six times the released one
 _REPLACEMENT = "\ufffd"  # what decoding writes for bytes that are not yet a character
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Literal
 
+from ..config import MediaKind
 from ..prompt.splice import Visual
 
-MediaKind = Literal["image", "video"]
 _uids = itertools.count()
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..bundle.manifest import MediaSpec, ProcessorSpec
-from ..config import PruningConfig, SamplingPlan
+from ..config import MediaKind, PruningConfig, SamplingPlan
 from ..errors import ConfigError, MediaError, MediaWarning
 from ..media.addresses import Fetched, located
 from ..media.contents import media_kind
@@ -31,7 +31,7 @@ from ..media.resize import MediaShape, PixelBudget, resize_rgb, size_in_conversa
 from ..media.video import VideoReader, open_source
 from ..memory_budget import MemoryBudget
 from ..prompt.splice import Visual
-from .clip import Clip, EncodeStats, MediaKind, new_uid
+from .clip import Clip, EncodeStats, new_uid
 from .difffp import FramePruner
 from .difffp_threshold import check_budget
 from .engines import VisionPath

@@ -14,9 +14,8 @@ from itertools import chain
 import numpy as np
 
 from ..backends.features import Features, frames_of, gathered
-from ..config import PruningConfig
+from ..config import MediaKind, PruningConfig
 from ..errors import BackendError
-from .clip import MediaKind
 from .difffp import FramePruner
 from .difffp_threshold import choose_threshold
 from .engines import VisionPath

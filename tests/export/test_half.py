@@ -15,12 +15,13 @@ from onnx import TensorProto
 from quantized import random_linear
 
 from vl3edge.export.calibrate.fp16_range import HalfRange
+from vl3edge.export.decoder_parity import reference_logits
 from vl3edge.export.errors import ExportError
 from vl3edge.export.graphs.decoder import PREFIX, DecoderBuilder, export_decoder, text_spec
 from vl3edge.export.graphs.decoder_fp16 import write_half_decoder
 from vl3edge.export.graphs.decoder_int4 import HEAD, QuantizedDecoderBuilder, write_quantized_embeddings
 from vl3edge.export.graphs.embeddings import export_embeddings
-from vl3edge.export.parity import load_session, reference_logits
+from vl3edge.export.parity import load_session
 from vl3edge.export.pipeline import ExportOptions, Float32Source, export_bundle
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.quant.linear import LayerError, QuantizedLinear

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from vl3edge.runtime.captions.jsonl import RecordFile, State
-from vl3edge.runtime.captions.records import CaptionRecord, clip_key, json_line
+from vl3edge.runtime.captions.records import CaptionRecord, json_line
 from vl3edge.runtime.errors import ConfigError, OutputError
 from vl3edge.runtime.files import LockedFile, write_whole
+from vl3edge.runtime.media.addresses import clip_key
 
 
 @pytest.fixture

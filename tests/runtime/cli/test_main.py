@@ -221,7 +221,7 @@ def test_info_names_versions_and_measurements(capsys: pytest.CaptureFixture[str]
 
 
 def test_control_characters_do_not_reach_the_terminal() -> None:
-    from vl3edge.runtime.captions.records import printable
+    from vl3edge.runtime.terminal import printable
 
     assert printable("a\x1b[31mb\x07\x9bc\r\n\td\u200d🙂") == "a[31mbc\n\td\u200d🙂"
 

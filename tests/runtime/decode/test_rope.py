@@ -30,7 +30,7 @@ def rotated(keys: np.ndarray, positions: np.ndarray, theta: float, head_dim: int
 @pytest.mark.parametrize(("head_dim", "theta"), [(24, 1e4), (32, 1e4), (128, 1e6)])
 @pytest.mark.parametrize(("source", "target", "count"), [(5, 2, 9), (30_000, 17, 2_500), (1_500, 1_499, 1_200)])
 def test_moved_keys_equal_keys_made_there(head_dim: int, theta: float, source: int, target: int, count: int) -> None:
-    from vl3edge.export.graphs.decoder import pad_heads, padded_head_dim
+    from vl3edge.export.tensor_source import pad_heads, padded_head_dim
 
     random = np.random.default_rng(0)
     plain = random.standard_normal((count, 2, head_dim)).astype(np.float32)

@@ -17,10 +17,9 @@ import pytest
 from commands import run
 from pictures import shown, write_animation, write_picture
 
-from vl3edge.runtime.captions.records import clip_key
 from vl3edge.runtime.config import SamplingPlan
 from vl3edge.runtime.errors import MediaError
-from vl3edge.runtime.media.addresses import Fetched, located, without_secrets
+from vl3edge.runtime.media.addresses import Fetched, clip_key, located, without_secrets
 from vl3edge.runtime.media.image import load_image
 from vl3edge.runtime.media.limits import DEFAULT_LIMITS, MediaLimits
 from vl3edge.runtime.media.video import open_video

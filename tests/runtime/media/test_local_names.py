@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from vl3edge.runtime.captions.records import clip_key
 from vl3edge.runtime.cli.main import main
 from vl3edge.runtime.errors import MediaError
 from vl3edge.runtime.live.reader import LiveReader
-from vl3edge.runtime.media.addresses import is_address
+from vl3edge.runtime.media.addresses import clip_key, is_address
 from vl3edge.runtime.media.limits import MediaLimits
 from vl3edge.runtime.media.video import open_video
 

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from vl3edge.runtime import GenerationConfig, VideoLlama3
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE
 from vl3edge.runtime.bundle.manifest import sealed
-from vl3edge.runtime.captions.records import CaptionRecord, json_line, one_line, printable
+from vl3edge.runtime.captions.records import CaptionRecord, json_line
 from vl3edge.runtime.cli.main import main
 from vl3edge.runtime.prompt.tokenizer import Tokenizer
+from vl3edge.runtime.terminal import one_line, printable
 
 STEERING = [
     *map(chr, [*range(0x09), *range(0x0B, 0x20), *range(0x7F, 0xA0)]),  # C0 but tab and newline, DEL, C1

@@ -1,0 +1,25 @@
+"""Weights by name, as the writers of graphs take them, and heads widened to what ONNX Runtime accepts."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+
+class TensorSource(Protocol):
+    """Weights by canonical name, as float32 arrays."""
+
+    def array(self, name: str) -> np.ndarray: ...
+
+
+def padded_head_dim(head_dim: int) -> int:
+    """The head size inside the graph and the KV cache: head_dim rounded up to a multiple of 16."""
+    return -(-head_dim // 16) * 16
+
+
+def pad_heads(rows: np.ndarray, head_dim: int) -> np.ndarray:
+    """[heads * head_dim, ...] -> [heads * padded, ...]: zeros after each half of every head."""
+    halves = rows.reshape(-1, head_dim // 2, *rows.shape[1:])
+    width = [(0, 0), (0, (padded_head_dim(head_dim) - head_dim) // 2)] + [(0, 0)] * (rows.ndim - 1)
+    return np.pad(halves, width).reshape(-1, *rows.shape[1:])
