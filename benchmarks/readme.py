@@ -1,8 +1,8 @@
-"""Writes the README's tables from benchmarks/results/, between marker comments; `--check` only compares.
+"""Writes the tables of the README and of docs/ from benchmarks/results/, between marker comments.
 
     python benchmarks/readme.py [--check]
 
-Every figure of the README comes through here, so none can outlive the run that made it.
+`--check` only compares. Every figure in a table comes through here, so none can outlive the run that made it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-README = ROOT / "README.md"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -135,6 +135,47 @@ def speed_table() -> str:
     return f"{table(['work', 'vl3edge', 'against', 'the other', 'ratio', 'on'], rows)}\n\n{machines}"
 
 
+def headline_table() -> str:
+    """Five ratios from one CPU: tokens written, tokens of a prompt read, whole captions."""
+    cpu = "AMD EPYC"
+    (entry,) = load("peers")[cpu].values()
+    runs = load("caption")[cpu]["runs"]
+    genai, transformers = "ONNX Runtime GenAI, int4", "transformers, bfloat16"
+    rows = []
+    for key, peer, work in (
+        ("decode", genai, "tokens written a second"),
+        ("decode", transformers, "tokens written a second"),
+        ("prefill", genai, "tokens of a prompt read a second"),
+    ):
+        mine, other = (entry["peers"][name][f"{key}_tokens_per_s"] for name in ("vl3edge, int4", peer))
+        rows.append([work, f"{mine:.1f}", peer, f"{other:.1f}", f"{mine / other:.2f}×"])
+    for name, work in (("int4", "as exported by default"), ("int4, encoder and prompts in 8 bits", "both in 8 bits")):
+        mine, other = runs[name]["seconds"], runs[transformers]["seconds"]
+        what = f"caption of 16 frames in 64 tokens, {work}"
+        rows.append([what, f"{mine:.0f} s", transformers, f"{other:.0f} s", f"{other / mine:.2f}×"])
+    return f"{table(['work', 'vl3edge', 'against', 'the other', 'ratio'], rows)}\n\n{machine_line(entry)}"
+
+
+def gpu_table() -> str:
+    """The first run on a GPU, each figure beside the best of the peers."""
+    result = load("gpu_h200")
+    works = {
+        "decode_tokens_per_s": "tokens written a second",
+        "prefill_1000_tokens_per_s": "tokens of a prompt of 1,000 read a second",
+        "encoder_680_patches_ms_per_frame": "ms a frame of 680 patches",
+    }
+    rows = []
+    for key, work in works.items():
+        runs = dict(result[key])
+        mine = runs.pop("vl3edge")
+        ratios = {peer: mine / other if key.endswith("per_s") else other / mine for peer, other in runs.items()}
+        nearest = min(ratios, key=lambda peer: ratios[peer])
+        rows.append([work, f"{mine:,}", nearest, f"{runs[nearest]:,}", f"{ratios[nearest]:.2f}×"])
+    answers = result["answers_equal"]
+    equal = f"{answers['equal']} of {answers['asked']} answers equal those of {answers['against']}."
+    return f"{table(['work', 'vl3edge', 'against', 'the other', 'ratio'], rows)}\n\n{machine_line(result)} {equal}"
+
+
 def decoder_parts() -> Iterator[Part]:
     for contexts in load("peers").values():
         for context, entry in sorted(contexts.items(), key=lambda item: int(item[0])):
@@ -184,9 +225,8 @@ def caption_rows(runs: dict[str, Any]) -> list[list[str]]:
         for peer, theirs in runs.items():
             if peer.startswith("transformers") and not name.startswith("transformers"):
                 work = f"caption of {run['frames']:.0f} frames, {run['new_tokens']:.0f} tokens, {name}"
-                memory = f"{run['peak_gb'] / theirs['peak_gb']:.0%} of the memory"
                 times = [f"{one['seconds']:.0f} s, {one['peak_gb']:.1f} GB" for one in (run, theirs)]
-                rows.append([work, times[0], peer, times[1], f"{theirs['seconds'] / run['seconds']:.1f}×, {memory}"])
+                rows.append([work, times[0], peer, times[1], f"{theirs['seconds'] / run['seconds']:.1f}×"])
     return rows
 
 
@@ -334,6 +374,8 @@ def reliability_table() -> str:
 
 
 SECTIONS: dict[str, Callable[[], str]] = {
+    "headline": headline_table,
+    "gpu": gpu_table,
     "demo": demo_table,
     "real-size": real_size_table,
     "quantization": quantization_table,
@@ -346,7 +388,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
 
 
 def filled(text: str) -> str:
-    """The README's text with every section made anew; KeyError for a marker that no section has."""
+    """A page's text with every section made anew; KeyError for a marker that no section has."""
 
     def section(match: re.Match[str]) -> str:
         return f"<!-- {match[1]} -->\n{SECTIONS[match[1]]()}\n<!-- end {match[1]} -->"
@@ -356,13 +398,15 @@ def filled(text: str) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="fail if the README differs from the results")
+    parser.add_argument("--check", action="store_true", help="fail if a page differs from the results")
     options = parser.parse_args()
-    text = README.read_text(encoding="utf-8")
-    new = filled(text)
+    texts = {page: page.read_text(encoding="utf-8") for page in PAGES}
+    stale = [page for page, text in texts.items() if filled(text) != text]
     if options.check:
-        return int(new != text)
-    README.write_text(new, encoding="utf-8")
+        print("\n".join(f"{page.relative_to(ROOT)} differs from the results" for page in stale), file=sys.stderr)
+        return int(bool(stale))
+    for page in stale:
+        page.write_text(filled(texts[page]), encoding="utf-8")
     return 0
 
 
