@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 PAGE = Path(__file__).with_name("api.md")
-MODULES = ("vl3edge.runtime", "vl3edge.runtime.live", "vl3edge.runtime.captions")
+MODULES = ("vl3edge.runtime",)
 
 
 def sections(module: str) -> Iterator[str]:

@@ -1,16 +1,47 @@
 """Caption videos and answer questions about them from a VideoLLaMA3 bundle, without torch."""
 
+from .chat import Chat
 from .config import GenerationConfig, PruningConfig, SamplingPlan
 from .decode.generate import Answer, Chunk
-from .errors import Vl3EdgeError
+from .errors import (
+    BackendError,
+    BundleError,
+    ConfigError,
+    ContextLengthError,
+    MediaError,
+    MediaWarning,
+    MemoryLimitError,
+    Vl3EdgeError,
+)
+from .jobs import CaptionJob, CaptionResult
+from .live.session import FrameReport, Session
+from .media.limits import MediaLimits
 from .model import VideoLlama3
+from .vision.clip import Clip
+from .vision.clip_encoder import OpenedMedia, PendingClip
 
 __all__ = [
     "Answer",
+    "BackendError",
+    "BundleError",
+    "CaptionJob",
+    "CaptionResult",
+    "Chat",
     "Chunk",
+    "Clip",
+    "ConfigError",
+    "ContextLengthError",
+    "FrameReport",
     "GenerationConfig",
+    "MediaError",
+    "MediaLimits",
+    "MediaWarning",
+    "MemoryLimitError",
+    "OpenedMedia",
+    "PendingClip",
     "PruningConfig",
     "SamplingPlan",
+    "Session",
     "VideoLlama3",
     "Vl3EdgeError",
 ]
