@@ -26,7 +26,7 @@ _GRAPH = (
     b"Z\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x02"
     b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x02B\x04\n\x00\x10\x11"
 )
-_INSTALL = "pip install 'vl3edge[cuda]'"
+INSTALL = "pip install 'vl3edge[cuda]', or on a Jetson onnxruntime-gpu from NVIDIA's Jetson index"
 
 
 def start_cuda(ort: Any, gpu: str, capability: tuple[int, int]) -> None:
@@ -75,7 +75,7 @@ def _missing(ort: Any) -> str | None:
         found = re.match(r"(\S+): cannot open shared object file", str(e))
         if found and found[1] != str(library):
             needs = f"ONNX Runtime {ort.__version__} needs {found[1]}, which this machine does not have"
-            return f"{needs}: {_INSTALL}, which brings it."
+            return f"{needs}: pip install 'vl3edge[cuda]', which brings it."
     return None
 
 
@@ -87,7 +87,7 @@ def _other_wheel() -> str:
     if platform.machine() == "aarch64":
         return (
             "the wheel on PyPI has no machine code for Jetson; pip uninstall onnxruntime-gpu, then install the one of "
-            "NVIDIA's Jetson index for this JetPack and CUDA (README)"
+            "NVIDIA's Jetson index for this JetPack, for --backend jetson or cuda"
         )
     return "another version of onnxruntime-gpu may have machine code for it, or use backend='cpu'"
 

@@ -19,8 +19,8 @@ from ..bundle.bundle import Bundle
 from ..errors import BackendError, BundleError, ConfigError
 from ..host_cpu import adds_8_bit_products_exactly
 from .cuda import Device, open_device
+from .cuda_start import INSTALL, start_cuda
 from .cuda_start import PROVIDER as _CUDA
-from .cuda_start import start_cuda
 
 BACKENDS = ("auto", "cpu", "cuda", "rtx", "jetson", "tensorrt")
 PATCHES_PER_CALL = 2048
@@ -181,9 +181,7 @@ def select_backend(name: str = "auto", num_threads: int = 0) -> Backend:
     available = ort.get_available_providers()
     has_cuda = _CUDA in available
     if name == "cuda" and not has_cuda:
-        raise BackendError(
-            f"this ONNX Runtime has no CUDA (it offers {', '.join(available)}): pip install 'vl3edge[cuda]'."
-        )
+        raise BackendError(f"this ONNX Runtime has no CUDA (it offers {', '.join(available)}): {INSTALL}.")
     if name == "cuda" or (name == "auto" and has_cuda):
         device = open_device()
         start_cuda(ort, device.name, device.capability)

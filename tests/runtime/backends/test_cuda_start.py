@@ -9,9 +9,13 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+from fake_tensorrt import FakeDevice
 
 from vl3edge.runtime.backends import cuda_start
+from vl3edge.runtime.backends import onnxruntime as engine
+from vl3edge.runtime.backends import tensorrt as tensorrt_backend
 from vl3edge.runtime.backends.cuda_start import PROVIDER, start_cuda
+from vl3edge.runtime.backends.onnxruntime import select_backend
 from vl3edge.runtime.errors import BackendError
 
 ORIN, H100 = ("Orin", (8, 7)), ("NVIDIA H100", (9, 0))
@@ -30,6 +34,9 @@ class FakeOrt:
         (folder / "capi").mkdir()
         if library is not None:
             (folder / "capi" / "libonnxruntime_providers_cuda.so").write_bytes(library)
+
+    def get_available_providers(self) -> list[str]:
+        return [PROVIDER, "CPUExecutionProvider"]
 
     def preload_dlls(self) -> None:
         self.preloaded += 1
@@ -67,6 +74,21 @@ def test_an_older_one_that_loads_nothing_beforehand_starts_too(tmp_path: Path) -
         InferenceSession=lambda *a, **k: SimpleNamespace(get_providers=lambda: [PROVIDER], run=ort._run),
     )
     start_cuda(plain, *H100)
+
+
+@pytest.mark.parametrize("name", ["auto", "cuda", "rtx", "jetson", "tensorrt"])
+def test_every_backend_with_cuda_is_tried_before_a_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    ort = FakeOrt(tmp_path, [0.0, 2.0])
+    monkeypatch.setattr(engine, "import_onnxruntime", lambda: ort)
+    monkeypatch.setattr(engine, "open_device", FakeDevice)
+    monkeypatch.setattr(tensorrt_backend, "import_tensorrt", lambda target: object())
+    assert select_backend(name).providers[0] == PROVIDER
+    assert ort.preloaded == 1
+    ort._result, ort.preloaded = [0.0, 0.0], 0
+    with pytest.raises(BackendError, match=r"cannot compute on Fake GPU, compute capability 8\.9"):
+        select_backend(name)
 
 
 @pytest.mark.parametrize("result", [[0.0, 0.0], [-1.0, 2.0], [np.nan, 2.0]])
