@@ -41,7 +41,7 @@ def test_one_question_a_clip_is_mcnemars_exact_test(lost: int, gained: int) -> N
 
 
 def test_a_worked_example() -> None:
-    """By hand: 4 clips lose 1, 1, 2 and 0 answers. Of the 8 ways to sign three numbers 2 give 4 in total, up or down."""
+    """By hand: 4 clips lose 1, 1, 2 and 0 answers. Of the 8 ways to sign three numbers, two make 4 or -4."""
     first = [1, 1, 1, 1, 1, 1, 1, 1]
     second = [0, 1, 0, 1, 0, 0, 1, 1]
     result = paired_difference(first, second, [0, 0, 1, 1, 2, 2, 3, 3])

@@ -7,46 +7,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+from fine_world import WORLD
 from numpy.typing import NDArray
 
 from vl3edge.models.demo.fine.glyphs import DOTS, GLYPHS
 from vl3edge.models.demo.fine.layout import random_world
 from vl3edge.models.demo.fine.picture import draw, draw_ground, shape_mask, source_frames
 from vl3edge.models.demo.fine.questions import KINDS, ask_all, choices
-from vl3edge.models.demo.fine.world import GRID_PX, SIZE_PX, Shot, Thing, World
+from vl3edge.models.demo.fine.world import GRID_PX, SIZE_PX, Shot, World
 from vl3edge.models.demo.render import COLOURS, HELD_OUT_SEED
-
-WORLD = World(
-    shots=(
-        Shot(
-            start=0,
-            end=3,
-            ground="dotted",
-            texture_seed=3,
-            cameras=((0.0, 0.0, 1.0), (14.0, 0.0, 1.0), (28.0, 0.0, 1.0)),
-            things=(
-                Thing("sign", "", 0, 2, ((0.0, 42.0),) * 3, ("7", "7", "C")),
-                Thing("circle", "red", 0, 1, ((-28.0, -28.0), (-14.0, -28.0))),
-                Thing("ring", "blue", 2, 2, ((56.0, -14.0),)),
-            ),
-        ),
-        Shot(
-            start=3,
-            end=5,
-            ground="striped",
-            texture_seed=4,
-            cameras=((0.0, 0.0, 1.0), (0.0, 0.0, 1.5)),
-            things=(
-                Thing("sign", "", 3, 4, ((-28.0, 0.0),) * 2, ("A", "A")),
-                Thing("cross", "white", 3, 4, ((14.0, 14.0),) * 2),
-                Thing("square", "red", 4, 4, ((14.0, -28.0),)),
-            ),
-        ),
-    ),
-    fps=4,
-    noise=0.0,
-    exposure=(1.0, 1.0),
-)
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,8 @@ from .questions import Question, choices
 from .world import MAX_FRAMES
 
 # How many questions of a kind are asked of a clip on average; of the others one.
-_SHARES = {"caption": 0.3, "cut": 0.2, "colour": 0.7, "vanish": 0.7, "where": 1.4, "side": 1.3}
-_NEW_SHARE = 0.25  # of a step's clips; the others were seen before, and are asked other things
+_SHARES = {"caption": 0.5, "cut": 0.3, "sign": 2.0, "says": 1.5, "count": 2.0, "where": 2.0, "side": 2.0}
+_NEW_SHARE = 0.2  # of a step's clips; the others were seen before, and are asked other things
 _BUFFER = 30_000  # clips
 _WARM_STEPS = 150
 
@@ -83,10 +83,10 @@ class LanguageTrainer:
     rank: int = 0
     ranks: int = 1
     batch_clips: int = 4
-    pruned_from: int = 2500
+    pruned_from: int = 1500
     pruned_share: float = 0.4
-    decay_steps: int = 1200
-    rate: float = 1.2e-3
+    decay_steps: int = 900
+    rate: float = 1.5e-3
     first_seed: int = 100_000
     step: int = 0
     clips_made: int = 0
@@ -141,7 +141,7 @@ class LanguageTrainer:
     def _sequences(self, rng: np.random.Generator) -> list[Sequence]:
         """Two steps' worth of sequences, sorted by length."""
         wanted = 2 * self.batch_clips
-        fresh = int(_NEW_SHARE * wanted) if len(self.buffer) >= 8 * wanted else 8 * wanted
+        fresh = int(rng.binomial(wanted, _NEW_SHARE)) if len(self.buffer) >= 8 * wanted else 8 * wanted
         for _ in range(fresh):
             made = make_clip(self.first_seed + self.clips_made * self.ranks + self.rank)
             self.clips_made += 1
@@ -195,7 +195,7 @@ class LanguageTrainer:
                     print(f"language {self.step} {seconds:.0f}s {figures} tokens {batch.ids.numel()}", flush=True)
                 if self.step % every == 0 or self.step >= self.steps:
                     self.save(state)
-                    for pruned in ("no", "half", "difffp"):
+                    for pruned in ("no", "half", "difffp") if held_out else ():
                         shares = held_out_shares(self.average, self.builder, held_out, asked, pruned)
                         figures = " ".join(f"{kind} {share:.3f}" for kind, share in shares.items())
                         print(f"  pruned {pruned}: {figures}", flush=True)

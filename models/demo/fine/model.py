@@ -15,9 +15,7 @@ from .world import GROUNDS, SHAPES
 
 def fine_config(special: dict[str, int] | None = None) -> VideoLlama3Config:
     """The configuration. special: ids of the special tokens by their text."""
-    config = make_config(special)
-    config.vision_config.hidden_size = 128
-    return config
+    return make_config(special, vision_width=128, decoder_layers=4)
 
 
 _CLASSES = {
