@@ -76,9 +76,10 @@ def test_labels_say_what_lies_on_each_token() -> None:
     assert labels.colour[0][1, 1] == list(COLOURS).index("red")
     assert glyph[3, 2] == glyph[4, 2] == GLYPHS.index("7")
     assert labels.colour[0][3, 2] == glyph[1, 1] == UNKNOWN
-    # From the middle of token (3, 2), at (70, 98), the sign's middle is 14 pixels down: two steps.
-    assert (labels.x[0][3, 2], labels.y[0][3, 2]) == (5, 7)
-    assert (labels.x[0][4, 2], labels.y[0][4, 2]) == (5, 3)
+    # The sign's box is 56 to 84 and 98 to 126 pixels, 8 to 12 and 14 to 18 steps of 7.
+    for row in (3, 4):
+        edges = [getattr(labels, name)[0][row, 2].item() for name in ("left", "top", "right", "bottom")]
+        assert edges == [8, 14, 12, 18]
     # Label 4, zoomed: a cross about (91, 91), 42 pixels wide, covers 7 of the 28 pixels of its outer tokens.
     cross = 1 + SHAPES.index("cross")
     assert labels.kind[2][3, 3] == cross

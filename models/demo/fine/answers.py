@@ -13,10 +13,10 @@ from torch import Tensor
 from ..answers import answer_logits
 from ..clips import keep_above, token_differences
 from ..model import encode_frames, merge_features
+from ..questions import Question
 from ..sequences import SequenceBuilder, collate
 from ..stock import VideoLlama3ForConditionalGeneration
 from .clips import Clip
-from .questions import Question
 from .world import World
 
 

@@ -16,25 +16,26 @@ from .world import GROUNDS, SHAPES, SIZE_PX, Shot, Thing, World
 
 SIDE = SIZE_PX // TOKEN_PX  # tokens per row and column
 UNKNOWN = -100
-OFFSETS = 11  # from five steps before a token's middle to five after
+EDGES = 21  # where a thing's edges may be along an axis: multiples of 7 pixels
 SEEN = 0.2  # a token shows a thing that covers more of it than this; with less than that it need not know
-_STEP_PX = 7  # all middles of things are multiples of it
 
 
 @dataclass(frozen=True)
 class TokenLabels:
     """What lies on each token of frames, int64 [F, 5, 5], -100 where a head has nothing to learn.
 
-    kind: 0 nothing, 1 to 5 a shape, 6 a sign. colour: of a shape. glyph: of a sign. x, y: from the token's middle to
-    the thing's, in steps of 7 pixels, 0 to 10. owner: whether the thing's middle is on this token, 0 or 1. row, column:
-    of the token. ground: of the frame.
+    kind: 0 nothing, 1 to 5 a shape, 6 a sign. colour: of a shape. glyph: of a sign. left, top, right, bottom: edges of
+    the thing's box, in steps of 7 pixels, 0 to 20. owner: whether the thing's middle is on this token, 0 or 1. row,
+    column: of the token. ground: of the frame.
     """
 
     kind: Tensor
     colour: Tensor
     glyph: Tensor
-    x: Tensor
-    y: Tensor
+    left: Tensor
+    top: Tensor
+    right: Tensor
+    bottom: Tensor
     owner: Tensor
     row: Tensor
     column: Tensor
@@ -62,7 +63,6 @@ def _frame_labels(world: World, label: int) -> list[NDArray[np.int64]]:
     found["kind"][:] = found["owner"][:] = 0
     found["ground"][:] = GROUNDS.index(shot.ground)
     found["row"][:], found["column"][:] = np.mgrid[:SIDE, :SIDE]
-    middles = (np.arange(SIDE) + 0.5) * TOKEN_PX
     for thing in shot.seen(label):
         (cx, cy), _ = shot.screen(thing, label)
         share = covered(shot, thing, label)
@@ -73,9 +73,8 @@ def _frame_labels(world: World, label: int) -> list[NDArray[np.int64]]:
             found["colour"][shows] = list(COLOURS).index(thing.colour)
         else:
             found["glyph"][shows] = GLYPHS.index(thing.glyph(label))
-        for name, centre, axis in (("x", cx, 1), ("y", cy, 0)):
-            steps = np.rint((centre - middles) / _STEP_PX).astype(int) + OFFSETS // 2
-            found[name][shows] = np.broadcast_to(np.expand_dims(steps, 1 - axis), (SIDE, SIDE))[shows]
+        for name, edge in zip(("left", "top", "right", "bottom"), shot.box(thing, label), strict=True):
+            found[name][shows] = edge * (EDGES - 1) // 1000
         found["owner"][int(cy // TOKEN_PX), int(cx // TOKEN_PX)] = 1
     return [found[name] for name in names]
 

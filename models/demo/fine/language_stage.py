@@ -22,13 +22,14 @@ from torch.nn import functional as F
 from ..answers import answer_logits
 from ..clips import keep_above
 from ..language_stage import average_gradients
+from ..questions import Question
 from ..sequences import NO_LABEL, Batch, Sequence, SequenceBuilder, collate
 from ..stock import VideoLlama3ForConditionalGeneration
 from ..tokenizer import token_id
 from .answers import EncodedClip, encode_clip, held_out_shares
 from .clips import make_clip
 from .labels import news
-from .questions import Question, choices
+from .questions import choices
 from .world import MAX_FRAMES
 
 # How many questions of a kind are asked of a clip on average; of the others one.

@@ -9,7 +9,7 @@ from ..model import make_config
 from ..render import COLOURS
 from ..stock import VideoLlama3Config
 from .glyphs import GLYPHS
-from .labels import OFFSETS, SIDE, UNKNOWN, TokenLabels
+from .labels import EDGES, SIDE, UNKNOWN, TokenLabels
 from .world import GROUNDS, SHAPES
 
 
@@ -22,8 +22,10 @@ _CLASSES = {
     "kind": len(SHAPES) + 2,
     "colour": len(COLOURS),
     "glyph": len(GLYPHS),
-    "x": OFFSETS,
-    "y": OFFSETS,
+    "left": EDGES,
+    "top": EDGES,
+    "right": EDGES,
+    "bottom": EDGES,
     "owner": 2,
     "row": SIDE,
     "column": SIDE,

@@ -96,7 +96,7 @@ def _draw_thing(picture: NDArray[np.float32], shot: Shot, thing: Thing, label: i
     window = np.s_[top : int(cy + half) + 2, left : int(cx + half) + 2]
     x, y = _X[window] - np.float32(cx), _Y[window] - np.float32(cy)
     mask = shape_mask(thing.shape, x, y, half)[..., None]
-    paint = _sign_paint(thing.glyph(label), x, y, half) if thing.glyphs else np.float32(COLOURS[thing.colour])
+    paint = _sign_paint(thing.glyph(label), x, y, half) if thing.glyphs else np.array(COLOURS[thing.colour], np.float32)
     picture[window] += mask * (paint - picture[window])
 
 
