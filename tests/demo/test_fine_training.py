@@ -99,7 +99,7 @@ def test_news_are_new_things_and_new_glyphs() -> None:
 
 
 def test_sequences_label_visual_tokens_alone(model: VideoLlama3ForConditionalGeneration) -> None:
-    trainer = LanguageTrainer(model, TOKENIZER, 10, pruned_from=0, pruned_share=1.0)
+    trainer = LanguageTrainer(model, TOKENIZER, 10, full_from=0, pruned_from=0, pruned_share=1.0)
     clip = encode_clip(model, make_clip(5))
     example = Example(clip, choices(clip.world), news(clip.world))
     sequence = trainer._sequence(example, np.random.default_rng(1))
@@ -109,6 +109,21 @@ def test_sequences_label_visual_tokens_alone(model: VideoLlama3ForConditionalGen
     others = set(range(len(sequence.ids))) - set(slots)
     assert {sequence.events[i] for i in others} == {sequence.frames[i] for i in others} == {NO_LABEL}
     np.testing.assert_array_equal([sequence.events[i] for i in slots[:25]], example.news[0].ravel())
+
+
+@pytest.mark.parametrize(("step", "few"), [(0, 0.85), (5000, 0.25)])
+def test_tokens_that_show_something_are_never_dropped_at_random(
+    model: VideoLlama3ForConditionalGeneration, step: int, few: float
+) -> None:
+    trainer = LanguageTrainer(model, TOKENIZER, 10_000, pruned_share=0.0)
+    trainer.step = step
+    clip = encode_clip(model, make_clip(8))
+    example = Example(clip, choices(clip.world), news(clip.world))
+    rng = np.random.default_rng(0)
+    keeps = [trainer._keep(example, rng) for _ in range(200)]
+    assert all(keep[example.news != UNKNOWN].all() for keep in keeps)
+    assert np.mean([not keep.all() for keep in keeps]) == pytest.approx(few, abs=0.08)
+    assert {bool((keep.sum(axis=(1, 2)) > 0).all()) for keep in keeps} == {True}
 
 
 def test_questions_are_drawn_without_copies_and_cover_all_kinds() -> None:

@@ -1,8 +1,9 @@
 """Second stage of the fine model's training: projector and decoder on clips encoded by the frozen vision encoder.
 
 Beside the answers, linear heads read the hidden states of visual tokens and are dropped afterwards: after layer 2 the
-number of the frame, after layer 3 whether what lies on the token is new there. Clips keep all their tokens or, in the
-last part of the training, some keep those of DiffFP, whose gaps mean "as before". None is pruned at random.
+number of the frame, after layer 3 whether what lies on the token is new there. Early on most clips keep the tokens that
+show something and few others: sequences are short, and what matters is found soon. Later most keep all tokens, or those
+of DiffFP, whose gaps mean "as before". No token that shows something is ever dropped at random.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from ..stock import VideoLlama3ForConditionalGeneration
 from ..tokenizer import token_id
 from .answers import EncodedClip, encode_clip, held_out_shares
 from .clips import make_clip
-from .labels import news
+from .labels import UNKNOWN, news
 from .questions import choices
 from .world import MAX_FRAMES
 
@@ -73,9 +74,10 @@ class LanguageTrainer:
     """The state of the second stage; `save` and `load` make it resumable.
 
     rank, ranks: of this process among those that train together; they average their gradients and stay equal.
-    batch_clips: sequences per step in each process. pruned_from: the step from which on `pruned_share` of the clips are
-    pruned by DiffFP. decay_steps: the last steps, in which the learning rate falls evenly.
-    clips_made: by this process; its k-th clip has seed first_seed + k * ranks + rank.
+    batch_clips: sequences per step in each process. full_from: the step from which on most clips have all tokens.
+    pruned_from: the step from which on `pruned_share` of the clips have those of DiffFP. decay_steps: the last steps,
+    in which the learning rate falls evenly. clips_made: by this process; its k-th clip has seed
+    first_seed + k * ranks + rank.
     """
 
     model: VideoLlama3ForConditionalGeneration
@@ -84,8 +86,9 @@ class LanguageTrainer:
     rank: int = 0
     ranks: int = 1
     batch_clips: int = 4
-    pruned_from: int = 1500
-    pruned_share: float = 0.4
+    full_from: int = 1000
+    pruned_from: int = 1600
+    pruned_share: float = 0.3
     decay_steps: int = 900
     rate: float = 1.5e-3
     first_seed: int = 100_000
@@ -128,11 +131,17 @@ class LanguageTrainer:
             getattr(self, name).load_state_dict(state[name])
         self.step, self.clips_made = state["step"], state["clips_made"]
 
-    def _sequence(self, example: Example, rng: np.random.Generator) -> Sequence:
-        clip = example.clip
-        pruned = self.step >= self.pruned_from and rng.random() < self.pruned_share
+    def _keep(self, example: Example, rng: np.random.Generator) -> NDArray[np.bool_]:
+        """Which tokens of a clip a training sequence has."""
+        draw = rng.random()
+        if draw < (0.85 if self.step < self.full_from else 0.25):
+            return (example.news != UNKNOWN) | (rng.random(example.news.shape) < rng.uniform(0.05, 0.5))
+        pruned = self.step >= self.pruned_from and draw < 0.25 + self.pruned_share
         threshold = float(np.exp(rng.uniform(np.log(0.1), np.log(4)))) if pruned else None
-        keep = keep_above(clip.difference, threshold)
+        return keep_above(example.clip.difference, threshold)
+
+    def _sequence(self, example: Example, rng: np.random.Generator) -> Sequence:
+        clip, keep = example.clip, self._keep(example, rng)
         unknown = [(NO_LABEL, NO_LABEL)] * clip.world.frames
         sequence = self.builder.video(clip.features, keep, draw_questions(example.questions, rng), labels=unknown)
         new = iter(example.news[keep].tolist())
