@@ -31,6 +31,7 @@ from .answers import EncodedClip, encode_clip, held_out_shares
 from .clips import make_clip
 from .labels import UNKNOWN, news
 from .questions import choices
+from .vision_stage import SAVE_S
 from .world import MAX_FRAMES
 
 # How many questions of a kind are asked of a clip on average; of the others one.
@@ -186,9 +187,10 @@ class LanguageTrainer:
         return {"answers": answers.item(), "frames": frames.item(), "news": new.item()}
 
     def run(self, state: Path, held_out: list[EncodedClip], asked: list[list[Question]], every: int = 200) -> None:
-        """Trains up to `steps`. `every` so many, rank 0 saves and prints the shares of right answers on `held_out`."""
+        """Trains up to `steps`. Rank 0 saves every few minutes, and prints the shares of right answers on `held_out`
+        `every` so many steps."""
         rng = np.random.default_rng([7, self.step, self.rank])
-        started = time.monotonic()
+        started = saved = time.monotonic()
         means: dict[str, float] = {}
         while self.step < self.steps:
             rows = self._sequences(rng)
@@ -203,8 +205,10 @@ class LanguageTrainer:
                     figures = " ".join(f"{name} {value:.3f}" for name, value in means.items())
                     seconds = time.monotonic() - started
                     print(f"language {self.step} {seconds:.0f}s {figures} tokens {batch.ids.numel()}", flush=True)
-                if self.step % every == 0 or self.step >= self.steps:
+                if time.monotonic() - saved > SAVE_S or self.step >= self.steps:
                     self.save(state)
+                    saved = time.monotonic()
+                if self.step % every == 0 or self.step >= self.steps:
                     for pruned in ("no", "half", "difffp") if held_out else ():
                         shares = held_out_shares(self.average, self.builder, held_out, asked, pruned)
                         figures = " ".join(f"{kind} {share:.3f}" for kind, share in shares.items())

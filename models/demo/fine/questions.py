@@ -33,25 +33,15 @@ def ask_all(world: World, seed: int) -> list[Question]:
 def sentences() -> list[str]:
     """Texts in which every word and form of the questions and answers occurs, for the tokenizer."""
     names = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
-    texts = []
+    texts = ["Left.", "Right.", "Above.", "Below.", "It never changes.", _CUT, VIDEO_PROMPT] * len(names)
     for k, name in enumerate(names):
         other, time, glyph = names[k * 7 % len(names)], k % 6, GLYPHS[k % len(GLYPHS)]
-        texts += [
-            _sign_at(time),
-            _first_says(glyph),
-            _count_at(time),
-            _box_at(name, time),
-            _box("sign", (0, 50, 250, 950)),
-        ]
-        texts += [_appears(name), _vanishes(name), _which_at(time), _colour_at(name.split()[1], time)]
-        texts += [_side_at(name, other, time), _box(name, (100, 300, 450, 800)), _CUT, _at(time), "It never changes."]
-        texts += [f"A {name}.", "Left.", "Right.", "Above.", "Below.", f"{name.split()[0].capitalize()}."]
-        texts += [
-            VIDEO_PROMPT,
-            f"It begins with a {name}, a sign with {glyph} and a {other}.",
-            f"{k % 5}.",
-            f"{glyph}.",
-        ]
+        colour, shape = name.split()
+        texts += [_sign_at(time), f"{glyph}.", _first_says(glyph), _at(time), _count_at(time), f"{k % 5}."]
+        texts += [_box_at(name, time), _box(name, (100, 300, 450, 800)), _box("sign", (0, 50, 250, 950))]
+        texts += [_appears(name), _vanishes(name), _which_at(time), f"A {name}."]
+        texts += [_colour_at(shape, time), f"{colour.capitalize()}.", _side_at(name, other, time)]
+        texts.append(f"It begins with a {name}, a sign with {glyph} and a {other}.")
     return texts
 
 

@@ -22,6 +22,7 @@ from .labels import token_labels
 from .model import TokenHeads
 from .world import World
 
+SAVE_S = 180
 _REUSE = 4
 _WARM_STEPS = 100
 _POOL = 40_000  # frames
@@ -60,10 +61,10 @@ class VisionTrainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.clips_used = state["step"], state["clips_used"]
 
-    def run(self, clips: Iterator[Clip], path: Path, every: int = 200) -> None:
-        """Trains up to `steps`, and saves `every` so many. clips: those from number `clips_used` on."""
+    def run(self, clips: Iterator[Clip], path: Path) -> None:
+        """Trains up to `steps`, and saves every few minutes. clips: those from number `clips_used` on."""
         rng = np.random.default_rng([6, self.step])
-        started = time.monotonic()
+        started = saved = time.monotonic()
         while self.step < self.steps:
             wanted = self.size // _REUSE if len(self.pool) >= 8 * self.size else 8 * self.size
             while wanted > 0:
@@ -76,8 +77,9 @@ class VisionTrainer:
             self.step += 1
             if self.step % 50 == 0:
                 print(f"vision {self.step} {time.monotonic() - started:.0f}s {figures}", flush=True)
-            if self.step % every == 0 or self.step == self.steps:
+            if time.monotonic() - saved > SAVE_S or self.step == self.steps:
                 self.save(path)
+                saved = time.monotonic()
 
     def _learn(self, batch: list[tuple[World, int, NDArray[np.uint8]]]) -> str:
         """One step of AdamW: warm-up, then cosine decay to a fiftieth. Returns the heads' figures."""
