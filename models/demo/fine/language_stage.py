@@ -39,6 +39,10 @@ _SHARES = {"caption": 0.5, "cut": 0.3, "sign": 2.0, "says": 1.5, "count": 2.0, "
 _NEW_SHARE = 0.2  # of a step's clips; the others were seen before, and are asked other things
 _BUFFER = 30_000  # clips
 _WARM_STEPS = 150
+# Shares of all steps: from when on most clips have all tokens, some are pruned, and the learning rate falls evenly.
+_FULL_FROM, _PRUNED_FROM, _DECAY_FROM = 0.3, 0.5, 0.65
+# Shares of the clips: those with few tokens, early and later, and those that DiffFP prunes.
+_FEW, _FEW_LATER, _PRUNED = 0.85, 0.25, 0.3
 
 
 @dataclass(frozen=True)
@@ -75,10 +79,8 @@ class LanguageTrainer:
     """The state of the second stage; `save` and `load` make it resumable.
 
     rank, ranks: of this process among those that train together; they average their gradients and stay equal.
-    batch_clips: sequences per step in each process. full_from: the step from which on most clips have all tokens.
-    pruned_from: the step from which on `pruned_share` of the clips have those of DiffFP. decay_steps: the last steps,
-    in which the learning rate falls evenly. clips_made: by this process; its k-th clip has seed
-    first_seed + k * ranks + rank.
+    batch_clips: sequences per step in each process. rate: the highest learning rate. clips_made: by this process; its
+    k-th clip has seed first_seed + k * ranks + rank.
     """
 
     model: VideoLlama3ForConditionalGeneration
@@ -87,10 +89,6 @@ class LanguageTrainer:
     rank: int = 0
     ranks: int = 1
     batch_clips: int = 4
-    full_from: int = 1000
-    pruned_from: int = 1600
-    pruned_share: float = 0.3
-    decay_steps: int = 900
     rate: float = 1.5e-3
     first_seed: int = 100_000
     step: int = 0
@@ -135,11 +133,12 @@ class LanguageTrainer:
     def _keep(self, example: Example, rng: np.random.Generator) -> NDArray[np.bool_]:
         """Which tokens of a clip a training sequence has."""
         draw = rng.random()
-        if draw < (0.85 if self.step < self.full_from else 0.25):
+        done = self.step / self.steps
+        if draw < (_FEW if done < _FULL_FROM else _FEW_LATER):
             return (example.news != UNKNOWN) | (rng.random(example.news.shape) < rng.uniform(0.05, 0.5))
-        pruned = self.step >= self.pruned_from and draw < 0.25 + self.pruned_share
-        threshold = float(np.exp(rng.uniform(np.log(0.1), np.log(4)))) if pruned else None
-        return keep_above(example.clip.difference, threshold)
+        if done < _PRUNED_FROM or draw >= _FEW_LATER + _PRUNED:
+            return keep_above(example.clip.difference, None)
+        return keep_above(example.clip.difference, float(np.exp(rng.uniform(np.log(0.1), np.log(4)))))
 
     def _sequence(self, example: Example, rng: np.random.Generator) -> Sequence:
         clip, keep = example.clip, self._keep(example, rng)
@@ -164,7 +163,8 @@ class LanguageTrainer:
     def _learn(self, batch: Batch) -> dict[str, float]:
         """One step; returns its losses."""
         warm = min(1.0, (self.step + 1) / _WARM_STEPS)
-        rate = self.rate * warm * min(1.0, max(0.02, (self.steps - self.step) / self.decay_steps))
+        falling = (1 - self.step / self.steps) / (1 - _DECAY_FROM)
+        rate = self.rate * warm * min(1.0, max(0.02, falling))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         logits, targets, after = answer_logits(self.model, batch, self.builder)
