@@ -37,7 +37,7 @@ from .world import MAX_FRAMES
 # How many questions of a kind are asked of a clip on average; of the others one.
 _SHARES = {"caption": 0.5, "cut": 0.3, "sign": 2.0, "says": 1.5, "count": 2.0, "where": 2.0, "side": 2.0}
 _NEW_SHARE = 0.2  # of a step's clips; the others were seen before, and are asked other things
-_BUFFER = 30_000  # clips
+_BUFFER = 10_000  # clips, some 75 kB each
 _WARM_STEPS = 150
 # Shares of all steps: from when on most clips have all tokens, some are pruned, and the learning rate falls evenly.
 _FULL_FROM, _PRUNED_FROM, _DECAY_FROM = 0.3, 0.5, 0.65

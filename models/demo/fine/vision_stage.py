@@ -25,7 +25,7 @@ from .world import World
 SAVE_S = 180
 _REUSE = 4
 _WARM_STEPS = 100
-_POOL = 40_000  # frames
+_POOL = 15_000  # frames, 59 kB each
 
 
 class VisionTrainer:
