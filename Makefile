@@ -2,6 +2,7 @@
 # make test   installs what the tests need and runs them; make lint checks style and types
 # make test-runtime installs the runtime without torch and runs its tests (minutes)
 # make matrix the demo and the runtime's tests on every Python there is, with the newest and the oldest dependencies
+# make fine-model trains the second demo model (hours, in the background; the same command goes on after an interruption)
 # make fuzz   damages media for FUZZ_SECONDS and reads it, then bundles, templates and records; make test: for seconds
 # make mutation changes single operators of four modules: do their tests notice? (MUTANTS=30: of each only 30)
 # make coverage which lines of runtime/ the tests run, child processes included
@@ -20,7 +21,7 @@ FUZZ_SECONDS ?= 1200
 BIN := $(VENV)/bin
 RUN := OMP_NUM_THREADS=1 $(BIN)/python -m
 
-.PHONY: coverage demo demo-bundle fuzz matrix mutation test test-runtime test-long test-interchange lint format clean
+.PHONY: coverage demo demo-bundle fine-model fuzz matrix mutation test test-runtime test-long test-interchange lint format clean
 
 demo: $(DEMO_VENV)/.installed
 	$(DEMO_VENV)/bin/vl3edge caption tests/fixtures/demo_clip.mp4
@@ -29,6 +30,9 @@ demo: $(DEMO_VENV)/.installed
 demo-bundle: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/vl3edge export models/demo/checkpoint -o runtime/demo_bundle --force \
 		--name vl3edge-demo --group-size 32 --target cpu --target cuda
+
+fine-model: $(VENV)/.installed
+	OMP_NUM_THREADS=1 nice -n 19 $(BIN)/python -m vl3edge.models.demo.fine.train --out .cache/fine-model
 
 test: $(VENV)/.installed
 	$(RUN) pytest -n $(WORKERS) -m "not long" $(PYTEST_OPTIONS)

@@ -84,6 +84,20 @@ def draw_questions(scene: Scene, image: bool, rng: np.random.Generator) -> list[
     return [ask(scene, kind, draw_wording(kind, image, rng)) for kind in chosen]
 
 
+def average_gradients(parameters: list[nn.Parameter], ranks: int) -> None:
+    """Replaces gradients by their mean over so many processes that train together."""
+    if ranks == 1:
+        return
+    flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+    torch.distributed.all_reduce(flat)
+    flat /= ranks
+    first = 0
+    for p in parameters:
+        if p.grad is not None:
+            p.grad.copy_(flat[first : first + p.numel()].view_as(p))
+            first += p.numel()
+
+
 @dataclass
 class LanguageTrainer:
     """The state of the second stage; `save` and `load` make it resumable.
@@ -171,18 +185,6 @@ class LanguageTrainer:
                 rows.append(self.builder.image(features, draw_questions(scene, True, rng), chain))
         return sorted(rows, key=lambda row: len(row.ids))
 
-    def _average_gradients(self) -> None:
-        if self.ranks == 1:
-            return
-        flat = torch.cat([p.grad.flatten() for p in self.trained if p.grad is not None])
-        torch.distributed.all_reduce(flat)
-        flat /= self.ranks
-        first = 0
-        for p in self.trained:
-            if p.grad is not None:
-                p.grad.copy_(flat[first : first + p.numel()].view_as(p))
-                first += p.numel()
-
     def _learn(self, batch: Batch) -> dict[str, float]:
         """One step; returns its losses."""
         warm = min(1.0, (self.step - self.first_step + 1) / 150)
@@ -200,7 +202,7 @@ class LanguageTrainer:
         loss = answers + 0.5 * moves + 0.5 * events + 0.5 * frames
         self.optimizer.zero_grad()
         loss.backward()
-        self._average_gradients()
+        average_gradients(self.trained, self.ranks)
         torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
         self.optimizer.step()
         keep = min(0.998, 1 - 1 / (self.step + 2))

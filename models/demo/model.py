@@ -20,12 +20,14 @@ PATCH_PX = 14
 VOCABULARY = 448
 
 
-def make_config(special: dict[str, int] | None = None) -> VideoLlama3Config:
-    """The model's configuration. special: ids of the special tokens by their text (see tokenizer.py)."""
+def make_config(
+    special: dict[str, int] | None = None, vision_width: int = 96, decoder_layers: int = 6
+) -> VideoLlama3Config:
+    """A configuration; the demo model's by default. special: ids of the special tokens by their text (tokenizer.py)."""
     ids = special or {}
     return VideoLlama3Config(
         vision_config={
-            "hidden_size": 96,
+            "hidden_size": vision_width,
             "intermediate_size": 384,
             "num_hidden_layers": 3,
             "num_attention_heads": 4,
@@ -36,7 +38,7 @@ def make_config(special: dict[str, int] | None = None) -> VideoLlama3Config:
             "vocab_size": VOCABULARY,
             "hidden_size": 128,
             "intermediate_size": 384,
-            "num_hidden_layers": 6,
+            "num_hidden_layers": decoder_layers,
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from vl3edge.runtime.media.resize import PixelBudget, resize_rgb, target_size
 from vl3edge.runtime.media.video import open_video
 from vl3edge.runtime.model import VideoLlama3
 from vl3edge.runtime.prompt.splice import EmbeddingTable
+from vl3edge.runtime.vision.clip import Clip
 
 from .answers import answer_logits, embed
 from .clips import diff_prune
@@ -90,7 +91,11 @@ class TorchPredictor:
         size = target_size(reader.height, reader.width, self._video_budget, reader.num_frames)
         frames = reader.read(size).frames
         features = merge_features(encode_frames(self.model, torch.from_numpy(frames)))
-        return self._builder.video(features, diff_prune(frames, self.threshold), questions)
+        return self._builder.video(features, self._keep(media, frames), questions)
+
+    def _keep(self, media: Path, frames: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """The tokens that stay, bool [F, h, w], of a video's frames."""
+        return diff_prune(frames, self.threshold)
 
     def _greedy(self, media: Path, question: Question) -> str:
         sequence = self._sequence(media, [Question(question.kind, question.text, "")])
@@ -123,14 +128,17 @@ class BundlePredictor:
         self._pruning = PruningConfig(enabled=False) if threshold is None else PruningConfig(threshold, enabled=True)
 
     def predict(self, media: Path, questions: list[Question]) -> list[Prediction]:
-        clip = self.model.encode(media, pruning=self._pruning)
+        clip = self._encode(media)
         config = GenerationConfig(max_new_tokens=_MAX_NEW_TOKENS, temperature=0.0, repetition_penalty=1.0)
         return [
             Prediction(self.model.ask(clip, question.text, config).text, self._logits(clip, question))
             for question in questions
         ]
 
-    def _logits(self, clip: Any, question: Question) -> NDArray[np.float32]:
+    def _encode(self, media: Path) -> Clip:
+        return self.model.encode(media, pruning=self._pruning)
+
+    def _logits(self, clip: Clip, question: Question) -> NDArray[np.float32]:
         content = [{"type": clip.kind, clip.kind: clip}, {"type": "text", "text": question.text}]
         prompt = self.model.prompt([{"role": "user", "content": content}], [clip])
         answer = self._tokenizer.encode(question.answer, add_special_tokens=False).ids

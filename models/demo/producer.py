@@ -5,27 +5,29 @@ from __future__ import annotations
 
 import multiprocessing
 import queue
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.queues import Queue
+from typing import TypeVar
 
-from .clips import Clip, make_clip
+C = TypeVar("C")
 
 
-def _produce(first: int, output: Queue[Clip]) -> None:
+def _produce(make: Callable[[int], C], first: int, output: Queue[C]) -> None:
     seed = first
     while True:
-        output.put(make_clip(seed))
+        output.put(make(seed))
         seed += 1
 
 
-def produced_clips(first: int, ahead: int = 512) -> Iterator[Clip]:
-    """The clips of seeds `first`, `first` + 1, ... without end, made by a daemon process at most `ahead` in advance.
+def produced_clips(make: Callable[[int], C], first: int, ahead: int = 64) -> Iterator[C]:
+    """What `make` gives for the seeds `first`, `first` + 1, ... without end, made by a daemon process at most `ahead`
+    in advance.
 
     Raises RuntimeError if that process dies.
     """
     context = multiprocessing.get_context("spawn")
-    output: Queue[Clip] = context.Queue(ahead)
-    process = context.Process(target=_produce, args=(first, output), daemon=True)
+    output: Queue[C] = context.Queue(ahead)
+    process = context.Process(target=_produce, args=(make, first, output), daemon=True)
     process.start()
     try:
         while True:

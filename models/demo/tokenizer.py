@@ -62,7 +62,17 @@ CHAT_TEMPLATE = """\
 
 
 def train_tokenizer() -> Tokenizer:
-    """Trains the tokenizer; the same every time."""
+    """Trains the demo's tokenizer; the same every time."""
+    sentences = [wording for wordings in WORDINGS.values() for wording in wordings] * 100
+    for seed in range(500):
+        scene = random_scene(seed)
+        sentences += [ask_video(scene, kind).answer for kind in VIDEO_KINDS]
+        sentences += [ask_image(scene, kind).answer for kind in IMAGE_KINDS]
+    return train_bpe(sentences)
+
+
+def train_bpe(sentences: list[str]) -> Tokenizer:
+    """Trains a tokenizer of `VOCABULARY` tokens on questions and answers, and on the words of the prompt's frame."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=False, fuse_unk=False))
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -73,12 +83,7 @@ def train_tokenizer() -> Tokenizer:
     )
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-    sentences = [wording for wordings in WORDINGS.values() for wording in wordings] * 100
-    sentences += ["user\n", "assistant\n", "system\n", "stream\n", "Time 0.0s:", ",Time 0.0s:"] * 200
-    for seed in range(500):
-        scene = random_scene(seed)
-        sentences += [ask_video(scene, kind).answer for kind in VIDEO_KINDS]
-        sentences += [ask_image(scene, kind).answer for kind in IMAGE_KINDS]
+    sentences = sentences + ["user\n", "assistant\n", "system\n", "stream\n", "Time 0.0s:", ",Time 0.0s:"] * 200
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY - len(SPECIAL_TOKENS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
@@ -89,10 +94,10 @@ def train_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def make_processor(tokenizer: Tokenizer) -> VideoLlama3Processor:
-    """The processor of the demo checkpoint: pictures of 112 x 112 pixels stay as they are.
+def make_processor(tokenizer: Tokenizer, side_px: int = SIZE_PX) -> VideoLlama3Processor:
+    """The processor of a checkpoint: square pictures of the side stay as they are.
 
-    A video of up to 16 frames keeps its 112 x 112 pixels; for a longer one the pixel budget shrinks the frames.
+    A video of up to 16 frames keeps its pixels, too; for a longer one the pixel budget shrinks the frames.
     """
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -105,7 +110,7 @@ def make_processor(tokenizer: Tokenizer) -> VideoLlama3Processor:
     fast.image_token_id = fast.convert_tokens_to_ids("<|image_pad|>")
     fast.video_token_id = fast.convert_tokens_to_ids("<|video_pad|>")
     common = {"patch_size": PATCH_PX, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    area = SIZE_PX * SIZE_PX
+    area = side_px * side_px
     image = VideoLlama3ImageProcessor(size={"shortest_edge": area, "longest_edge": area}, merge_size=1, **common)
     video = VideoLlama3VideoProcessor(
         size={"shortest_edge": area, "longest_edge": 16 * area},

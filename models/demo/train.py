@@ -17,20 +17,18 @@ often, and the learning rate was constant.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import tempfile
 from pathlib import Path
 
 import torch
-import torch.distributed
 
 from .clips import make_clip
 from .language_stage import LanguageTrainer
 from .model import make_config, make_model
 from .producer import produced_clips
+from .ranks import run_ranks
 from .render import HELD_OUT_SEED, TRAIN_SEED
 from .sequences import encode_clip
-from .stock import VideoLlama3ForConditionalGeneration
+from .stock import VideoLlama3ForConditionalGeneration, VideoLlama3Processor
 from .tokenizer import make_processor, save_processor, special_ids, train_tokenizer
 from .vision_stage import train_vision
 
@@ -39,22 +37,21 @@ _PROGRESS_CLIPS = 128
 _PROGRESS_SEED = HELD_OUT_SEED + 500_000  # not those that evaluate.py asks by default
 
 
-def save_checkpoint(model: VideoLlama3ForConditionalGeneration, folder: Path) -> None:
+def save_checkpoint(model: VideoLlama3ForConditionalGeneration, processor: VideoLlama3Processor, folder: Path) -> None:
     """Writes the model in float16 with its tokenizer, template and processor files."""
-    tokenizer = train_tokenizer()
     model.half().save_pretrained(folder)
     generation = model.generation_config
     generation.eos_token_id = model.config.text_config.eos_token_id
     generation.pad_token_id = model.config.text_config.pad_token_id
     generation.do_sample = False
     generation.save_pretrained(folder)
-    save_processor(make_processor(tokenizer), folder)
+    save_processor(processor, folder)
 
 
 def _vision_stage(out: Path, steps: int) -> None:
     torch.set_num_threads(1)
     model = make_model(make_config(special_ids(train_tokenizer())))
-    clips = produced_clips(TRAIN_SEED)
+    clips = produced_clips(make_clip, TRAIN_SEED)
     train_vision(model, clips, steps)
     torch.save(model.model.vision_model.state_dict(), out / "vision.pt")
 
@@ -70,29 +67,10 @@ def _trainer(out: Path, steps: int, rank: int) -> LanguageTrainer:
     return trainer
 
 
-def _language_worker(rank: int, out: Path, steps: int, meeting: str) -> None:
+def _language_worker(rank: int, out: Path, steps: int) -> None:
     trainer = _trainer(out, steps, rank)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=WORKERS)
     seeds = range(_PROGRESS_SEED, _PROGRESS_SEED + _PROGRESS_CLIPS) if rank == 0 else range(0)
     trainer.run(out / "language.pt", [encode_clip(trainer.model, make_clip(seed)) for seed in seeds])
-    torch.distributed.destroy_process_group()
-
-
-def _language_stage(out: Path, steps: int) -> None:
-    """Runs the workers. Raises RuntimeError if one fails."""
-    context = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as folder:
-        meeting = str(Path(folder) / "meeting")
-        workers = [
-            context.Process(target=_language_worker, args=(rank, out, steps, meeting), daemon=True)
-            for rank in range(WORKERS)
-        ]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
-    if any(worker.exitcode for worker in workers):
-        raise RuntimeError(f"a training process failed: exit codes {[worker.exitcode for worker in workers]}")
 
 
 def main() -> None:
@@ -107,8 +85,9 @@ def main() -> None:
     if not arguments.export_only:
         if not (out / "vision.pt").exists():
             _vision_stage(out, arguments.vision_steps)
-        _language_stage(out, arguments.language_steps)
-    save_checkpoint(_trainer(out, arguments.language_steps, 0).average, out / "checkpoint")
+        run_ranks(WORKERS, _language_worker, out, arguments.language_steps)
+    average = _trainer(out, arguments.language_steps, 0).average
+    save_checkpoint(average, make_processor(train_tokenizer()), out / "checkpoint")
 
 
 if __name__ == "__main__":
