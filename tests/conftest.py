@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+# Before anything imports Triton, which looks at this once: tests/kernels run in its interpreter, without a GPU.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from vl3edge.export.pipeline import export_bundle
 from vl3edge.models.checkpoint import Checkpoint
