@@ -1,7 +1,7 @@
 """Rotation of queries and keys, keys and values into the cache, and cached keys turned to earlier positions.
 
 The cache is described in device memory, so that a recorded step serves every length and every place of the cache:
-cache int64 [1 + 2 · layers] holds the capacity, then the addresses of the keys and values of layer 0, of layer 1, …, each
+cache int64 [1 + 2 · layers] holds the capacity, then the addresses of the keys and values of layer 0, of layer 1, …:
 float16 [rows, KV_HEADS, capacity, 2 · HALF], aligned to 16 bytes; lengths int32 [rows] holds the tokens in a row.
 Tables cos and sin: float32 [positions, HALF], positions at least the capacity; channel i turns with channel i + HALF.
 Source: RoFormer (arXiv 2104.09864), in the convention of Qwen2; the tables are those of `export/decoder.py`.
@@ -22,41 +22,46 @@ def cached(cache_ptr, layer, kind):
 
 @triton.jit
 def rotate_and_cache(
-    qkv_ptr, cos_ptr, sin_ptr, lengths_ptr, cache_ptr, layer, row,
-    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr, PROMPT: tl.constexpr,
+    qkv_ptr, cos_ptr, sin_ptr, lengths_ptr, cache_ptr, layer, row, count,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr, BT: tl.constexpr,
+    PROMPT: tl.constexpr,
 ):  # fmt: skip
-    """Turns queries where they stand; caches turned keys, and values.  Grid: (tokens, HEADS + 2 · KV_HEADS).
+    """Turns queries where they stand; caches turned keys, and values.  Grid: (ceil(count / BT), HEADS + 2 · KV_HEADS).
 
-    qkv: float16 [tokens, (HEADS + 2 · KV_HEADS) · 2 · HALF]. A prompt's tokens follow what is cached in `row`; a step's
+    qkv: float16 [count, (HEADS + 2 · KV_HEADS) · 2 · HALF]. A prompt's tokens follow what is cached in `row`; a step's
     token k follows what is cached in row k. Where a row is full, or its length negative, nothing is written to the
     cache. BLOCK: a power of two from HALF on.
     """
-    token, head = tl.program_id(0), tl.program_id(1)
+    head = tl.program_id(1)
+    token, channel = tl.program_id(0) * BT + tl.arange(0, BT), tl.arange(0, BLOCK)
+    given = token < count
     if PROMPT:
         position = tl.load(lengths_ptr + row) + token
+        slot = row * KV_HEADS + token * 0
     else:
-        row = token
-        position = tl.load(lengths_ptr + token)
+        position = tl.load(lengths_ptr + token, mask=given, other=-1)
+        slot = token * KV_HEADS
     capacity = tl.load(cache_ptr)
-    fits = (position >= 0) & (position < capacity)
-    channel = tl.arange(0, BLOCK)
-    real = channel < HALF
-    here = qkv_ptr + (token * (HEADS + 2 * KV_HEADS) + head) * 2 * HALF + channel
+    fits = given & (position >= 0) & (position < capacity)
+    real = given[:, None] & (channel < HALF)[None, :]
+    fitting = fits[:, None] & (channel < HALF)[None, :]
+    here = qkv_ptr + (token * (HEADS + 2 * KV_HEADS) + head)[:, None] * 2 * HALF + channel[None, :]
     first = tl.load(here, mask=real, other=0.0).to(tl.float32)
     second = tl.load(here + HALF, mask=real, other=0.0).to(tl.float32)
     if head < HEADS + KV_HEADS:
-        cos = tl.load(cos_ptr + position * HALF + channel, mask=real & fits, other=0.0)
-        sin = tl.load(sin_ptr + position * HALF + channel, mask=real & fits, other=0.0)
+        angle = position[:, None] * HALF + channel[None, :]
+        cos = tl.load(cos_ptr + angle, mask=fitting, other=0.0)
+        sin = tl.load(sin_ptr + angle, mask=fitting, other=0.0)
         first, second = first * cos - second * sin, second * cos + first * sin
     if head < HEADS:
         tl.store(here, first.to(tl.float16), mask=real)
         tl.store(here + HALF, second.to(tl.float16), mask=real)
     else:
         kind = (head >= HEADS + KV_HEADS).to(tl.int32)
-        slot = row * KV_HEADS + head - HEADS - kind * KV_HEADS
-        into = cached(cache_ptr, layer, kind) + (slot * capacity + position) * 2 * HALF + channel
-        tl.store(into, first.to(tl.float16), mask=real & fits)
-        tl.store(into + HALF, second.to(tl.float16), mask=real & fits)
+        at = (slot + head - HEADS - kind * KV_HEADS) * capacity + position
+        into = cached(cache_ptr, layer, kind) + at[:, None] * 2 * HALF + channel[None, :]
+        tl.store(into, first.to(tl.float16), mask=fitting)
+        tl.store(into + HALF, second.to(tl.float16), mask=fitting)
 
 
 @triton.jit

@@ -24,6 +24,20 @@ class Cache:
         self.table = np.array([capacity, *(buffer.ctypes.data for buffer in self.buffers)], np.int64)
 
     @property
+    def capacity(self) -> int:
+        return self.buffers[0].shape[2]
+
+    def moved(self, capacity: int) -> Cache:
+        """The same content in buffers of another capacity, NaN behind it."""
+        rows, kv_heads, _, dim = self.buffers[0].shape
+        other = Cache(np.random.default_rng(0), [0] * rows, kv_heads, capacity, dim, len(self.layers))
+        other.lengths[:] = self.lengths
+        for new, old in zip(other.buffers, self.buffers, strict=True):
+            kept = min(capacity, self.capacity)
+            new[:, :, :kept] = old[:, :, :kept]
+        return other
+
+    @property
     def buffers(self) -> list[np.ndarray]:
         return [buffer for pair in self.layers for buffer in pair]
 

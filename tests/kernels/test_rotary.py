@@ -15,7 +15,7 @@ from vl3edge.export.decoder import rotary_tables
 from vl3edge.export.kernels.rotary import move_cached, rotate_and_cache
 from vl3edge.runtime.rotary import Rotary
 
-THETA = 10000.0
+THETA, BT = 10000.0, 2
 
 
 def rotated(x: np.ndarray, position: int, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
@@ -30,9 +30,9 @@ def rotate(cache: Cache, qkv: np.ndarray, heads: int, real: int, row: int | None
     _, kv_heads, capacity, dim = cache.buffers[0].shape
     cos, sin = rotary_tables(real, THETA, capacity)
     launch(
-        rotate_and_cache, (len(qkv), heads + 2 * kv_heads), qkv, cos, sin, cache.lengths, cache.table, 1, row or 0,
-        HEADS=heads, KV_HEADS=kv_heads, HALF=dim // 2, BLOCK=1 << (dim // 2 - 1).bit_length(), PROMPT=row is not None,
-        reach=cache.buffers,
+        rotate_and_cache, (-(-len(qkv) // BT), heads + 2 * kv_heads),
+        qkv, cos, sin, cache.lengths, cache.table, 1, row or 0, len(qkv), HEADS=heads, KV_HEADS=kv_heads, HALF=dim // 2, BLOCK=1 << (dim // 2 - 1).bit_length(),
+        BT=BT, PROMPT=row is not None, reach=cache.buffers,
     )  # fmt: skip
 
 

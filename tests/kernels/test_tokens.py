@@ -80,7 +80,8 @@ class Chooser:
         launch(best_of_block, (blocks, rows), self.logits, values, ids, vocabulary, BLOCK=block)
         launch(
             choose, (rows,), self.logits, values, ids, self.temperatures, self.top_k, self.draws, self.tokens,
-            self.trail, self.lengths, vocabulary, blocks, grown, BLOCK=block, BLOCKS=1 << (blocks - 1).bit_length(), TRAIL=TRAIL,
+            self.trail, self.lengths, vocabulary, blocks, grown,
+            BLOCK=block, BLOCKS=1 << (blocks - 1).bit_length(), TRAIL=TRAIL,
         )  # fmt: skip
         return self.tokens
 

@@ -18,19 +18,16 @@ def strands(x: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """One matrix as the kernels take it. dense: float32 [N, K], columns in the order of the vectors."""
+    """One matrix [N, K] as the kernels take it. dense: float32, its columns in the order of the vectors."""
 
+    shape: tuple[int, int]
     codes: np.ndarray
     scales: np.ndarray | None
     zeros: np.ndarray | None
     order: np.ndarray | None
-    dense: np.ndarray
     bits: int
     group: int
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.dense.shape[0], self.dense.shape[1]
+    dense: np.ndarray
 
     @property
     def tensors(self) -> tuple[np.ndarray | None, ...]:
@@ -68,7 +65,7 @@ def quantized(layer: QuantizedLinear) -> Weights:
         dense[:, packed.order] = values
     words = np.ascontiguousarray(packed.packed.reshape(len(values), -1)).view(np.int32)
     order = None if packed.order is None else packed.order.astype(np.int32)
-    return Weights(words, packed.scales, packed.zero_points, order, dense, packed.bits, group)
+    return Weights(values.shape, words, packed.scales, packed.zero_points, order, packed.bits, group, dense)
 
 
 def random_weights(
@@ -77,7 +74,7 @@ def random_weights(
     """Codes over their whole range; bits 16 are float16 weights."""
     if bits == 16:
         values = (rng.standard_normal((outputs, inputs)) / 8).astype(np.float16)
-        return Weights(values.view(np.int32), None, None, None, values.astype(np.float32), 16, group)
+        return Weights(values.shape, values.view(np.int32), None, None, None, 16, group, values.astype(np.float32))
     groups, top = inputs // group, 2**bits
     middle = np.full((outputs, groups), top // 2, np.uint8)
     layer = QuantizedLinear(
