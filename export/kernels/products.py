@@ -71,7 +71,7 @@ def _row_sums(
 
 @triton.jit
 def product(
-    x_ptr, norm_ptr, order_ptr, codes_ptr, scales_ptr, zeros_ptr, bias_ptr, y_ptr, rows, N,
+    x_ptr, norm_ptr, order_ptr, codes_ptr, scales_ptr, zeros_ptr, bias_ptr, y_ptr, rows, N, pitch,
     K: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, ZEROS: tl.constexpr, NORM: tl.constexpr,
     ORDER: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, WIDTH: tl.constexpr, EPS: tl.constexpr,
     BN: tl.constexpr, C: tl.constexpr, UNROLL: tl.constexpr,
@@ -80,9 +80,9 @@ def product(
 
     x: float16 or float32 [rows, K] in a step's order. norm: float32 [K] in that order. order: int32 [K], the place
     (`words.place`) of the element that code k belongs to, for weights with reordered inputs. bias: float16 [N].
-    y: float16 or float32 [rows, N] in natural order; with RESIDUAL it is in a step's order, is added to, and WIDTH is
-    N. What a flag switches off is not read. Programs of one place and several rows are neighbours: what one reads of
-    the weights, the others find in the cache.
+    y: float16 or float32 [rows, N] in natural order, `pitch` from one row to the next; with RESIDUAL it is in a step's
+    order, is added to, and WIDTH is N. What a flag switches off is not read. Programs of one place and several rows
+    are neighbours: what one reads of the weights, the others find in the cache.
     """
     row = tl.program_id(0) % rows
     outputs = tl.program_id(0) // rows * BN + tl.arange(0, BN)
@@ -95,10 +95,10 @@ def product(
     if BIAS:
         y += tl.load(bias_ptr + outputs).to(tl.float32)
     if RESIDUAL:
-        into = y_ptr + row * WIDTH + place(outputs, WIDTH)
+        into = y_ptr + row * pitch + place(outputs, WIDTH)
         y += tl.load(into, mask=real, other=0.0)
     else:
-        into = y_ptr + row * N + outputs
+        into = y_ptr + row * pitch + outputs
     tl.store(into, y.to(y_ptr.dtype.element_ty), mask=real)
 
 

@@ -32,7 +32,7 @@ def to_step_order(x_ptr, y_ptr, K: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def prompt_product(
-    x_ptr, order_ptr, codes_ptr, scales_ptr, zeros_ptr, bias_ptr, gate_ptr, y_ptr, count, N,
+    x_ptr, order_ptr, codes_ptr, scales_ptr, zeros_ptr, bias_ptr, gate_ptr, y_ptr, count, N, pitch,
     K: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, ZEROS: tl.constexpr, ORDER: tl.constexpr,
     BIAS: tl.constexpr, RESIDUAL: tl.constexpr, GATED: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, TALL: tl.constexpr,
@@ -40,7 +40,8 @@ def prompt_product(
     """y = x · Wᵀ, plus a bias, added to y, or times SiLU(gate).  Grid: (ceil(count / BM) · ceil(N / BN),).
 
     x: float16 [count, K]. order: int32 [K], the column of x that code k belongs to. bias: float16 [N].
-    gate: float16 [count, N], may be y. y: float16 or float32 [count, N]. BK divides GROUP. Programs of TALL tiles below
+    gate: float16 [count, N], may be y. y: float16 or float32 [count, N]; of both, `pitch` from one row to the next. BK
+    divides GROUP. Programs of TALL tiles below
     one another are neighbours, so that they share what they read of the weights.
     """
     PER: tl.constexpr = 32 // BITS
@@ -78,7 +79,7 @@ def prompt_product(
                 weights = tl.reshape(codes, (BN, BK)) - (1024.0 + (1 << (BITS - 1)))
             scales = tl.load(scales_ptr + columns * GROUPS + group).to(tl.float32)
             y += tl.dot(x, tl.trans(weights.to(tl.float16))) * scales[None, :]
-    into = rows[:, None] * N + columns[None, :]
+    into = rows[:, None] * pitch + columns[None, :]
     if BIAS:
         y += tl.load(bias_ptr + columns).to(tl.float32)[None, :]
     if GATED:

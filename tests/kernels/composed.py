@@ -115,7 +115,8 @@ class ComposedDecoder:
         head = self.head
         launch(
             embed, (self.rows,), self.tokens, head.codes.view(np.uint8), head.scales, head.zeros, x,
-            self.spec.vocab_size, K=self.spec.hidden_size, BITS=head.bits, GROUP=head.group, ZEROS=head.zeros is not None,
+            self.spec.vocab_size,
+            K=self.spec.hidden_size, BITS=head.bits, GROUP=head.group, ZEROS=head.zeros is not None,
             BLOCK=_power(self.spec.hidden_size), STRANDS=not many,
         )  # fmt: skip
         for layer in range(self.spec.num_layers):
@@ -169,7 +170,7 @@ class ComposedDecoder:
         y = np.full((len(x), outputs), np.nan, dtype) if onto is None else onto
         launch(
             product, (-(-outputs // BLOCK) * len(x),), x, None if norm is None else strands(norm), weights.places,
-            *weights.tensors, bias, y, len(x), outputs,
+            *weights.tensors, bias, y, len(x), outputs, outputs,
             K=inputs, NORM=norm is not None, BIAS=bias is not None, RESIDUAL=onto is not None, WIDTH=outputs,
             EPS=self.epsilon, BN=BLOCK, C=_words(weights), UNROLL=1, **weights.settings(),
         )  # fmt: skip
@@ -191,7 +192,7 @@ class ComposedDecoder:
             y = gate
         launch(
             prompt_product, (-(-count // 64) * -(-outputs // 128),), x, weights.order, *weights.tensors, bias, gate, y,
-            count, outputs, K=inputs, BIAS=bias is not None, RESIDUAL=onto is not None, GATED=gate is not None,
+            count, outputs, outputs, K=inputs, BIAS=bias is not None, RESIDUAL=onto is not None, GATED=gate is not None,
             BM=64, BN=128, BK=weights.group, TALL=2, **weights.settings(),
         )  # fmt: skip
         return y

@@ -41,14 +41,14 @@ def silu(x: np.ndarray) -> np.ndarray:
 
 def run_product(
     weights: Weights, x: np.ndarray, y: np.ndarray, norm: np.ndarray | None = None, bias: np.ndarray | None = None,
-    residual: bool = False, **tiles: int,
+    residual: bool = False, pitch: int = 0, **tiles: int,
 ) -> None:  # fmt: skip
     """One launch of `product`; x, y (with residual) and norm in a step's order."""
     tiles = {"BN": 16, "C": 16, "UNROLL": 1} | tiles
     (outputs, inputs), rows = weights.shape, len(x)
     launch(
         product, (-(-outputs // tiles["BN"]) * rows,),
-        x, norm, weights.places, *weights.tensors, bias, y, rows, outputs,
+        x, norm, weights.places, *weights.tensors, bias, y, rows, outputs, pitch or y.shape[1],
         K=inputs, NORM=norm is not None, BIAS=bias is not None, RESIDUAL=residual, WIDTH=outputs, EPS=EPS,
         **weights.settings(), **tiles,
     )  # fmt: skip
@@ -129,14 +129,14 @@ def test_a_large_channel_does_not_overflow_before_the_norm() -> None:
 
 def run_prompt_product(
     weights: Weights, x: np.ndarray, y: np.ndarray, bias: np.ndarray | None = None, gate: np.ndarray | None = None,
-    residual: bool = False, **tiles: int,
+    residual: bool = False, pitch: int = 0, **tiles: int,
 ) -> None:  # fmt: skip
     """One launch of `prompt_product`."""
     tiles = {"BM": 16, "BN": 16, "BK": min(32, weights.group), "TALL": 2} | tiles
     (outputs, inputs), count = weights.shape, len(x)
     launch(
         prompt_product, (-(-count // tiles["BM"]) * -(-outputs // tiles["BN"]),),
-        x, weights.order, *weights.tensors, bias, gate, y, count, outputs,
+        x, weights.order, *weights.tensors, bias, gate, y, count, outputs, pitch or y.shape[1],
         K=inputs, BIAS=bias is not None, RESIDUAL=residual, GATED=gate is not None, **weights.settings(), **tiles,
     )  # fmt: skip
 
@@ -165,6 +165,19 @@ def test_tiles_of_a_prompt_cover_it_once_whatever_their_shape() -> None:
         y = np.ones((45, 70), np.float32)
         run_prompt_product(weights, x, y, residual=True, **tiles)
         assert_near(y, wanted + 1, 2e-6)
+
+
+def test_parts_of_one_row_may_be_products_of_their_own() -> None:
+    """As queries, keys and values are where their settings differ."""
+    rng = np.random.default_rng(5)
+    parts = [random_weights(rng, 16, 64, 4, 32), random_weights(rng, 8, 64, 8, 64)]
+    x = rng.standard_normal((3, 64)).astype(np.float16)
+    wanted = np.concatenate([x.astype(np.float32) @ weights.dense.T for weights in parts], 1)
+    for run, given in ((run_product, strands(x)), (run_prompt_product, x)):
+        y = np.full((3, 24), np.nan, np.float32)
+        run(parts[0], given, y)
+        run(parts[1], given, y.reshape(-1)[16:].reshape(1, -1)[:, :56], pitch=24)
+        assert_near(y, wanted, 6e-4)
 
 
 def test_a_prompts_product_is_gated_where_the_gate_stands() -> None:

@@ -31,8 +31,9 @@ def rotate(cache: Cache, qkv: np.ndarray, heads: int, real: int, row: int | None
     cos, sin = rotary_tables(real, THETA, capacity)
     launch(
         rotate_and_cache, (-(-len(qkv) // BT), heads + 2 * kv_heads),
-        qkv, cos, sin, cache.lengths, cache.table, 1, row or 0, len(qkv), HEADS=heads, KV_HEADS=kv_heads, HALF=dim // 2, BLOCK=1 << (dim // 2 - 1).bit_length(),
-        BT=BT, PROMPT=row is not None, reach=cache.buffers,
+        qkv, cos, sin, cache.lengths, cache.table, 1, row or 0, len(qkv),
+        HEADS=heads, KV_HEADS=kv_heads, HALF=dim // 2, BLOCK=1 << (dim // 2 - 1).bit_length(), BT=BT,
+        PROMPT=row is not None, reach=cache.buffers,
     )  # fmt: skip
 
 
