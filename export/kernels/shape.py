@@ -9,13 +9,14 @@ from pathlib import Path
 
 import onnx
 
-from vl3edge.export.embeddings import FILE_NAME
 from vl3edge.export.errors import ExportError
 from vl3edge.runtime.manifest import DECODER_GRAPH, TextSpec
 
 ROLES = ("qkv", "output", "gate", "up", "down")
+_EMBEDDINGS = "embeddings.safetensors"
 _HEADS = ("lm_head", "logits")  # quantized, and not
 _WHOLE_GROUP = 64  # what a prompt's product takes of a row at a time where no group of codes says it
+_LEAST_GROUP = 16  # of inputs, that tensor cores take at once
 _WHOLE_BITS = {"F16": 16, "F32": 32}
 
 
@@ -64,8 +65,8 @@ def read_shape(folder: Path, text: TextSpec) -> DecoderShape:
     """The shape of a bundle's decoder, from its graph; ExportError where it has what the kernels do not know."""
     graph = onnx.load(folder / DECODER_GRAPH, load_external_data=False).graph
     found = dict(_matrices(graph, text))
-    (head,) = [found.pop(name) for name in _HEADS if name in found] or [None]
-    if head is None:
+    heads = [found.pop(name) for name in _HEADS if name in found]
+    if len(heads) != 1:
         raise ExportError(f"{DECODER_GRAPH} has no output head that this version knows; export again.")
     matrices: dict[str, set[Matrix]] = {role: set() for role in ROLES}
     layers: dict[tuple[str, str], Matrix] = {}
@@ -80,8 +81,8 @@ def read_shape(folder: Path, text: TextSpec) -> DecoderShape:
     return DecoderShape(
         text,
         epsilons.pop(),
-        head,
-        _embeddings(folder / FILE_NAME, text.hidden_size),
+        heads[0],
+        _embeddings(folder / _EMBEDDINGS, text.hidden_size),
         {role: frozenset(kinds) for role, kinds in matrices.items()},
         frozenset(gated),
     )
@@ -94,12 +95,20 @@ def _matrices(graph: onnx.GraphProto, text: TextSpec) -> Iterator[tuple[str, Mat
     for node in graph.node:
         name = node.name.removesuffix(".matmul")
         known = name in _HEADS or (name.startswith("layers.") and name.split(".")[2] in ROLES)
-        if node.op_type == "MatMulNBits" and known:
+        if node.op_type == "MatMulNBits":
+            if not known:
+                raise ExportError(
+                    f"{DECODER_GRAPH} has a product {node.name!r} that this version does not know; export again."
+                )
             facts = {attribute.name: attribute.i for attribute in node.attribute}
             zeros = len(node.input) > 3 and bool(node.input[3])
             yield name, Matrix(facts["K"], facts["bits"], facts["block_size"], zeros, node.input[0] in orders)
         elif node.op_type in ("MatMul", "Gemm") and known:
             size = inputs.get(name.split(".")[2] if name not in _HEADS else "", text.hidden_size)
+            if size % _LEAST_GROUP:
+                raise ExportError(
+                    f"the kernels want rows of a multiple of {_LEAST_GROUP} inputs, not {size} ({node.name})"
+                )
             yield name, Matrix(size, 16, min(size & -size, _WHOLE_GROUP))
 
 

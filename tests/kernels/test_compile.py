@@ -17,13 +17,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 pytest.importorskip("triton")
 
+from vl3edge.export.errors import ExportError
 from vl3edge.export.kernels.shape import Matrix, read_shape
 from vl3edge.export.kernels.variants import variants
 from vl3edge.runtime.bundle import DEMO_BUNDLE, open_bundle
+from vl3edge.runtime.manifest import DECODER_GRAPH
 
 MACHINES = {"cubin-8.7": 87, "cubin-8.9": 89, "cubin-9.0": 90, "cubin-12.0": 120}
 TARGETS = ["ptx-8.0", *MACHINES]
@@ -33,6 +36,7 @@ import sys
 from pathlib import Path
 from vl3edge.export.decoder import text_spec
 from vl3edge.export.kernels.compile import compile_kernels
+from vl3edge.export.errors import ExportError
 from vl3edge.export.kernels.shape import read_shape, uniform_shape
 from vl3edge.models.random import preset
 from vl3edge.runtime.bundle import DEMO_BUNDLE, open_bundle
@@ -163,6 +167,22 @@ def test_the_shape_of_a_bundle_that_is_not_quantized(bundle: Path) -> None:
     assert shape.embeddings == Matrix(96, 32, 96)
     assert shape.matrices["down"] == {Matrix(160, 16, 32)}
     assert shape.matrices["output"] == {Matrix(128, 16, 64)}
+
+
+def renamed(folder: Path, old: str, new: str) -> Path:
+    """A folder with the demo's decoder graph, one of whose nodes is called otherwise."""
+    graph = onnx.load(DEMO_BUNDLE / DECODER_GRAPH, load_external_data=False)
+    (node,) = [node for node in graph.graph.node if node.name == old]
+    node.name = new
+    (folder / DECODER_GRAPH).write_bytes(graph.SerializeToString())
+    return folder
+
+
+def test_graphs_of_another_version_are_refused(tmp_path: Path) -> None:
+    text = open_bundle(DEMO_BUNDLE).manifest.text
+    for old, new in (("layers.2.gate.matmul", "layers.2.gate_up.matmul"), ("lm_head.matmul", "head.matmul")):
+        with pytest.raises(ExportError, match="export again"):
+            read_shape(renamed(tmp_path, old, new), text)
 
 
 def test_settings_that_differ_by_layer_have_kernels_of_their_own() -> None:
