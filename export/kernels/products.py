@@ -44,9 +44,9 @@ def _row_sums(
         words = tl.load(codes_ptr + outputs[:, None] * WORDS + word[None, :], mask=inside[None, :], other=0)
         group = word // (GROUP // PER)
         if ZEROS:
-            zeros = 8388608.0 + zero_points(zeros_ptr, outputs[:, None], group[None, :], GROUPS, BITS, inside[None, :])
+            zeros = zero_points(zeros_ptr, outputs[:, None], group[None, :], GROUPS, BITS, inside[None, :])
         else:
-            zeros = 8388608.0 + (1 << (BITS - 1))
+            zeros = 1 << (BITS - 1)
         part = tl.zeros((BN, C), tl.float32)
         for j in tl.static_range(PER):
             if ORDER:
