@@ -49,7 +49,8 @@ def code_as_float(words, j: tl.constexpr, zeros, BITS: tl.constexpr):
         PLACE: tl.constexpr = j % TOGETHER * BITS
         MASK: tl.constexpr = ((1 << BITS) - 1) << PLACE
         EXPONENT: tl.constexpr = (127 + 23 - PLACE) << 23
-        value = (((words >> SHIFT) & MASK) | EXPONENT).to(tl.float32, bitcast=True) - ((1 << (23 - PLACE)) * 1.0 + zeros)
+        raised = (((words >> SHIFT) & MASK) | EXPONENT).to(tl.float32, bitcast=True)
+        value = raised - ((1 << (23 - PLACE)) * 1.0 + zeros)
     return value
 
 
