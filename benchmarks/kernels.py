@@ -24,7 +24,6 @@ SIZES = ("2b", "7b")
 CONTEXT = 1000
 _A_LAYER = ("qkv", "rotation", "attention", "its parts combined", "output", "gate and up", "down")
 _A_STEP = ("embedding", "head", "best of a block", "choice")
-_TILES = ("BM", "BN", "BK", "BT", "C", "SPLITS", "K", "BITS")
 
 
 def main() -> None:
@@ -50,7 +49,8 @@ def line(kernel: dict[str, Any]) -> dict[str, Any]:
     constants = kernel["constants"]
     return {
         "function": kernel["function"],
-        "tile": {name: constants[name] for name in _TILES if name in constants},
+        **{name: constants[name] for name in ("K", "BITS") if name in constants},
+        "tile": kernel["tile"],
         "warps": kernel["num_warps"],
         **{
             target: [binary["registers"], binary["spilled_bytes"], binary["shared_bytes"]]

@@ -6,7 +6,8 @@ FOLDER then holds `kernels.json` and an archive for each kind of GPU: `ptx-8.0.z
 8.0 on takes and whose driver compiles it when it is loaded, and `cubin-8.7.zip` and the like, machine code for one.
 A device needs one of them. `kernels.json`: format, versions; `archives`, each with its size and sha256; `kernels`, each
 with the function it comes from, the names and types of its arguments in order, how many null pointers follow them, its
-constants, threads, and for each archive shared memory, registers, spilled bytes and the sha256 of its entry there.
+constants, its tile, threads, and for each archive shared memory, registers, spilled bytes and the sha256 of its entry.
+Several may differ in their tile alone; one that spills registers to memory is left out where another does not.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from vl3edge.runtime.errors import Vl3EdgeError
 
 from .binaries import MACHINES, PORTABLE, PTX_VERSION, Compiled, compiled, private_compiler, versions
 from .shape import DecoderShape, read_shape
-from .variants import Kernel, variants
+from .variants import TILES, Kernel, variants
 
 FORMAT, FORMAT_VERSION = "vl3edge-kernels", 1
 MANIFEST = "kernels.json"
@@ -52,6 +53,7 @@ def compile_kernels(
         for result in pool.map(compiled, kernels):
             results.append(result)
             progress(len(results), len(kernels))
+    kernels, results = _without_spills(kernels, results)
     archives = {
         f"{target}.zip": _archive(folder / f"{target}.zip", target, kernels, results)
         for target in (PORTABLE, *MACHINES)
@@ -66,6 +68,14 @@ def compile_kernels(
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return manifest
+
+
+def _without_spills(kernels: list[Kernel], results: list[Compiled]) -> tuple[list[Kernel], list[Compiled]]:
+    """Without the variants that spill, where there is one of the same purpose that does not."""
+    sound = [not any(binary.spilled_bytes for binary in result.binaries.values()) for result in results]
+    served = {kernel.purpose for kernel, is_sound in zip(kernels, sound, strict=True) if is_sound}
+    kept = [k for k, kernel in enumerate(kernels) if sound[k] or kernel.purpose not in served]
+    return [kernels[k] for k in kept], [results[k] for k in kept]
 
 
 def _archive(path: Path, target: str, kernels: list[Kernel], results: list[Compiled]) -> dict[str, Any]:
@@ -84,7 +94,8 @@ def _entry(kernel: Kernel, result: Compiled) -> dict[str, Any]:
         "function": result.entry,
         "arguments": [list(argument) for argument in kernel.arguments],
         "scratch": result.scratch,
-        "constants": dict(kernel.constants),
+        "constants": {name: value for name, value in kernel.constants if name not in TILES},
+        "tile": {name: value for name, value in kernel.constants if name in TILES},
         "num_warps": kernel.num_warps,
         "num_stages": kernel.num_stages,
         "binaries": {

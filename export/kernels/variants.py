@@ -1,7 +1,7 @@
 """Every kernel that a decoder of a given shape needs, each in a few sizes of tiles for a device to choose from.
 
-Which tiles are fast is not known before a device has tried them: `BN`, `C`, `BM`, `BK`, `BT`, `SPLITS` and the number
-of warps are what varies between variants that compute the same. What a runtime asks for is the other constants.
+Which tiles are fast is not known before a device has tried them: TILES and the number of warps are what varies between
+variants that compute the same. What a runtime asks for is the other constants; what it launches by, all of them.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from typing import Any
 from . import attention, products, prompt, rotary, tokens
 from .shape import DecoderShape, Matrix
 
+TILES = ("BM", "BN", "BK", "BT", "C", "SPLITS", "TALL", "UNROLL")
 TRAIL = 1024  # choices of a row that the device keeps
 TALL = 8
 _STEP_TILES = ((2, 128, 1), (4, 128, 1), (4, 256, 2), (4, 512, 4), (32, 128, 8))  # BN, C, warps
 _MANY_ROWS_TILE = (16, 64, 128, 4)  # BM, BN, BK, warps, for steps
 _PROMPT_TILES = (_MANY_ROWS_TILE, (64, 64, 64, 4), (64, 128, 64, 8), (128, 64, 64, 8))
-_LARGEST_TILE = (128, 128, 64, 8)  # where nothing is added to: with a residual it does not fit the registers
+_LARGEST_TILE = (128, 128, 64, 8)  # where nothing else is read at the end, for which there are no registers left
 _SPLITS, _STEP_POSITIONS = (8, 32), 32
-_PROMPT_ATTENTION = ((64, 32, 4), (128, 64, 8))  # BM, BT, warps
+_PROMPT_ATTENTION = ((64, 32, 4), (64, 64, 4), (128, 32, 8))  # BM, BT, warps
 
 _POINTERS = {
     "bias_ptr": "*fp16", "cache_ptr": "*i64", "codes_ptr": "*i32", "cos_ptr": "*fp32", "draws_ptr": "*fp32",
@@ -46,6 +47,12 @@ class Kernel:
     num_warps: int
     num_stages: int = 3
     tensor_cores: bool = False
+
+    @property
+    def purpose(self) -> tuple[Any, ...]:
+        """What it computes; variants of one purpose differ in their tiles."""
+        settings = tuple((name, value) for name, value in self.constants if name not in TILES)
+        return self.function.__name__, self.arguments, settings
 
     @property
     def name(self) -> str:
@@ -106,7 +113,7 @@ def _prompt_products(shape: DecoderShape) -> Iterator[Kernel]:
     for role in ("qkv", "output", "gate", "up", "down", "head"):
         bias, residual, gated = endings.get(role, (False, role != "head", False))
         for matrix in [shape.head] if role == "head" else sorted(shape.matrices[role]):
-            tiles = [_MANY_ROWS_TILE] if role == "head" else [*_PROMPT_TILES, *[_LARGEST_TILE] * (not residual)]
+            tiles = [_MANY_ROWS_TILE] if role == "head" else [*_PROMPT_TILES, *[_LARGEST_TILE] * (not residual | gated)]
             for bm, bn, bk, warps in tiles:
                 constants = {"K": matrix.inputs, **matrix.constants()}
                 constants |= {"BIAS": bias, "RESIDUAL": residual, "GATED": gated}
