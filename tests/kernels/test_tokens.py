@@ -122,14 +122,23 @@ def test_a_row_that_is_switched_off_keeps_its_length_and_leaves_no_trail() -> No
     assert chooser.trail[1, 12 % TRAIL] == chooser.tokens[1]
 
 
+def test_a_zero_ties_with_the_other_zero() -> None:
+    logits = np.full((4, VOCABULARY), -1, np.float32)
+    zeros = [3, 20, 21, 50]
+    logits[:, zeros] = [0.0, -0.0, 0.0, -0.0]
+    chooser = Chooser(logits)
+    chooser.temperatures[:], chooser.top_k[:] = 1, 1
+    chooser.draws[:] = np.array([0.1, 0.3, 0.6, 0.9])[:, None]
+    assert chooser.run().tolist() == zeros
+
+
 @pytest.mark.parametrize(
     ("temperature", "top_k"), [(1.0, 0), (0.6, 5), (3.0, 1), (0.05, 0), (2.0, VOCABULARY), (1.5, 17)]
 )
 def test_draws_fall_where_the_runtimes_sampler_has_them(temperature: float, top_k: int) -> None:
     rng = np.random.default_rng(top_k)
     rows = 5
-    logits = rng.integers(-20, 20, (rows, VOCABULARY)).astype(np.float32) / 4  # ties with the k-th, and both zeros
-    logits[0, logits[0] == 0] *= -1
+    logits = rng.integers(-20, 20, (rows, VOCABULARY)).astype(np.float32) / 4  # ties with the k-th
     chooser = Chooser(logits)
     chooser.temperatures[:], chooser.top_k[:] = temperature, top_k
     chooser.draws[:] = rng.random((rows, TRAIL)).astype(np.float32)
