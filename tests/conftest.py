@@ -6,6 +6,7 @@ run without it: those that compare with torch are marked, and skipped where it i
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
@@ -18,6 +19,8 @@ from made_media import make_media
 if TYPE_CHECKING:
     from vl3edge.models.config import Layout
 
+# Before anything imports Triton, which looks at this once: tests/kernels run in its interpreter, without a GPU.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
 

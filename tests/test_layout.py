@@ -73,6 +73,7 @@ EXPORT_WINGS = (
     "pipeline",
     "cli",
     "verify",
+    "kernels",
 )
 
 

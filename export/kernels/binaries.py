@@ -1,0 +1,128 @@
+"""One kernel compiled without a GPU: PTX that every GPU from 8.0 on takes, and machine code for single ones.
+
+Triton makes the PTX; `ptxas` of its own, or the one that TRITON_PTXAS_PATH names, makes the machine code, and says how
+many registers it takes. The PTX is of version 8.2, which drivers from CUDA 12.2 on read. The same PTX becomes the
+machine code of 8.7, 8.9 and 12.0, for which Triton would write the same instructions; for 9.0 kernels with tensor cores
+are compiled again, as its `wgmma` is several times as fast and exists nowhere else.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from vl3edge.export.errors import ExportError
+
+from .variants import Kernel
+
+PTX_VERSION = 82
+PORTABLE = "ptx-8.0"
+MACHINES = {"cubin-8.7": "sm_87", "cubin-8.9": "sm_89", "cubin-9.0": "sm_90", "cubin-12.0": "sm_120"}
+_HOPPER = 90
+_ALIGNED = 16  # bytes: of every array that a kernel is given
+
+
+@dataclass(frozen=True)
+class Binary:
+    """A kernel for one kind of GPU. registers, spilled_bytes: of a thread, 0 for PTX, which does not say.
+
+    shared_bytes: of a block, to be asked for at the launch.
+    """
+
+    content: bytes
+    shared_bytes: int
+    registers: int = 0
+    spilled_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """entry: the function's name in every binary. scratch: null pointers that follow the arguments."""
+
+    entry: str
+    scratch: int
+    binaries: dict[str, Binary]
+
+
+@contextmanager
+def private_compiler() -> Iterator[None]:
+    """Triton without its cache in the home folder, and without the paths of its sources in what it writes."""
+    knobs = triton.knobs
+    if knobs.runtime.interpret:
+        raise ExportError("TRITON_INTERPRET is set, so Triton compiles nothing: unset it.")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        knobs.cache.scope(),
+        knobs.compilation.scope(),
+    ):
+        knobs.cache.dir = folder
+        knobs.compilation.disable_line_info = True
+        yield
+
+
+def compiled(kernel: Kernel) -> Compiled:
+    """Compiles one kernel, inside `private_compiler`. Raises ExportError where it does not compile."""
+    portable = _ptx(kernel, 80)
+    text = portable.asm["ptx"]
+    shared = portable.metadata.shared
+    if portable.metadata.global_scratch_size or portable.metadata.profile_scratch_size:
+        raise ExportError(f"{kernel.function.__name__} wants scratch memory, which no launch gives it")
+    parameters = len(re.findall(r"^\s*\.param ", text.partition("(")[2].partition(")")[0], re.MULTILINE))
+    binaries = {PORTABLE: Binary(text.encode(), shared)}
+    for name, machine in MACHINES.items():
+        if machine == f"sm_{_HOPPER}" and kernel.tensor_cores:
+            special = _ptx(kernel, _HOPPER)
+            binaries[name] = _assembled(special.asm["ptx"], f"{machine}a", special.metadata.shared)
+        else:
+            binaries[name] = _assembled(text, machine, shared)
+    return Compiled(portable.metadata.name, parameters - len(kernel.arguments), binaries)
+
+
+def versions() -> dict[str, str]:
+    """Of Triton and of the assembler."""
+    return {"triton": str(triton.__version__), "ptxas": str(triton.knobs.nvidia.ptxas.version)}
+
+
+def _ptx(kernel: Kernel, capability: int) -> Any:
+    """The kernel as Triton compiles it for a compute capability, ten times over."""
+    constants = dict(kernel.constants)
+    types = dict(kernel.arguments)
+    signature = {name: types.get(name, "constexpr") for name in kernel.function.arg_names}
+    aligned = {
+        (place,): [["tt.divisibility", _ALIGNED]] for place, kind in enumerate(signature.values()) if kind[0] == "*"
+    }
+    options = {
+        "num_warps": kernel.num_warps,
+        "num_stages": kernel.num_stages,
+        "ptx_version": PTX_VERSION,
+        "enable_fp_fusion": True,
+    }
+    source = ASTSource(kernel.function, signature, constants, aligned)
+    try:
+        return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    except Exception as e:  # Triton raises whatever its passes raise
+        raise ExportError(f"{kernel.function.__name__} does not compile with Triton {triton.__version__}: {e}") from e
+
+
+def _assembled(ptx: str, machine: str, shared_bytes: int) -> Binary:
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
+        source.write_text(ptx, encoding="utf-8")
+        command = [triton.knobs.nvidia.ptxas.path, "-v", f"--gpu-name={machine}", str(source), "-o", str(target)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise ExportError(f"ptxas makes no machine code for {machine}: {done.stderr.strip()[-300:]}")
+        registers = re.search(r"Used (\d+) registers", done.stderr)
+        spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", done.stderr)
+        count = int(registers.group(1)) if registers else 0
+        return Binary(target.read_bytes(), shared_bytes, count, sum(map(int, spills)))

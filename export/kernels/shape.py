@@ -1,0 +1,121 @@
+"""What the kernels of one decoder depend on: its sizes, and how each of its matrices is stored."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx
+
+from vl3edge.export.errors import ExportError
+from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, TextSpec
+
+ROLES = ("qkv", "output", "gate", "up", "down")
+_EMBEDDINGS = "embeddings.safetensors"
+_HEADS = ("lm_head", "logits")  # quantized, and not
+_WHOLE_GROUP = 64  # what a prompt's product takes of a row at a time where no group of codes says it
+_LEAST_GROUP = 16  # of inputs, that tensor cores take at once
+_WHOLE_BITS = {"F16": 16, "F32": 32}
+
+
+@dataclass(frozen=True, order=True)
+class Matrix:
+    """How a matrix with rows of so many inputs is stored; as in `products.py`, bits 32 are float32 embeddings."""
+
+    inputs: int
+    bits: int
+    group: int
+    zeros: bool = False
+    order: bool = False
+
+    def constants(self, prefix: str = "") -> dict[str, int]:
+        """The constants of a kernel that describe it, but for K."""
+        facts = {"BITS": self.bits, "GROUP": self.group, "ZEROS": self.zeros, "ORDER": self.order}
+        return {prefix + name: value for name, value in facts.items()}
+
+
+@dataclass(frozen=True)
+class DecoderShape:
+    """A decoder: sizes, epsilon of its norms, every kind of matrix that a role has in some layer.
+
+    gated: the gate's and the up projection's of one layer. head, embeddings: of the whole vocabulary.
+    """
+
+    text: TextSpec
+    epsilon: float
+    head: Matrix
+    embeddings: Matrix
+    matrices: dict[str, frozenset[Matrix]] = field(default_factory=dict)
+    gated: frozenset[tuple[Matrix, Matrix]] = frozenset()
+
+
+def uniform_shape(text: TextSpec, epsilon: float, bits: int, group: int, head_bits: int) -> DecoderShape:
+    """A decoder whose layers are all quantized alike, symmetrically, and whose head is its embeddings."""
+    heads, hidden = text.num_heads * text.rotary_dim, text.hidden_size
+    inputs = {"qkv": hidden, "output": heads, "gate": hidden, "up": hidden, "down": text.intermediate_size}
+    kinds = {role: Matrix(size, bits, group) for role, size in inputs.items()}
+    head = Matrix(hidden, head_bits, group)
+    matrices = {role: frozenset({kind}) for role, kind in kinds.items()}
+    return DecoderShape(text, epsilon, head, head, matrices, frozenset({(kinds["gate"], kinds["up"])}))
+
+
+def read_shape(folder: Path, text: TextSpec) -> DecoderShape:
+    """The shape of a bundle's decoder, from its graph; ExportError where it has what the kernels do not know."""
+    graph = onnx.load(folder / DECODER_GRAPH, load_external_data=False).graph
+    found = dict(_matrices(graph, text))
+    heads = [found.pop(name) for name in _HEADS if name in found]
+    if len(heads) != 1:
+        raise ExportError(f"{DECODER_GRAPH} has no output head that this version knows; export again.")
+    matrices: dict[str, set[Matrix]] = {role: set() for role in ROLES}
+    layers: dict[tuple[str, str], Matrix] = {}
+    for name, matrix in found.items():
+        _, layer, role, *_ = name.split(".")
+        matrices[role].add(matrix)
+        layers[layer, role] = matrix
+    gated = {(layers[layer, "gate"], layers[layer, "up"]) for layer, role in layers if role == "gate"}
+    epsilons = {attribute.f for node in graph.node for attribute in node.attribute if attribute.name == "epsilon"}
+    if len(epsilons) != 1:
+        raise ExportError(f"{DECODER_GRAPH} has norms of different epsilons; export again.")
+    return DecoderShape(
+        text,
+        epsilons.pop(),
+        heads[0],
+        _embeddings(folder / _EMBEDDINGS, text.hidden_size),
+        {role: frozenset(kinds) for role, kinds in matrices.items()},
+        frozenset(gated),
+    )
+
+
+def _matrices(graph: onnx.GraphProto, text: TextSpec) -> Iterator[tuple[str, Matrix]]:
+    """Name and storage of every product with weights, such as `layers.0.qkv`, or `layers.0.qkv.1` for a part of it."""
+    orders = {node.output[0] for node in graph.node if node.name.endswith(".ordered")}
+    inputs = {"output": text.num_heads * text.rotary_dim, "down": text.intermediate_size}
+    for node in graph.node:
+        name = node.name.removesuffix(".matmul")
+        known = name in _HEADS or (name.startswith("layers.") and name.split(".")[2] in ROLES)
+        if node.op_type == "MatMulNBits":
+            if not known:
+                raise ExportError(
+                    f"{DECODER_GRAPH} has a product {node.name!r} that this version does not know; export again."
+                )
+            facts = {attribute.name: attribute.i for attribute in node.attribute}
+            zeros = len(node.input) > 3 and bool(node.input[3])
+            yield name, Matrix(facts["K"], facts["bits"], facts["block_size"], zeros, node.input[0] in orders)
+        elif node.op_type in ("MatMul", "Gemm") and known:
+            size = inputs.get(name.split(".")[2] if name not in _HEADS else "", text.hidden_size)
+            if size % _LEAST_GROUP:
+                raise ExportError(
+                    f"the kernels want rows of a multiple of {_LEAST_GROUP} inputs, not {size} ({node.name})"
+                )
+            yield name, Matrix(size, 16, min(size & -size, _WHOLE_GROUP))
+
+
+def _embeddings(path: Path, hidden: int) -> Matrix:
+    with path.open("rb") as file:
+        entries = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    if "embeddings" in entries:
+        return Matrix(hidden, _WHOLE_BITS[entries["embeddings"]["dtype"]], hidden)
+    bits = entries["codes"]["shape"][1] * 8 // hidden
+    return Matrix(hidden, bits, hidden // entries["scales"]["shape"][1], "zero_points" in entries)

@@ -1,0 +1,171 @@
+"""Every kernel that a decoder of a given shape needs, each in a few sizes of tiles for a device to choose from.
+
+Which tiles are fast is not known before a device has tried them: TILES and the number of warps are what varies between
+variants that compute the same. What a runtime asks for is the other constants; what it launches by, all of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from . import attention, products, prompt, rotary, tokens
+from .shape import DecoderShape, Matrix
+
+TILES = ("BM", "BN", "BK", "BT", "C", "SPLITS", "TALL", "UNROLL")
+TRAIL = 1024  # choices of a row that the device keeps
+TALL = 8
+_STEP_TILES = ((2, 128, 1), (4, 128, 1), (4, 256, 2), (4, 512, 4), (32, 128, 8))  # BN, C, warps
+_MANY_ROWS_TILE = (16, 64, 128, 4)  # BM, BN, BK, warps, for steps
+_PROMPT_TILES = (_MANY_ROWS_TILE, (64, 64, 64, 4), (64, 128, 64, 8), (128, 64, 64, 8))
+_LARGEST_TILE = (128, 128, 64, 8)  # where nothing else is read at the end, for which there are no registers left
+_SPLITS, _STEP_POSITIONS = (8, 32), 32
+_PROMPT_ATTENTION = ((64, 32, 4), (64, 64, 4), (128, 32, 8))  # BM, BT, warps
+
+_POINTERS = {
+    "bias_ptr": "*fp16", "cache_ptr": "*i64", "codes_ptr": "*i32", "cos_ptr": "*fp32", "draws_ptr": "*fp32",
+    "gate_ptr": "*fp16", "ids_ptr": "*i32", "lengths_ptr": "*i32", "logits_ptr": "*fp32", "norm_ptr": "*fp32",
+    "order_ptr": "*i32", "peaks_ptr": "*fp32", "qkv_ptr": "*fp16", "scales_ptr": "*fp16", "sin_ptr": "*fp32",
+    "sums_ptr": "*fp32", "temperatures_ptr": "*fp32", "tokens_ptr": "*i64", "top_k_ptr": "*i32", "trail_ptr": "*i64",
+    "up_codes_ptr": "*i32", "up_order_ptr": "*i32", "up_scales_ptr": "*fp16", "up_zeros_ptr": "*u8",
+    "values_ptr": "*fp32", "x_ptr": "*fp16", "y_ptr": "*fp16", "zeros_ptr": "*u8",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel to compile: a function, the types of its arguments, its constants, how many threads run it.
+
+    tensor_cores: whether it multiplies by `tl.dot`, whose instructions differ between generations of GPUs.
+    """
+
+    function: Any
+    arguments: tuple[tuple[str, str], ...]
+    constants: tuple[tuple[str, Any], ...]
+    num_warps: int
+    num_stages: int = 3
+    tensor_cores: bool = False
+
+    @property
+    def purpose(self) -> tuple[Any, ...]:
+        """What it computes; variants of one purpose differ in their tiles."""
+        settings = tuple((name, value) for name, value in self.constants if name not in TILES)
+        return self.function.__name__, self.arguments, settings
+
+    @property
+    def name(self) -> str:
+        """Its function's, and a digest of all that makes this variant."""
+        facts = repr((self.arguments, self.constants, self.num_warps, self.num_stages))
+        return f"{self.function.__name__}-{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
+
+
+def variants(shape: DecoderShape) -> list[Kernel]:
+    """All kernels of a decoder, each once, in a fixed order."""
+    found = [*_products(shape), *_prompt_products(shape), *_attention(shape), *_rotary(shape), *_tokens(shape)]
+    return sorted(set(found), key=lambda kernel: kernel.name)
+
+
+def _kernel(function: Any, constants: dict[str, Any], num_warps: int, **types: str) -> Kernel:
+    """types: of pointers where they are not the usual one."""
+    names = [name for name in function.arg_names if name not in constants]
+    arguments = tuple((name, types.get(name) or _POINTERS.get(name, "i32")) for name in names)
+    ordered = tuple((name, constants[name]) for name in function.arg_names if name in constants)
+    dot = function in (attention.attend, attention.attend_prompt, prompt.prompt_product)
+    return Kernel(function, arguments, ordered, num_warps, tensor_cores=dot)
+
+
+def _step_tiles(words: int) -> Iterable[tuple[int, int, int]]:
+    """Tiles that a row of so many words does not leave half empty."""
+    most = _power(words)
+    return sorted({(bn, min(c, most), warps) for bn, c, warps in _STEP_TILES if c < 2 * most or c == 128})
+
+
+def _products(shape: DecoderShape) -> Iterator[Kernel]:
+    hidden, wide = shape.text.hidden_size, shape.text.intermediate_size
+    flags: dict[str, dict[str, Any]] = {
+        "qkv": {"NORM": True, "BIAS": True, "RESIDUAL": False, "WIDTH": 0},
+        "output": {"NORM": False, "BIAS": False, "RESIDUAL": True, "WIDTH": hidden},
+        "down": {"NORM": False, "BIAS": False, "RESIDUAL": True, "WIDTH": hidden},
+        "head": {"NORM": True, "BIAS": False, "RESIDUAL": False, "WIDTH": 0},
+    }
+    for role, settings in flags.items():
+        for matrix in [shape.head] if role == "head" else sorted(shape.matrices[role]):
+            for bn, c, warps in _step_tiles(matrix.inputs * matrix.bits // 32):
+                constants = {"K": matrix.inputs, **matrix.constants(), **settings, "EPS": shape.epsilon}
+                yield _kernel(
+                    products.product,
+                    constants | {"BN": bn, "C": c, "UNROLL": 1},
+                    warps,
+                    x_ptr="*fp32" if settings["NORM"] else "*fp16",
+                    y_ptr="*fp16" if role == "qkv" else "*fp32",
+                )
+    for gate, up in sorted(shape.gated):
+        for bn, c, warps in _step_tiles(gate.inputs * gate.bits // 32):
+            constants = {"K": hidden, **gate.constants(), **up.constants("UP_"), "WIDTH": wide, "EPS": shape.epsilon}
+            yield _kernel(products.gated_product, constants | {"BN": bn, "C": c, "UNROLL": 1}, warps, x_ptr="*fp32")
+
+
+def _prompt_products(shape: DecoderShape) -> Iterator[Kernel]:
+    """Those of the layers, and the head's, for steps of many rows."""
+    endings = {"qkv": (True, False, False), "gate": (False, False, False), "up": (False, False, True)}
+    for role in ("qkv", "output", "gate", "up", "down", "head"):
+        bias, residual, gated = endings.get(role, (False, role != "head", False))
+        for matrix in [shape.head] if role == "head" else sorted(shape.matrices[role]):
+            tiles = [_MANY_ROWS_TILE] if role == "head" else [*_PROMPT_TILES, *[_LARGEST_TILE] * (not residual | gated)]
+            for bm, bn, bk, warps in tiles:
+                constants = {"K": matrix.inputs, **matrix.constants()}
+                constants |= {"BIAS": bias, "RESIDUAL": residual, "GATED": gated}
+                yield _kernel(
+                    prompt.prompt_product,
+                    constants | {"BM": bm, "BN": bn, "BK": min(bk, matrix.group), "TALL": TALL},
+                    warps,
+                    y_ptr="*fp32" if residual or role == "head" else "*fp16",
+                )
+    block = _power(shape.text.hidden_size)
+    norm = {"K": shape.text.hidden_size, "BLOCK": block, "EPS": shape.epsilon}
+    yield _kernel(prompt.normalize, norm, 4, x_ptr="*fp32")
+    yield _kernel(prompt.to_step_order, {"K": shape.text.hidden_size, "BLOCK": block}, 4, x_ptr="*fp32", y_ptr="*fp32")
+
+
+def _attention(shape: DecoderShape) -> Iterator[Kernel]:
+    text = shape.text
+    heads = {"HEADS": text.num_heads, "KV_HEADS": text.num_kv_heads, "DIM": text.head_dim}
+    common = heads | {"SCALE": text.rotary_dim**-0.5, "BLOCK_D": _power(text.head_dim)}
+    for splits in _SPLITS:
+        block = max(16, _power(text.num_heads // text.num_kv_heads))
+        yield _kernel(attention.attend, common | {"BLOCK_H": block, "SPLITS": splits, "BT": _STEP_POSITIONS}, 4)
+        for strands in (False, True):
+            constants = {"HEADS": text.num_heads, "DIM": text.head_dim, "REAL": text.rotary_dim}
+            constants |= {"BLOCK_D": common["BLOCK_D"], "SPLITS": splits, "STRANDS": strands}
+            yield _kernel(attention.combine, constants, 1)
+    for bm, bt, warps in _PROMPT_ATTENTION:
+        yield _kernel(attention.attend_prompt, common | {"REAL": text.rotary_dim, "BM": bm, "BT": bt}, warps)
+
+
+def _rotary(shape: DecoderShape) -> Iterator[Kernel]:
+    half = shape.text.head_dim // 2
+    heads = {"KV_HEADS": shape.text.num_kv_heads, "HALF": half, "BLOCK": _power(half)}
+    for prompts, positions in ((False, 1), (True, 16)):
+        constants = heads | {"HEADS": shape.text.num_heads, "BT": positions, "PROMPT": prompts}
+        yield _kernel(rotary.rotate_and_cache, constants, 1 if positions == 1 else 4)
+    yield _kernel(rotary.move_cached, heads | {"BT": 16}, 4)
+
+
+def _tokens(shape: DecoderShape) -> Iterator[Kernel]:
+    block = _power(min(1024, shape.text.vocab_size))
+    matrix: Matrix = shape.embeddings
+    types = {16: "*fp16", 32: "*fp32"}
+    for strands in (False, True):
+        constants = {"K": matrix.inputs, **matrix.constants(), "BLOCK": _power(matrix.inputs), "STRANDS": strands}
+        del constants["ORDER"]
+        yield _kernel(tokens.embed, constants, 4, codes_ptr=types.get(matrix.bits, "*u8"), x_ptr="*fp32")
+    yield _kernel(tokens.best_of_block, {"BLOCK": block}, 4)
+    blocks = _power(-(-shape.text.vocab_size // block))
+    yield _kernel(tokens.choose, {"BLOCK": block, "BLOCKS": blocks, "TRAIL": TRAIL}, 8)
+
+
+def _power(size: int) -> int:
+    """The smallest power of two from `size` on."""
+    return 1 << (size - 1).bit_length()
