@@ -40,6 +40,7 @@ from vl3edge.runtime import VideoLlama3
 from vl3edge.runtime.backends.onnxruntime import Backend, Engine, OrtEngine, select_backend
 from vl3edge.runtime.backends.tensorrt_vision import PatchEncoder
 from vl3edge.runtime.bundle.bundle import Bundle, open_bundle
+from vl3edge.runtime.bundle.plans import tensorrt_graph
 from vl3edge.runtime.bundle.profiles import vision_profiles
 
 RESULTS = Path(__file__).parent / "results" / "vision_int8.json"
@@ -117,14 +118,14 @@ class _TensorRtGraph(Backend):
         if name != "vision":
             return super().graph(bundle, name)
         manifest = bundle.manifest
-        engine = OrtEngine(self.session(bundle.folder / "engines" / "vision.onnx"))
+        engine = OrtEngine(self.session(bundle.path(tensorrt_graph("vision"))))
         return PatchEncoder(engine, vision_profiles(manifest), manifest.vision.patch_size)
 
 
 def demo(clips: int) -> list[dict[str, Any]]:
     """One entry per model and encoder: error of the features, and the report's groups."""
     reference, tokenizer = Remembered(TorchPredictor(CHECKPOINT)), TorchPredictor(CHECKPOINT).tokenizer
-    measured_as = {"vision.onnx": "vision", "engines/vision.onnx": "vision-tensorrt"}
+    measured_as = {"vision.onnx": "vision", "vision-tensorrt.onnx": "vision-tensorrt"}
     entries = []
     with tempfile.TemporaryDirectory() as folder:
         twin = write_outlier_twin(Checkpoint.open(CHECKPOINT), Path(folder) / "twin", part="vision")
@@ -133,7 +134,7 @@ def demo(clips: int) -> list[dict[str, Any]]:
                 bundle = Path(folder) / f"{checkpoint.name}-{bits}"
                 options = ExportOptions(("cpu", "jetson"), vision_bits=bits)
                 manifest = export_bundle(Checkpoint.open(checkpoint), bundle, options).manifest
-                for graph in ("vision.onnx", "engines/vision.onnx") if bits == 8 else ("vision.onnx",):
+                for graph in ("vision.onnx", "vision-tensorrt.onnx") if bits == 8 else ("vision.onnx",):
                     predictor = BundlePredictor(bundle)
                     if graph != "vision.onnx":
                         predictor.model = VideoLlama3(

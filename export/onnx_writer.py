@@ -20,6 +20,7 @@ from onnx import TensorProto, helper
 
 OPSET = 21
 IR_VERSION = 10
+_INLINE_BYTES = 1024
 _ALIGNMENT = 4096  # ONNX Runtime maps external data by pages
 
 Shape = Sequence[int | str]
@@ -32,8 +33,10 @@ class GraphWriter:
     are called `<node name>` or `<node name>.<k>`.
     """
 
-    def __init__(self, path: Path, opset: int = OPSET) -> None:
+    def __init__(self, path: Path, opset: int = OPSET, inline_bytes: int = _INLINE_BYTES) -> None:
+        """inline_bytes: weights smaller than this stay in the graph."""
         self.path = path
+        self._inline_bytes = inline_bytes
         self._opset = opset
         self._data_path = path.with_name(path.name + ".data")
         self._data = self._data_path.open("wb")
@@ -87,7 +90,7 @@ class GraphWriter:
     def weight(self, name: str, value: np.ndarray) -> str:
         """Writes a weight to the side file (small ones stay in the graph) and returns its name."""
         array = np.ascontiguousarray(value)
-        if array.nbytes < 1024:
+        if array.nbytes < self._inline_bytes:
             self._initializers[name] = onnx.numpy_helper.from_array(array, name)
             return name
         padding = -self._data.tell() % _ALIGNMENT
@@ -103,6 +106,14 @@ class GraphWriter:
             array.nbytes,
         )
 
+    def shared(self, name: str, tensor: TensorProto) -> str:
+        """Declares a weight as another graph of the same folder has it: there, or in the file that it lies in."""
+        copy = TensorProto()
+        copy.CopyFrom(tensor)
+        copy.name = name
+        self._initializers[name] = copy
+        return name
+
     def external(self, name: str, shape: Sequence[int], dtype: int, location: str, offset: int, num_bytes: int) -> str:
         """Declares a weight that lies in another file of the same folder; nothing is written."""
         tensor = TensorProto(name=name, data_type=dtype, dims=list(shape), data_location=TensorProto.EXTERNAL)
@@ -112,7 +123,7 @@ class GraphWriter:
         return name
 
     def save(self, producer: str = "vl3edge") -> list[Path]:
-        """Writes the `.onnx` file; returns the paths of all files written."""
+        """Writes the `.onnx` file; returns the paths of all files written, which is that one alone without weights."""
         self._data.flush()
         os.fsync(self._data.fileno())
         graph = helper.make_graph(
@@ -121,4 +132,7 @@ class GraphWriter:
         opsets = [helper.make_opsetid("", self._opset), helper.make_opsetid("com.microsoft", 1)]
         model = helper.make_model(graph, opset_imports=opsets, producer_name=producer, ir_version=IR_VERSION)
         self.path.write_bytes(model.SerializeToString())
+        if self._data.tell() == 0:
+            self._data_path.unlink()
+            return [self.path]
         return [self.path, self._data_path]

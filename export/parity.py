@@ -32,3 +32,9 @@ def load_session(path: Path, prepack: bool = False) -> onnxruntime.InferenceSess
     options.log_severity_level = 3
     options.add_session_config_entry("session.disable_prepacking", "0" if prepack else "1")
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def input_dtype(session: onnxruntime.InferenceSession, name: str) -> type:
+    """Of one of a graph's inputs: numpy's float32 or float16."""
+    types = {value.name: value.type for value in session.get_inputs()}
+    return np.float16 if types[name] == "tensor(float16)" else np.float32

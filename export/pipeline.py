@@ -57,6 +57,7 @@ from .graphs.decoder_int4 import HEAD, QuantizedDecoderBuilder, write_quantized_
 from .graphs.decoder_prefill_int8 import write_prefill
 from .graphs.embeddings import export_embeddings
 from .graphs.vision import export_projectors, export_vision
+from .graphs.vision_fp16 import check_half_vision, write_half_vision
 from .onnx_writer import GraphWriter
 from .parity import Difference
 from .prompt_files import try_chat_template, write_prompt_files
@@ -73,7 +74,7 @@ _LARGE_FILE_MARGIN = 64 << 20  # graphs, rotary tables, tokenizer
 class ExportOptions:
     """What to make of a checkpoint.
 
-    targets: "cpu" is in every bundle; all others add the decoder's graph for NVIDIA GPUs; "rtx" compiled TensorRT plans
+    targets: "cpu" is in every bundle; all others add float16 graphs for NVIDIA GPUs; "rtx" compiled TensorRT plans
         as well, "jetson" what `vl3edge build` compiles there.
     plan: how to quantize the decoder, or None to leave it whole. A checkpoint whose decoder is quantized already is
         exported as it is, whatever the plan.
@@ -106,6 +107,11 @@ class ExportOptions:
     @property
     def stored_precision(self) -> Literal["fp32", "fp16"]:
         return self.precision or ("fp32" if self.plan is None else "fp16")
+
+    @property
+    def for_gpus(self) -> bool:
+        """Whether the bundle gets graphs for NVIDIA GPUs."""
+        return bool(set(self.targets) - {"cpu"})
 
 
 @dataclass(frozen=True)
@@ -230,6 +236,9 @@ def _write_vision(
         quantization = VisionQuantization(8, source, calibration.num_frames, error)
     progress("vision", 1, 1)
     measured |= export_projectors(checkpoint, folder, precision)
+    if options.for_gpus:
+        write_half_vision(folder)
+        measured |= check_half_vision(checkpoint, folder)
     progress("projectors", 1, 1)
     return measured, quantization
 
@@ -315,7 +324,7 @@ def _write_decoder(
 
     export_decoder(make_builder, folder, table if tied else None, lambda done, total: progress("decoder", done, total))
     graphs = [DECODER_GRAPH]
-    if set(options.targets) - {"cpu"}:
+    if options.for_gpus:
         graphs.append(write_half_decoder(folder).name)
     return check_decoder(reference, folder, lambda done, total: progress("checking the decoder", done, total), graphs)
 

@@ -25,13 +25,14 @@ from vl3edge.runtime.backends.tensorrt_build import BuildOptions, build_engines
 from vl3edge.runtime.backends.tensorrt_library import import_tensorrt
 from vl3edge.runtime.backends.tensorrt_vision import BlockProjector, PatchEncoder
 from vl3edge.runtime.bundle.manifest import Manifest
-from vl3edge.runtime.bundle.plans import ENGINES
+from vl3edge.runtime.bundle.plans import tensorrt_graph
 from vl3edge.runtime.bundle.profiles import projector_profiles, vision_profiles
 from vl3edge.runtime.errors import Vl3EdgeError
 
 from .calibrate.fp16_range import HalfRange
 from .calibrate.vision import VisionCalibration
 from .errors import ExportError
+from .graphs.stored_weights import stored_projector, stored_vision
 from .graphs.vision_tensorrt import export_tensorrt_projector, export_tensorrt_vision
 from .parity import Difference, load_session
 from .tensor_source import TensorSource
@@ -51,10 +52,11 @@ def require_tensorrt(targets: Sequence[str]) -> dict[str, str]:
 
 
 def tensorrt_bytes(checkpoint: Checkpoint, targets: Sequence[str]) -> int:
-    """What the stage adds to a bundle, about: the weights in float16, once in the ONNX files, once in the plans."""
-    copies = 2 if "rtx" in targets else int("jetson" in targets)
+    """What the stage adds to a bundle, about: the weights in float16 in the plans; the graphs share those there are."""
+    if "rtx" not in targets:
+        return 0
     names = [name for name in checkpoint.names if name.startswith((VISION, PROJECTOR))]
-    return copies * 2 * sum(int(np.prod(checkpoint.shape(name))) for name in names)
+    return 2 * sum(int(np.prod(checkpoint.shape(name))) for name in names)
 
 
 def write_tensorrt(
@@ -67,14 +69,14 @@ def write_tensorrt(
 ) -> dict[str, Difference]:
     """Writes what the manifest's targets need into `folder`; returns the differences from torch, by stage.
 
-    calibration: for an encoder in 8 bits.
+    folder: with `vision.onnx` and the projectors, whose weights are shared. calibration: for an encoder in 8 bits.
     """
     if not set(TENSORRT_TARGETS) & set(manifest.targets):
         return {}
-    (folder / ENGINES).mkdir()
-    export_tensorrt_vision(source, checkpoint.config, folder / ENGINES, calibration=calibration)
-    export_tensorrt_projector(source, checkpoint.config, folder / ENGINES)
-    measured = _measure(checkpoint, folder / ENGINES, manifest)
+    config = checkpoint.config
+    export_tensorrt_vision(source, config, folder, calibration=calibration, stored=stored_vision(config, folder))
+    export_tensorrt_projector(source, config, folder, stored=stored_projector(config, folder))
+    measured = _measure(checkpoint, folder, manifest)
     progress("graphs for TensorRT", 1, 1)
     if "rtx" in manifest.targets:
         try:
@@ -101,20 +103,22 @@ def _measure(checkpoint: Checkpoint, folder: Path, manifest: Manifest) -> dict[s
     half_range.watch(reference)
     expected = reference(frames)
     del reference
-    half_range.check("TensorRT plans compute")
-    encoder = PatchEncoder(OrtEngine(load_session(folder / "vision.onnx")), profiles, patch)
+    encoder = PatchEncoder(OrtEngine(load_session(folder / tensorrt_graph("vision"))), profiles, patch)
     (features,) = encoder.run({"frames": frames.numpy()})
     measured = {"vision-tensorrt": Difference.between(on_host(features), expected.numpy())}
     del encoder
-    projector = OrtEngine(load_session(folder / "projector.onnx"))
+    projector = OrtEngine(load_session(folder / tensorrt_graph("projector")))
     for kind in ("image", "video"):
         merge_size: int = getattr(manifest.processor, kind).merge_size
         given = torch.randn(count, rows * merge_size, columns * merge_size, expected.shape[-1], generator=generator)
         keep = torch.arange(0, count * rows * columns, 2)
-        tokens = Projector.from_checkpoint(checkpoint, merge_size)(given, keep).numpy()
+        projector_in_torch = Projector.from_checkpoint(checkpoint, merge_size)
+        half_range.watch(projector_in_torch, "projector.")
+        tokens = projector_in_torch(given, keep).numpy()
         blocks = BlockProjector(
             projector, projector_profiles(manifest, profiles), merge_size, manifest.text.hidden_size
         )
         (ours,) = blocks.run({"features": given.numpy(), "keep": keep.numpy()})
         measured[f"projector-{kind}-tensorrt"] = Difference.between(ours, tokens)
+    half_range.check("TensorRT plans compute")
     return measured

@@ -115,6 +115,7 @@ class VideoLlama3:
             "generation": asdict(manifest.generation),
             "backend": self._backend.name,
             "vision_runtime": self._backend.vision_runtime,
+            "vision_graph": self._backend.vision_file(self.bundle),
             "decoder_graph": decoder_graph,
             "prompt_graph": decoder_graph if self._decoder_graph.prompts is None else PREFILL_GRAPH,
             "cuda_graphs": self._decoder_graph.records,

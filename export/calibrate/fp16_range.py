@@ -19,7 +19,7 @@ LARGEST_HALF = 65504.0
 
 
 class HalfRange:
-    """The largest absolute values that were seen going into and coming out of products, by name."""
+    """The largest absolute values of products by name: their weights', and what was seen going in and coming out."""
 
     def __init__(self) -> None:
         self.largest: dict[str, float] = {}
@@ -36,6 +36,7 @@ class HalfRange:
 
         for name, part in module.named_modules():
             if isinstance(part, Dense | nn.Linear):
+                self.largest[prefix + name] = max(float(weight.abs().max()) for weight in part.parameters())
                 part.register_forward_hook(looking(prefix + name))
 
     def check(self, what: str) -> None:

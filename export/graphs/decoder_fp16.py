@@ -6,18 +6,22 @@ between them inside the attention and inside the MLP, and the head take and give
 norms stay float32, because single channels of such models grow beyond what float16 adds exactly, or holds at all.
 Logits are cast to float32 before the greedy token is taken.
 
-No weight is written again: the graph names the bytes of `decoder.onnx.data` and of the embeddings' file. Quantized
-products read their float16 scales as stored. Weights that are stored in float32, of a decoder that was not quantized,
-and the rotary tables are cast in the graph, which ONNX Runtime does once, at load: a bundle grows by the graph alone,
-and the GPU holds float16.
+No weight is written again (`half_graph.py`): the graph names the bytes of `decoder.onnx.data` and of the embeddings'
+file. Quantized products read their float16 scales as stored.
 
 Inputs and outputs are those of `decoder.onnx` (`decoder.py`), but that the cache is float16. accuracy_level is left
 out: CUDA's MatMulNBits computes in its input's type, whatever it says.
 
-A node without a CUDA kernel would run on the CPU, and forbid CUDA graphs. CUDA's kernels are registered for versions of
-operators: those that opset 21 renewed (Cast, Squeeze, Identity) came late and not together, so the graph is of opset
-17; and `ArgMax` has none beyond opset 11, so the greedy token is a `TopK`, whose ties break in the same way.
-Source: ONNX Runtime's cuda/reduction/reduction_ops.cc, its docs/OperatorKernels.md and its pull requests 26075, 27728.
+Four casts a layer are left, two on either side of each norm. `SkipSimplifiedLayerNormalization` has one type for all it
+takes and gives; the one norm of CUDA's that gives float16 of float32 does not add, so it would take an `Add` for the
+cast it saves.
+
+CUDA has no `ArgMax` beyond opset 11, so the greedy token is a `TopK`, whose ties break in the same way: the lowest id
+wins. Of a row beyond 256 values CUDA's kernel takes one block of threads, which reads it seven times; rows of up to 256
+are one block of threads each, and one pass. So a vocabulary is cut into such rows, and the best of them are compared.
+What a NaN compares as differs from kernel to kernel, so it counts as minus infinity here: of nothing but NaN the token
+is 0, which is what the runtime looks for (`continuation.py`).
+Source: ONNX Runtime's cuda/reduction/reduction_ops.cc, cuda/math/topk_impl.cuh and contrib_ops/cuda/bert.
 """
 
 from __future__ import annotations
@@ -29,115 +33,85 @@ from onnx import TensorProto, helper
 
 from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, HALF_DECODER_GRAPH
 
-from ..errors import ExportError
+from .fp16_graph import FLOAT, HALF, HalfGraph
 
-OPSET = 17
-_FLOAT, _HALF = TensorProto.FLOAT, TensorProto.FLOAT16
 _IN_HALF = {"MatMulNBits", "MatMul", "Gemm", "GroupQueryAttention", "Add", "QuickGelu", "Mul", "Concat"}
 _IN_FLOAT = {"SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization"}
-_AS_GIVEN = {"Gather", "Squeeze", "Identity"}
-_SUFFIX: dict[int, str] = {_FLOAT: "float", _HALF: "half"}
+_AS_GIVEN = {"Gather", "Squeeze"}
+_WIDEST_ROW, _NARROWEST_ROW = 256, 64  # of a vocabulary: what one block of threads takes; what is worth a second stage
 
 
 def write_half_decoder(folder: Path) -> Path:
     """Writes the GPU's decoder graph beside `decoder.onnx`, whose data it shares; returns its path."""
-    model = onnx.load(folder / DECODER_GRAPH, load_external_data=False)
-    _HalfGraph(model.graph).convert()
-    for opset in model.opset_import:
-        if not opset.domain:
-            opset.version = OPSET
-    path = folder / HALF_DECODER_GRAPH
-    path.write_bytes(model.SerializeToString())
-    return path
+    return _HalfDecoder(folder / DECODER_GRAPH).write(folder / HALF_DECODER_GRAPH)
 
 
-class _HalfGraph:
-    """Rewrites one graph in place, node by node; casts are put where the types of two neighbours differ."""
+class _HalfDecoder(HalfGraph):
+    """The decoder, without what is for steps on a CPU alone."""
 
-    def __init__(self, graph: onnx.GraphProto) -> None:
-        self._graph = graph
-        self._nodes: list[onnx.NodeProto] = []
-        self._forms: dict[str, dict[int, str]] = {}  # the names under which a value exists, by type
-        self._results = {output.name for output in graph.output if not output.name.startswith("present.")}
-        for tensor in graph.initializer:
-            if tensor.data_type in _SUFFIX:
-                self._forms[tensor.name] = {tensor.data_type: tensor.name}
-
-    def convert(self) -> None:
-        """Does all of it."""
-        graph = self._graph
-        for value in (*graph.input, *graph.output):
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, {"logits": FLOAT})
+        for value in (*self.graph.input, *self.graph.output):
             if value.name.startswith(("past_key_values.", "present.")):
-                value.type.tensor_type.elem_type = _HALF
-        for value in graph.input:
-            if (dtype := value.type.tensor_type.elem_type) in _SUFFIX:
-                self._forms[value.name] = {dtype: value.name}
-        for node in graph.node:
-            if node.op_type == "If":
-                self._emit(_prefill(node))
-            elif node.op_type == "Cast" and node.input[0] in self._forms:  # of a weight that is stored in half
-                self._forms[node.output[0]] = self._forms[node.input[0]]
-            elif node.op_type == "ArgMax":
-                self._emit_greedy(node)
-            elif not node.name.startswith("attention."):  # those are for the branch that is left out
-                self._emit(node)
-        used = {name for node in self._nodes for name in node.input}
-        kept = [tensor for tensor in graph.initializer if tensor.name in used]
-        for field, values in ((graph.node, self._nodes), (graph.initializer, kept)):
-            del field[:]
-            field.extend(values)
+                value.type.tensor_type.elem_type = HALF
 
-    def _emit(self, source: onnx.NodeProto) -> None:
-        """Appends a copy of a node, in its type."""
-        node = onnx.NodeProto()
-        node.CopyFrom(source)
-        dtype = self._dtype(node)
-        node.input[:] = [self._in(name, dtype) for name in source.input]
-        if node.op_type == "MatMulNBits":
-            attributes = [attribute for attribute in source.attribute if attribute.name != "accuracy_level"]
-            del node.attribute[:]
-            node.attribute.extend(attributes)
-        self._nodes.append(node)
-        for place, name in enumerate(source.output):
-            if not name:  # an output that is left out
-                continue
-            if name in self._results and dtype == _HALF:
-                node.output[place] = f"{name}.half"
-                self._nodes.append(helper.make_node("Cast", [f"{name}.half"], [name], f"{name}.cast", to=_FLOAT))
-                self._forms[name] = {_FLOAT: name}
-            else:
-                self._forms[name] = {dtype: name}
+    def take(self, node: onnx.NodeProto) -> None:
+        if node.op_type == "If":
+            self.emit(_prefill(node))
+        elif node.op_type == "Identity":
+            self.alias(node.output[0], node.input[0])
+        elif node.op_type == "ArgMax":
+            self._emit_greedy(node)
+        elif node.op_type == "MatMulNBits":
+            self.emit(_exact(node))
+        elif not node.name.startswith("attention."):  # those are for the branch that is left out
+            super().take(node)
+
+    def dtype(self, node: onnx.NodeProto) -> int:
+        if node.op_type == "Gather" and helper.get_attribute_value(node.attribute[0]) == -1:
+            return HALF  # of what goes into products, or comes out of heads: cast before it, once for all of them
+        if node.op_type in _AS_GIVEN:
+            return self.given(node.input[0])
+        if node.op_type not in _IN_HALF | _IN_FLOAT:
+            raise self.unknown(node)
+        return HALF if node.op_type in _IN_HALF else FLOAT
 
     def _emit_greedy(self, argmax: onnx.NodeProto) -> None:
-        """The place of the largest logit, as ArgMax over the last axis gives it."""
-        name = argmax.output[0]
-        one = f"{name}.one"  # how many, and the axis that they stand along
-        self._graph.initializer.append(helper.make_tensor(one, TensorProto.INT64, [1], [1]))
-        logits = self._in(argmax.input[0], _FLOAT)
-        outputs = [f"{name}.value", f"{name}.best"]
-        self._nodes.append(helper.make_node("TopK", [logits, one], outputs, f"{name}.topk"))
-        self._nodes.append(helper.make_node("Squeeze", [f"{name}.best", one], [name], name))
+        """The place of the largest logit, as ArgMax over the last axis gives it, NaN counting as minus infinity."""
+        name, logits = argmax.output[0], self.value(argmax.input[0], FLOAT)
+        (vocabulary,) = (value.type.tensor_type.shape.dim[1].dim_value for value in self.graph.output[:1])
+        self.graph.initializer.append(helper.make_tensor(f"{name}.lowest", TensorProto.FLOAT, [], [-float("inf")]))
+        self.append("IsNaN", [logits], [f"{name}.absent"])
+        self.append("Where", [f"{name}.absent", f"{name}.lowest", logits], [f"{name}.numbers"])
+        one = self.constant(f"{name}.one", [1], [1])  # how many, and the axis that they stand along
+        width = _row_width(vocabulary)
+        if width is None:
+            self.append("TopK", [f"{name}.numbers", one], [f"{name}.value", f"{name}.best"])
+            self.append("Squeeze", [f"{name}.best", one], [name])
+            return
+        rows = self.constant(f"{name}.rows", [0, vocabulary // width, width], [3])
+        self.append("Reshape", [f"{name}.numbers", rows], [f"{name}.cut"])
+        self.append("TopK", [f"{name}.cut", one], [f"{name}.bests", f"{name}.columns"])  # both [B, rows, 1]
+        starts = self.constant(f"{name}.starts", list(range(0, vocabulary, width)), [vocabulary // width, 1])
+        self.append("Add", [f"{name}.columns", starts], [f"{name}.ids"])
+        self.append("TopK", [f"{name}.bests", one], [f"{name}.value", f"{name}.row"], axis=1)  # both [B, 1, 1]
+        self.append("GatherElements", [f"{name}.ids", f"{name}.row"], [f"{name}.best"], axis=1)
+        self.append("Squeeze", [f"{name}.best", self.constant(f"{name}.axes", [1, 2], [2])], [name])
 
-    def _dtype(self, node: onnx.NodeProto) -> int:
-        if node.op_type in _AS_GIVEN:
-            return next(iter(self._forms[node.input[0]]))
-        if node.op_type not in _IN_HALF | _IN_FLOAT:
-            raise ExportError(
-                f"{DECODER_GRAPH} has a node {node.op_type} that this version does not know; export again."
-            )
-        return _HALF if node.op_type in _IN_HALF else _FLOAT
 
-    def _in(self, name: str, dtype: int) -> str:
-        """The name of a value in this type, cast where it does not exist in it; whole numbers stay as they are."""
-        forms = self._forms.get(name)
-        if forms is None:
-            return name
-        if dtype not in forms:
-            (given,) = forms.values()
-            cast = f"{name}.as.{_SUFFIX[dtype]}"
-            self._nodes.append(helper.make_node("Cast", [given], [cast], cast, to=dtype))
-            forms[dtype] = cast
-        return forms[dtype]
+def _row_width(vocabulary: int) -> int | None:
+    """How wide the rows are that a vocabulary is cut into; None where it stays whole."""
+    fitting = (width for width in range(_WIDEST_ROW, _NARROWEST_ROW - 1, -1) if vocabulary % width == 0)
+    return next(fitting, None) if vocabulary > _WIDEST_ROW else None
+
+
+def _exact(node: onnx.NodeProto) -> onnx.NodeProto:
+    """A quantized product whose activations are not rounded."""
+    result = onnx.NodeProto()
+    result.CopyFrom(node)
+    del result.attribute[:]
+    result.attribute.extend(attribute for attribute in node.attribute if attribute.name != "accuracy_level")
+    return result
 
 
 def _prefill(node: onnx.NodeProto) -> onnx.NodeProto:

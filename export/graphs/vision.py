@@ -16,14 +16,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+import onnx
 import torch
 
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.projector import Projector
 from vl3edge.models.vision import TORCH_OPS, VisionEncoder, VisionOps
 
+from ..calibrate.fp16_range import HalfRange
 from ..calibrate.vision import VisionCalibration
-from ..parity import Difference, load_session
+from ..parity import Difference, input_dtype, load_session
 from .trace import Precision, Signature, microsoft_op, trace_to_file
 
 Attention = Literal["microsoft", "standard"]
@@ -64,10 +67,11 @@ def export_vision(
 
 
 def export_projectors(checkpoint: Checkpoint, folder: Path, precision: Precision = "fp32") -> dict[str, Difference]:
-    """Writes both projectors into `folder`; returns each one's difference from torch, by the file's stem."""
+    """Writes both projectors, whose weights are the same, into `folder`; returns each one's difference from torch, by
+    the file's stem.
+    """
     config = checkpoint.config
     merge_sizes = {"projector-image": config.image.merge_size, "projector-video": config.video.merge_size}
-    differences = {}
     for stem, merge_size in merge_sizes.items():
         path = folder / f"{stem}.onnx"
         with torch.device("meta"):
@@ -84,18 +88,40 @@ def export_projectors(checkpoint: Checkpoint, folder: Path, precision: Precision
             outputs={"tokens": ("K", config.text.hidden_size)},
         )
         trace_to_file(projector, projector.sources(), checkpoint, signature, path, precision)
-        differences[stem] = check_projector(checkpoint, path, merge_size)
-    return differences
+    share_data(*(folder / f"{stem}.onnx" for stem in merge_sizes))
+    return {
+        stem: check_projector(checkpoint, folder / f"{stem}.onnx", merge_size)
+        for stem, merge_size in merge_sizes.items()
+    }
 
 
-def check_vision(checkpoint: Checkpoint, path: Path) -> Difference:
-    """Features of the file against those of the float32 torch module, for two frames of noise."""
+def share_data(first: Path, second: Path) -> None:
+    """Makes the second graph read the first's data file, if its own, which is then removed, holds the same."""
+    kept, other = (path.with_name(f"{path.name}.data") for path in (first, second))
+    if kept.read_bytes() != other.read_bytes():
+        return
+    model = onnx.load(second, load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = kept.name
+    second.write_bytes(model.SerializeToString())
+    other.unlink()
+
+
+def check_vision(checkpoint: Checkpoint, path: Path, half_range: HalfRange | None = None) -> Difference:
+    """Features of the file against those of the float32 torch module, for two frames of noise.
+
+    half_range: is shown the module's products.
+    """
     patch = checkpoint.config.vision.patch_size
     generator = torch.Generator().manual_seed(0)
     frames = torch.randint(
         256, (2, _CHECK_GRID[0] * patch, _CHECK_GRID[1] * patch, 3), dtype=torch.uint8, generator=generator
     )
     encoder = VisionEncoder.from_checkpoint(checkpoint)
+    if half_range is not None:
+        half_range.watch(encoder)
     with torch.inference_mode():
         reference = encoder(frames).numpy()
     del encoder  # its weights and the session's need not be in memory together
@@ -103,9 +129,11 @@ def check_vision(checkpoint: Checkpoint, path: Path) -> Difference:
     return Difference.between(features, reference)
 
 
-def check_projector(checkpoint: Checkpoint, path: Path, merge_size: int) -> Difference:
+def check_projector(
+    checkpoint: Checkpoint, path: Path, merge_size: int, half_range: HalfRange | None = None
+) -> Difference:
     """Tokens of the file against those of the float32 torch module, for normal features and half of the
-    tokens.
+    tokens. half_range: as of `check_vision`.
     """
     generator = torch.Generator().manual_seed(0)
     rows, columns = _CHECK_GRID
@@ -117,9 +145,14 @@ def check_projector(checkpoint: Checkpoint, path: Path, merge_size: int) -> Diff
         generator=generator,
     )
     keep = torch.arange(0, 2 * rows * columns, 2)
+    projector = Projector.from_checkpoint(checkpoint, merge_size)
+    if half_range is not None:
+        half_range.watch(projector, "projector.")
     with torch.inference_mode():
-        reference = Projector.from_checkpoint(checkpoint, merge_size)(features, keep).numpy()
-    (tokens,) = load_session(path).run(None, {"features": features.numpy(), "keep": keep.numpy()})
+        reference = projector(features, keep).numpy()
+    session = load_session(path)
+    given: np.ndarray = features.numpy().astype(input_dtype(session, "features"))
+    (tokens,) = session.run(None, {"features": given, "keep": keep.numpy()})
     return Difference.between(tokens, reference)
 
 

@@ -23,6 +23,7 @@ MIDDLE, LIMIT = 128, 127
 # GELU, either kind, never goes below -0.17, so its zero lies near the lower end of the 8 bits instead of in the middle.
 _GELU_LOWEST, _GELU_ZERO = 0.1701, 16
 SMALLEST_SCALE = 1e-12
+CODES, SCALES = ".int8", ".scale"  # of a weight in 8 bits, after its name
 
 Read = Callable[[str], np.ndarray]
 
@@ -67,8 +68,8 @@ class _Rewriter:
             raise ExportError(f"the traced graph gives the product with {name} no shape")
         rows, row_scale, zero = self._quantized_rows(x)
         del self._graph.initializers[name]
-        stored = self._initializer(_lazy(f"{name}.int8", weight.shape, lambda: quantize_weight(read(name))[0]))
-        scale = self._initializer(ir.tensor(quantize_weight(read(name))[1], name=f"{name}.scale"))
+        stored = self._initializer(_lazy(name + CODES, weight.shape, lambda: quantize_weight(read(name))[0]))
+        scale = self._initializer(ir.tensor(quantize_weight(read(name))[1], name=name + SCALES))
         inputs = [rows, stored, self._constant("int8.one", np.float32(1)), scale, zero]
         result = self._node("MatMulIntegerToFloat", inputs, domain="com.microsoft")
         result = self._node("Mul", [result, row_scale])

@@ -2,15 +2,18 @@
 
 They differ from `vision.py`'s graphs, which are for ONNX Runtime, in what a compiler with fixed profiles needs:
 
-- `vision.onnx` takes patches and their places instead of frames: `patches` uint8 [F, N, patch · patch · 3], a patch
+- The encoder takes patches and their places instead of frames: `patches` uint8 [F, N, patch · patch · 3], a patch
   reading (row, column, channel), and `positions` int32 [N, 2], row and column of each -> `features` float32 [F, N, C].
   A profile is a box of sizes. In frames × patches the largest box *is* the memory bound; in frames × height × width it
   would have to be as wide as the widest image and as tall as the tallest, many times the bound.
-- `projector.onnx` takes `features` float32 [P, C], all patches of a call, and `blocks` int32 [K, B], the patches that
+- The projector takes `features` float32 [P, C], all patches of a call, and `blocks` int32 [K, B], the patches that
   are averaged into each kept token -> `tokens` float32 [K, D]. One graph serves every merge size.
 - Attention is plain matrix products and a softmax, the query scaled beforehand: the form TensorRT fuses. Heads can be
   widened with zeros to a multiple of 16 (72 -> 80), which changes no product; TensorRT for RTX fuses 72 as it is.
 - Opset 17 without any operator of later date: what the parsers of TensorRT 10.3 and later have in common.
+
+In a bundle both read the bytes of `vision.onnx` and of a projector's data, cast where those are float32, which the
+compiler does: a plan holds what it computes with.
 
 Types are part of the graph (TensorRT builds it "strongly typed"). With `half`, matrix products are float16; the
 residual stream, LayerNorm, softmax, rotation, GELU and the averages stay float32 (see ARCHITECTURE.md for the drift
@@ -20,6 +23,7 @@ measured). Without, everything is float32.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -28,13 +32,15 @@ from onnx import TensorProto
 
 from vl3edge.models.config import ModelConfig, VisionConfig
 from vl3edge.models.tensor_names import PROJECTOR, VISION
+from vl3edge.runtime.bundle.plans import tensorrt_graph
 
 from ..calibrate.smoothquant import SmoothedSource
 from ..calibrate.vision import VisionCalibration
 from ..errors import ExportError
 from ..onnx_writer import GraphWriter
 from ..tensor_source import TensorSource, pad_heads, padded_head_dim
-from .vision_tensorrt_int8 import activation_steps, quantized_linear
+from .vision_int8 import SCALES, quantize_weight
+from .vision_tensorrt_int8 import Weight8, activation_steps, quantized_linear
 
 OPSET = 17
 _LARGEST_HALF = 65504.0
@@ -49,18 +55,20 @@ def export_tensorrt_vision(
     pad: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
     calibration: VisionCalibration | None = None,
+    stored: Mapping[str, TensorProto] = MappingProxyType({}),
 ) -> list[Path]:
-    """Writes `vision.onnx` and its data into `folder`; returns the files.
+    """Writes `vision.onnx` and its data, or `vision-tensorrt.onnx` alone, into `folder`; returns the files.
 
     pad: widen heads to a multiple of 16. progress: called with (layers written, layers in all). calibration: what goes
-    into the layers' products, which are then computed in 8 bits (`tensorrt_int8.py`).
-    Raises ExportError for a weight that float16 cannot hold.
+    into the layers' products, which are then computed in 8 bits (`tensorrt_int8.py`). stored: all weights as the
+    folder's other graphs have them (`stored_weights.py`), which are read from there; not with `pad`.
+    Raises ExportError for a weight that float16 cannot hold, if it is written here.
     """
     steps: dict[str, float] = {}
     if calibration is not None:
         source, steps = SmoothedSource(source, calibration.smoothing), activation_steps(calibration)
-    with GraphWriter(folder / "vision.onnx", OPSET) as graph:
-        builder = _VisionBuilder(graph, source, half, config.vision, pad, steps)
+    with _writer(folder, "vision", stored) as graph:
+        builder = _VisionBuilder(graph, source, half, config.vision, pad, steps, stored)
         builder.begin(config)
         for layer in range(config.vision.num_layers):
             builder.layer(layer)
@@ -69,11 +77,17 @@ def export_tensorrt_vision(
         return graph.save()
 
 
-def export_tensorrt_projector(source: TensorSource, config: ModelConfig, folder: Path, half: bool = True) -> list[Path]:
-    """Writes `projector.onnx` and its data into `folder`; returns the files. Raises as `export_tensorrt_vision`."""
+def export_tensorrt_projector(
+    source: TensorSource,
+    config: ModelConfig,
+    folder: Path,
+    half: bool = True,
+    stored: Mapping[str, TensorProto] = MappingProxyType({}),
+) -> list[Path]:
+    """Writes `projector.onnx` and its data, or `projector-tensorrt.onnx` alone, as `export_tensorrt_vision` does."""
     width = config.vision.hidden_size
-    with GraphWriter(folder / "projector.onnx", OPSET) as graph:
-        builder = _TypedBuilder(graph, source, half)
+    with _writer(folder, "projector", stored) as graph:
+        builder = _TypedBuilder(graph, source, half, stored=stored)
         features = graph.input("features", TensorProto.FLOAT, ["P", width])
         blocks = graph.input("blocks", TensorProto.INT32, ["K", "B"])
         gathered = graph.node("Gather", [features, blocks], "gathered", axis=0)
@@ -86,19 +100,33 @@ def export_tensorrt_projector(source: TensorSource, config: ModelConfig, folder:
         return graph.save()
 
 
+def _writer(folder: Path, graph: str, stored: Mapping[str, TensorProto]) -> GraphWriter:
+    """With all weights in other files, what is left is small and stays in the graph."""
+    if stored:
+        return GraphWriter(folder / tensorrt_graph(graph), OPSET, inline_bytes=1 << 20)
+    return GraphWriter(folder / f"{graph}.onnx", OPSET)
+
+
 class _TypedBuilder:
     """Nodes with explicit types: float32 everywhere, and `product_type` for what goes into matrix products.
 
-    steps: of the inputs of the products that are computed in 8 bits, by their names.
+    steps: of the inputs of the products that are computed in 8 bits, by their names. stored: as of
+    `export_tensorrt_vision`.
     """
 
     def __init__(
-        self, graph: GraphWriter, source: TensorSource, half: bool, steps: Mapping[str, float] = MappingProxyType({})
+        self,
+        graph: GraphWriter,
+        source: TensorSource,
+        half: bool,
+        steps: Mapping[str, float] = MappingProxyType({}),
+        stored: Mapping[str, TensorProto] = MappingProxyType({}),
     ) -> None:
         self.graph = graph
         self.source = source
         self.half = half
         self.steps = steps
+        self.stored = stored
 
     def product_type(self, x: str, name: str) -> str:
         """x float32 in the type of matrix products."""
@@ -117,6 +145,25 @@ class _TypedBuilder:
             raise ExportError(f"too large for float16, which TensorRT plans are made of: {name} (up to {largest:.3g})")
         return self.graph.weight(name, value.astype(np.float16))
 
+    def operand(self, name: str, make: Callable[[], np.ndarray]) -> str:
+        """A weight in the type of matrix products: the one that is stored, or what `make` gives, written here."""
+        if name not in self.stored:
+            return self.weight(name, make())
+        return self.as_type(name, TensorProto.FLOAT16 if self.half else TensorProto.FLOAT)
+
+    def whole(self, name: str, make: Callable[[], np.ndarray]) -> str:
+        """A weight in float32, as `operand`."""
+        if name not in self.stored:
+            return self.graph.weight(name, make().astype(np.float32, copy=False))
+        return self.as_type(name, TensorProto.FLOAT)
+
+    def as_type(self, name: str, dtype: int) -> str:
+        """A stored weight, cast if it is of another type."""
+        stored = self.graph.shared(name, self.stored[name])
+        if self.stored[name].data_type == dtype:
+            return stored
+        return str(self.graph.node("Cast", [stored], f"{name}.cast", to=dtype))
+
     def constant(self, name: str, value: float) -> str:
         return self.graph.weight(name, np.array(value, np.float32))
 
@@ -132,16 +179,39 @@ class _TypedBuilder:
 
         rows changes the outputs, columns the inputs (given and returned as the first axis).
         """
-        weight = columns(rows(self.source.array(f"{stem}.weight")).T)
-        bias = rows(self.source.array(f"{stem}.bias"))
+
+        def weight() -> np.ndarray:
+            return columns(rows(self.source.array(f"{stem}.weight")).T)
+
+        def bias() -> np.ndarray:
+            return rows(self.source.array(f"{stem}.bias"))
+
         if stem in self.steps:
-            tensors = {"weight": weight, "bias": bias}
-            return quantized_linear(self.graph, x, stem, name, tensors, self.steps[stem], self.half)
-        product = self.graph.node("MatMul", [x, self.weight(f"{stem}.weight", weight)], f"{name}.matmul")
-        return str(self.graph.node("Add", [product, self.weight(f"{stem}.bias", bias)], name))
+            added = self.whole(f"{stem}.bias", bias)
+            return quantized_linear(
+                self.graph, x, name, self._weight8(stem, weight), added, self.steps[stem], self.half
+            )
+        product = self.graph.node("MatMul", [x, self.operand(f"{stem}.weight", weight)], f"{name}.matmul")
+        return str(self.graph.node("Add", [product, self.operand(f"{stem}.bias", bias)], name))
+
+    def _weight8(self, stem: str, make: Callable[[], np.ndarray]) -> Weight8:
+        """The stored codes of a weight, or those of what `make` gives, written here."""
+        name, scales = f"{stem}.weight", f"{stem}.weight{SCALES}"
+        if name in self.stored:
+            width = self.stored[name].dims[1]
+            for each in (name, scales):
+                self.graph.shared(each, self.stored[each])
+        else:
+            codes, steps = quantize_weight(make())
+            width = len(steps)
+            self.graph.weight(name, codes)
+            self.graph.weight(scales, steps)
+        return Weight8(name, scales, self.graph.weight(f"{stem}.zeros", np.zeros(width, np.int8)))
 
     def layer_norm(self, x: str, stem: str, name: str, epsilon: float) -> str:
-        scale, bias = (self.graph.weight(f"{stem}.{leaf}", self.source.array(f"{stem}.{leaf}")) for leaf in _LEAVES)
+        scale, bias = (
+            self.whole(f"{stem}.{leaf}", partial(self.source.array, f"{stem}.{leaf}")) for leaf in ("weight", "bias")
+        )
         return str(self.graph.node("LayerNormalization", [x, scale, bias], name, axis=-1, epsilon=epsilon))
 
     def gelu(self, x: str, name: str, tanh: bool) -> str:
@@ -173,8 +243,9 @@ class _VisionBuilder(_TypedBuilder):
         vision: VisionConfig,
         pad: bool,
         steps: Mapping[str, float],
+        stored: Mapping[str, TensorProto],
     ) -> None:
-        super().__init__(graph, source, half, steps)
+        super().__init__(graph, source, half, steps, stored)
         self.vision = vision
         self.head_dim = padded_head_dim(vision.head_dim) if pad else vision.head_dim
         self._pad = (lambda rows: pad_heads(rows, vision.head_dim)) if pad else (lambda rows: rows)
@@ -274,6 +345,3 @@ class _VisionBuilder(_TypedBuilder):
             sine = graph.node("Mul", [b, self._sin], f"{name}.{k}.sin")
             parts.append(graph.node(op, [cosine, sine], f"{name}.{k}"))
         return str(graph.node("Concat", parts, name, axis=-1))
-
-
-_LEAVES = ("weight", "bias")

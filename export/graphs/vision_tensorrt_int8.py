@@ -8,7 +8,7 @@ multiplies int8 by int8. Operators are those of opset 13, whose scales and resul
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from onnx import TensorProto
@@ -17,7 +17,7 @@ from vl3edge.models.tensor_names import VISION
 
 from ..calibrate.vision import VisionCalibration
 from ..onnx_writer import GraphWriter
-from .vision_int8 import LIMIT, quantize_weight
+from .vision_int8 import LIMIT
 
 
 def activation_steps(calibration: VisionCalibration) -> dict[str, float]:
@@ -26,14 +26,20 @@ def activation_steps(calibration: VisionCalibration) -> dict[str, float]:
     return {f"{VISION}encoder.{name}": float(inputs[name].max()) / LIMIT or 1.0 for name in calibration.products}
 
 
-def quantized_linear(
-    graph: GraphWriter, x: str, stem: str, name: str, tensors: Mapping[str, np.ndarray], step: float, half: bool
-) -> str:
+@dataclass(frozen=True)
+class Weight8:
+    """Names in a graph of a weight int8 [in, out], its scales float32 [out] and its zeros int8 [out]."""
+
+    codes: str
+    scales: str
+    zeros: str
+
+
+def quantized_linear(graph: GraphWriter, x: str, name: str, weight: Weight8, bias: str, step: float, half: bool) -> str:
     """x · weight + bias with int8 operands; x and the result are float16 if `half`, else float32.
 
-    tensors: "weight" float32 [in, out] and "bias" [out]. step: of x.
+    bias: float32 [out]. step: of x.
     """
-    values, scales = quantize_weight(tensors["weight"])
     if half:
         x = graph.node("Cast", [x], f"{name}.given", to=TensorProto.FLOAT)
     place = [
@@ -42,11 +48,10 @@ def quantized_linear(
     ]
     rounded = graph.node("QuantizeLinear", [x, *place], f"{name}.int8")
     rounded = graph.node("DequantizeLinear", [rounded, *place], f"{name}.rounded")
-    zeros = graph.weight(f"{stem}.zeros", np.zeros_like(scales, np.int8))
-    stored = [graph.weight(f"{stem}.weight", values), graph.weight(f"{stem}.scales", scales), zeros]
-    weight = graph.node("DequantizeLinear", stored, f"{name}.weight", axis=1)
-    product = graph.node("MatMul", [rounded, weight], f"{name}.matmul")
-    bias = graph.weight(f"{stem}.bias", tensors["bias"].astype(np.float32))
+    stored = [weight.codes, weight.scales, weight.zeros]
+    product = graph.node(
+        "MatMul", [rounded, graph.node("DequantizeLinear", stored, f"{name}.weight", axis=1)], f"{name}.matmul"
+    )
     if not half:
         return str(graph.node("Add", [product, bias], name))
     result = graph.node("Add", [product, bias], f"{name}.sum")

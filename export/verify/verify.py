@@ -21,10 +21,9 @@ from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.config import ModelConfig
 from vl3edge.models.projector import Projector
 from vl3edge.models.vision import VisionEncoder
-from vl3edge.runtime.backends.features import on_host
 from vl3edge.runtime.backends.onnxruntime import Backend, select_backend
 from vl3edge.runtime.bundle.bundle import Bundle, open_bundle
-from vl3edge.runtime.bundle.manifest import Manifest
+from vl3edge.runtime.bundle.manifest import Manifest, half_graph
 from vl3edge.runtime.media.resize import PixelBudget, resize_rgb, target_size
 from vl3edge.runtime.vision.difffp import keep_mask
 from vl3edge.runtime.vision.engines import VisionPath
@@ -35,6 +34,7 @@ from .clips import VerifyClip, verify_clips
 from .decoder import verify_decoder, verify_whole_path
 from .prompt import verify_embeddings, verify_prompts
 from .report import FLOAT16, FLOAT32, Bound, Stage, VerifyReport, compare
+from .vision_fp16 import encoded, half_on_host, verify_half_vision
 
 Progress = Callable[[str, int, int], None]
 _OPTIONAL = ("text.rope_theta", "text.rotary_dim")  # 0 in bundles of before they were written
@@ -208,7 +208,7 @@ def _vision(
     checkpoint.release()
 
     vision = VisionPath(bundle, backend)
-    ours = [_features(vision, clip.prepared.frames) for clip in clips]
+    ours = [encoded(vision, clip.prepared.frames) for clip in clips]
     projected = [
         vision.tokens(values, clip.kind, clip.prepared.keep) for values, clip in zip(features, clips, strict=True)
     ]
@@ -223,12 +223,8 @@ def _vision(
             compared = f"{sum(len(part) for part in pairs[1])} visual tokens"
             hint = f"projector-{kind}.onnx is another one, or does not run as it should on this backend"
             stages.append(compare(f"projector, {kind}", compared, pairs[0], pairs[1], bound, hint))
+    if backend.device is None and half_graph("vision") in bundle.manifest.files:
+        other = half_on_host(backend)
+        bounds = _vision_bound(bundle.manifest, other), _bound(bundle.manifest.precision, other)
+        stages += verify_half_vision(VisionPath(bundle, other), clips, features, tokens, bounds)
     return stages, tokens
-
-
-def _features(vision: VisionPath, frames: np.ndarray) -> np.ndarray:
-    """Features of all frames, in calls of the size that the engine takes."""
-    step = vision.frames_per_call(frames.shape[1], frames.shape[2])
-    return np.concatenate(
-        [on_host(vision.features(frames[start : start + step])) for start in range(0, len(frames), step)]
-    )

@@ -1,7 +1,7 @@
 """Features on their way from the vision encoder to the projector: an array, or a buffer where the encoder left them.
 
-They are [frames, rows, columns, channels] float32. On a GPU with TensorRT they stay in its memory: they are the largest
-thing between two stages, and nobody but the projector reads them.
+They are [frames, rows, columns, channels]: float32, or float16 from ONNX Runtime's float16 graph. On a GPU they stay in
+its memory: they are the largest thing between two stages, and nobody but the projector reads them.
 """
 
 from __future__ import annotations

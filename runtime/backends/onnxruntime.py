@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..bundle.bundle import Bundle
+from ..bundle.manifest import VISION_GRAPHS, half_graph
 from ..errors import BackendError, BundleError, ConfigError
 from ..host_cpu import adds_8_bit_products_exactly
 from .cuda import Device, open_device
@@ -114,15 +115,32 @@ class Backend:
 
     def graph(self, bundle: Bundle, name: str) -> Engine:
         """One of the vision path's graphs: "vision", "projector-image" or "projector-video"."""
-        session = self.session(bundle.path(f"{name}.onnx"))
-        return OrtEngine(session, nullcontext() if self.device is None else self.device.lock)
+        file = self.vision_file(bundle, name)
+        session = self.session(bundle.path(file))
+        if self.device is None:
+            return OrtEngine(session)
+        if file != half_graph(name):
+            return OrtEngine(session, self.device.lock)
+        from .cuda_vision import cuda_engine  # it builds on this module
+
+        return cuda_engine(session, self.device, name, bundle.manifest.vision.patch_size)
+
+    def vision_file(self, bundle: Bundle, name: str = "vision") -> str:
+        """The file in which this backend finds one of the vision path's graphs.
+
+        On a GPU the float16 graphs, or the float32 ones in bundles that were exported before there were any.
+        """
+        half = self.device is not None and all(half_graph(graph) in bundle.manifest.files for graph in VISION_GRAPHS)
+        return half_graph(name) if half else f"{name}.onnx"
 
     def frame_limits(self, bundle: Bundle) -> FrameLimits:
         """How many frames the vision graph takes at once; BackendError if it cannot run here."""
-        if self.name == "cuda" and bundle.manifest.vision_quantization.bits == 8:
+        file = self.vision_file(bundle)
+        bundle.path(file)  # it may have been slimmed for another backend
+        if self.name == "cuda" and bundle.manifest.vision_quantization.bits == 8 and file == "vision.onnx":
             raise BackendError(
-                f"the encoder of {bundle.folder} is quantized to 8 bits, which ONNX Runtime computes on CPUs only: use "
-                "backend='cpu' or a TensorRT backend, or export the bundle without --vision-bits 8."
+                f"the encoder of {bundle.folder} is quantized to 8 bits, which ONNX Runtime computes on CPUs only, and "
+                "it has none in float16: export it again with --target cuda, or use backend='cpu'."
             )
         return PatchLimit(GPU_PATCHES_PER_CALL if self.name == "cuda" else PATCHES_PER_CALL)
 

@@ -66,6 +66,10 @@ class TensorRtBackend(Backend):
         plan = self._plan(engines, "projector")  # one plan for both kinds of media
         return BlockProjector(plan, profiles, media.merge_size, bundle.manifest.text.hidden_size)
 
+    def vision_file(self, bundle: Bundle, name: str = "vision") -> str:
+        plan = "vision" if name == "vision" else "projector"
+        return self._engines(bundle).plan_path(plan).relative_to(bundle.folder).as_posix()
+
     def frame_limits(self, bundle: Bundle) -> FrameLimits:
         return ProfileLimits(self._engines(bundle).spec.plans["vision"].profiles)
 

@@ -14,12 +14,23 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..bundle.bundle import hash_file
 from ..bundle.manifest import FileEntry, Manifest
-from ..bundle.plans import ENGINES, PLAN_MANIFEST, PORTABLE, SOURCES, EngineSet, PlanSpec, Target, TensorSpec
+from ..bundle.onnx_external import external_files
+from ..bundle.plans import (
+    ENGINES,
+    PLAN_MANIFEST,
+    PLANS,
+    PORTABLE,
+    EngineSet,
+    PlanSpec,
+    Target,
+    TensorSpec,
+    tensorrt_graph,
+)
 from ..bundle.profiles import DEFAULT_MEMORY_BYTES, Profile, projector_profiles, vision_profiles
 from ..errors import BackendError, BundleError, ConfigError
 from .tensorrt_library import import_tensorrt, make_logger
@@ -48,14 +59,15 @@ def build_engines(
     options: BuildOptions,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> Path:
-    """Compiles `engines/vision.onnx` and `engines/projector.onnx` of the bundle in `folder`.
+    """Compiles the encoder and the projector of the bundle in `folder`.
 
     Returns the new engine set's folder, which replaces one of the same key. progress: called with (plan, done, in all).
     Raises BackendError when TensorRT is missing or fails, BundleError when the bundle has no ONNX files for it,
     ConfigError for options that cannot work.
     """
     trt = import_tensorrt(options.target)
-    sources = _sources(folder, manifest, options.target)
+    graphs = _graphs(folder, options.target, manifest.slim)
+    sources = _sources(folder, manifest, list(graphs.values()))
     vision = vision_profiles(manifest, options.memory_bytes)
     profiles = {"vision": vision, "projector": projector_profiles(manifest, vision)}
     base = folder / ENGINES / options.target
@@ -66,7 +78,7 @@ def build_engines(
         plans = {}
         for done, name in enumerate(profiles):
             progress(name, done, len(profiles))
-            path = folder / ENGINES / f"{name}.onnx"
+            path = folder / graphs[name]
             plan, plans[name] = compile_plan(trt, path, profiles[name], options, cache)
             (staged / f"{name}.plan").write_bytes(plan)
             del plan
@@ -193,20 +205,43 @@ def _tensor(trt: Any, tensor: Any) -> TensorSpec:
     return TensorSpec(tensor.name, dtype, tuple(int(size) for size in tensor.shape))
 
 
-def _sources(folder: Path, manifest: Manifest, target: str) -> dict[str, FileEntry]:
-    """The ONNX files as they are, which is as the manifest lists them (in an export it lists none yet)."""
-    names = [f"{ENGINES}/{name}{suffix}" for name in SOURCES for suffix in ("", ".data")]
-    if missing := [name for name in names if not (folder / name).is_file()]:
-        raise BundleError(
-            f"{folder} has no {', '.join(missing)}: export it with `vl3edge export CHECKPOINT -o BUNDLE "
-            f"--target {target}`."
-        )
-    found = {name: hash_file(folder / name) for name in names}
-    if changed := [name for name in names if manifest.files.get(name, found[name]) != found[name]]:
-        raise BundleError(
-            f"{folder} cannot be used: {', '.join(changed)} was changed. Copy or export the bundle again."
-        )
+def _graphs(folder: Path, target: str, slim: str) -> dict[str, str]:
+    """The file of each plan's graph; older bundles have them, with weights of their own, in `engines/`."""
+    newer, older = ({plan: name(plan) for plan in PLANS} for name in (tensorrt_graph, f"{ENGINES}/{{}}.onnx".format))
+    for graphs in (newer, older):
+        if all((folder / name).is_file() for name in graphs.values()):
+            return graphs
+    if slim:
+        raise BundleError(f"{folder} was slimmed for {slim}: compile plans from a whole copy of the bundle.")
+    raise BundleError(
+        f"{folder} has no {', '.join(newer.values())}: export it with `vl3edge export CHECKPOINT -o BUNDLE "
+        f"--target {target}`."
+    )
+
+
+def _sources(folder: Path, manifest: Manifest, graphs: Sequence[str]) -> dict[str, FileEntry]:
+    """The graphs, and what they read, as they are: as the manifest lists them (in an export it lists none yet)."""
+    found: dict[str, FileEntry] = {}
+    for graph in graphs:
+        found[graph] = _checked(folder, manifest, graph)
+        beside = PurePosixPath(graph).parent
+        try:
+            locations = sorted(external_files(folder / graph))
+        except ValueError as e:
+            raise BundleError(f"{folder} cannot be used: {graph} is not an ONNX file ({e}).") from e
+        for name in ((beside / location).as_posix() for location in locations):
+            found[name] = _checked(folder, manifest, name)
     return found
+
+
+def _checked(folder: Path, manifest: Manifest, name: str) -> FileEntry:
+    try:
+        entry = hash_file(folder / name)
+    except FileNotFoundError as e:
+        raise BundleError(f"{folder} cannot be used: {name} is missing. Copy or export the bundle again.") from e
+    if manifest.files.get(name, entry) != entry:
+        raise BundleError(f"{folder} cannot be used: {name} was changed. Copy or export the bundle again.")
+    return entry
 
 
 def _name(trt: Any) -> str:

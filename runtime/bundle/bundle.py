@@ -16,21 +16,14 @@ from pathlib import Path, PurePosixPath
 
 from ..errors import BundleError
 from .json_file import read_json_file
-from .manifest import SPECIAL_TOKENS, FileEntry, Manifest
+from .manifest import DECODER_GRAPH, SPECIAL_TOKENS, VISION_GRAPHS, FileEntry, Manifest
 from .onnx_external import external_files
 from .plans import engine_files
 
 MANIFEST_NAME = "bundle.json"
 DEMO_BUNDLE = Path(__file__).parent.parent / "demo_bundle"
-REQUIRED = (
-    "tokenizer.json",
-    "chat_template.jinja",
-    "embeddings.safetensors",
-    "vision.onnx",
-    "projector-image.onnx",
-    "projector-video.onnx",
-    "decoder.onnx",
-)
+ALWAYS_REQUIRED = ("tokenizer.json", "chat_template.jinja", "embeddings.safetensors")
+REQUIRED = (*ALWAYS_REQUIRED, *(f"{graph}.onnx" for graph in VISION_GRAPHS), DECODER_GRAPH)
 _MAX_MANIFEST_BYTES = 16 << 20
 _MAX_TEMPLATE_BYTES = 1 << 20
 _TOLD = 20  # problems in one message
@@ -45,8 +38,16 @@ class Bundle:
     manifest: Manifest
 
     def path(self, name: str) -> Path:
-        """The path of one of the bundle's files; KeyError for a file the manifest does not list."""
+        """The path of one of the bundle's files.
+
+        KeyError for a file the manifest does not list; BundleError if that is so because the bundle was slimmed.
+        """
         if name not in self.manifest.files:
+            if self.manifest.slim:
+                raise BundleError(
+                    f"{self.folder} was slimmed for {self.manifest.slim} and has no {name}: use that backend, or a "
+                    "whole copy of the bundle."
+                )
             raise KeyError(name)
         return self.folder / name
 
@@ -70,13 +71,14 @@ def open_bundle(folder: str | Path) -> Bundle:
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
-    problems = [f"{name} is missing from the manifest" for name in REQUIRED if name not in manifest.files]
+    required = ALWAYS_REQUIRED if manifest.slim else REQUIRED
+    problems = [f"{name} is missing from the manifest" for name in required if name not in manifest.files]
     if SPECIAL_TOKENS not in manifest.files and (folder / SPECIAL_TOKENS).exists():  # it would be read with no check
         problems.append(f"{SPECIAL_TOKENS} is not one of the bundle's files")
     template = manifest.files.get("chat_template.jinja")
     if template is not None and template.bytes > _MAX_TEMPLATE_BYTES:
         problems.append(f"chat_template.jinja has {template.bytes:,} bytes, at most {_MAX_TEMPLATE_BYTES:,} are read")
-    entries = set(manifest.files.items()) | set(engine_files(folder).items())
+    entries = set(manifest.files.items()) | set(engine_files(folder, sources=not manifest.slim).items())
     with ThreadPoolExecutor(max_workers=4) as pool:  # hashing releases the interpreter lock
         checks = pool.map(lambda item: _check_file(folder, *item), sorted(entries, key=lambda item: item[0]))
         problems += [problem for problem in checks if problem]

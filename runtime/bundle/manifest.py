@@ -28,6 +28,11 @@ SPECIAL_TOKENS = "tokenizer_config.json"
 DECODER_GRAPH, HALF_DECODER_GRAPH, PREFILL_GRAPH = "decoder.onnx", "decoder-half.onnx", "decoder-prefill.onnx"
 """The decoder's graphs in a bundle: for CPUs; for NVIDIA GPUs, whose attention takes float16; for prompts on CPUs."""
 
+VISION_GRAPHS = ("vision", "projector-image", "projector-video")
+"""The graphs of the vision path, without ".onnx"."""
+
+SlimTarget = Literal["cpu", "cuda", "rtx", "jetson"]
+
 Json = dict[str, Any]
 _MAX_SIZE = 1 << 24  # no dimension of a model of this family comes near
 _MAX_BLOCK_PX = 1 << 10  # side of a visual token, and so the least side of a frame
@@ -194,6 +199,7 @@ class Manifest:
     vision_quantization: VisionQuantization = VisionQuantization()
     prefill_quantization: PrefillQuantization = PrefillQuantization()
     generation: GenerationSpec = GREEDY
+    slim: Literal["", "cpu", "cuda", "rtx", "jetson"] = ""
 
     def to_json(self) -> Json:
         """The manifest as JSON values, with the format's name and version first and its own sha256 last."""
@@ -218,6 +224,11 @@ class Manifest:
         manifest = read_json(cls, body, "", misread)
         problems += misread or _inconsistencies(manifest)
         return (None, problems) if problems else (manifest, [])
+
+
+def half_graph(stem: str) -> str:
+    """The file of a graph of the vision path that computes in float16, for NVIDIA GPUs."""
+    return f"{stem}-half.onnx"
 
 
 def sealed(data: Mapping[str, Any]) -> Json:

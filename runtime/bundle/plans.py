@@ -25,7 +25,7 @@ FORMAT = "vl3edge-engines"
 FORMAT_VERSION = 1
 ENGINES = "engines"
 PLAN_MANIFEST = "engines.json"
-SOURCES = ("vision.onnx", "projector.onnx")
+PLANS = ("vision", "projector")
 TARGETS = ("rtx", "jetson")
 PORTABLE = "portable"
 RTX_CAPABILITIES = ((7, 5), (8, 0), (8, 6), (8, 9))
@@ -100,6 +100,11 @@ class InstalledEngines:
         return self.folder / f"{name}.plan"
 
 
+def tensorrt_graph(plan: str) -> str:
+    """The bundle's file that a plan is compiled from."""
+    return f"{plan}-tensorrt.onnx"
+
+
 def read_engine_sets(bundle: Path, target: str | None = None) -> list[InstalledEngines]:
     """Every engine set of a bundle (of one target), checked in itself but not against the files.
 
@@ -113,13 +118,16 @@ def read_engine_sets(bundle: Path, target: str | None = None) -> list[InstalledE
     return found
 
 
-def engine_files(bundle: Path) -> dict[str, FileEntry]:
-    """Every file that the engine sets of a bundle list, plans and sources, by path relative to the bundle."""
+def engine_files(bundle: Path, sources: bool = True) -> dict[str, FileEntry]:
+    """Every file that the engine sets of a bundle list, by path relative to the bundle.
+
+    sources: also what the plans were compiled from, which a slim bundle may not have any more.
+    """
     files: dict[str, FileEntry] = {}
     for engines in read_engine_sets(bundle):
         stem = engines.folder.relative_to(bundle).as_posix()
         files |= {f"{stem}/{name}": entry for name, entry in engines.spec.files.items()}
-        files |= engines.spec.sources
+        files |= engines.spec.sources if sources else {}
     return files
 
 
@@ -194,7 +202,7 @@ def _inconsistencies(path: Path, spec: EngineSet) -> list[str]:
     problems = []
     if path.parent.name != spec.key or path.parent.parent.name != spec.target:
         problems.append(f"it belongs into {ENGINES}/{spec.target}/{spec.key}")
-    for name in ("vision", "projector"):
+    for name in PLANS:
         if name not in spec.plans:
             problems.append(f"plans.{name} is missing")
         elif not spec.plans[name].profiles:

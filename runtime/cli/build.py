@@ -1,4 +1,4 @@
-"""`vl3edge build`: TensorRT plans of a bundle, compiled on this machine. Needs TensorRT, but no torch."""
+"""`vl3edge build`: TensorRT plans of a bundle, compiled on this machine; bundles slimmed for it. Needs no torch."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from typing import Any
 
 from ..backends.cuda import open_device
 from ..backends.tensorrt_build import BuildOptions, build_engines
+from ..backends.tensorrt_library import import_tensorrt
 from ..bundle.bundle import read_manifest
-from ..bundle.plans import PORTABLE, TARGETS, read_engine_sets
+from ..bundle.manifest import SlimTarget
+from ..bundle.plans import PORTABLE, TARGETS, EngineSet, read_engine_sets
 from ..bundle.profiles import DEFAULT_MEMORY_BYTES
+from ..bundle.slim import slim
 from ..errors import ConfigError
 from .options import progress
 
@@ -21,9 +24,15 @@ def add_to(commands: Any) -> None:
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="bundle exported with --target rtx or jetson")
     parser.add_argument(
         "--target",
-        choices=TARGETS,
+        choices=(*TARGETS, "cuda", "cpu"),
         required=True,
-        help="rtx: TensorRT for RTX, portable plans; jetson: the TensorRT installed here, plans for this GPU alone",
+        help="rtx: TensorRT for RTX, portable plans; jetson: the TensorRT installed here, plans for this GPU alone; "
+        "cuda, cpu: with --slim",
+    )
+    parser.add_argument(
+        "--slim",
+        action="store_true",
+        help="compile nothing; drop from the bundle what the target does not read on this device, for good",
     )
     parser.add_argument(
         "--memory-mb",
@@ -45,6 +54,10 @@ def add_to(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     if options.compute_capability and options.target != "rtx":
         raise ConfigError("--compute-capability is for --target rtx; other plans are for the GPU they are built on")
+    if options.slim:
+        return _slim(options.bundle, options.target)
+    if options.target not in TARGETS:
+        raise ConfigError(f"--target {options.target} needs no plans; give --slim to drop what other targets read")
     manifest = read_manifest(options.bundle)
     device = PORTABLE if options.target == "rtx" else open_device().name
     build = BuildOptions(
@@ -65,4 +78,25 @@ def run(options: argparse.Namespace) -> int:
         )
         print(f"{name:<10} {size:>8.1f} MB  {boxes}")
     print(f"\nplans: {folder}")
+    return 0
+
+
+def _slim(folder: Path, target: SlimTarget) -> int:
+    """Drops files, and says what that gave up."""
+
+    def fits(spec: EngineSet) -> bool:
+        return (spec.tensorrt, spec.device) == here
+
+    if target == "rtx" or target == "jetson":
+        library = import_tensorrt(target)
+        here = (str(library.__version__), PORTABLE if target == "rtx" else open_device().name)
+    report = slim(folder, target, fits)
+    for name in report.dropped:
+        print(f"dropped  {name}")
+    total = report.dropped_bytes + report.kept_bytes
+    print(f"\n{report.dropped_bytes / 1e6:.1f} of {total / 1e6:.1f} MB were dropped; the bundle is for {target} now.")
+    if report.lost:
+        print(f"No longer: {', '.join(f'--backend {name}' for name in report.lost)}.")
+    if target in TARGETS:
+        print("Plans for another device, or another version of TensorRT, take a whole copy of the bundle.")
     return 0

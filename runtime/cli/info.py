@@ -61,6 +61,8 @@ def _describe(bundle: Bundle) -> None:
     _show(f"model        {manifest.source}, layout {manifest.layout}")
     targets, method = ", ".join(manifest.targets), manifest.quantization.get("method", "none")
     _show(f"targets      {targets}; {manifest.precision}; quantization {method}")
+    if manifest.slim:
+        _show(f"slim         for {manifest.slim} alone: files of other backends were dropped")
     products = ", products in 8 bits" if manifest.vision_quantization.bits == 8 else ""
     _show(
         f"vision       {vision.num_layers} layers of {vision.hidden_size}, patches of {vision.patch_size} pixels"

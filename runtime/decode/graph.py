@@ -131,7 +131,7 @@ def load_decoder_graph(backend: Backend, bundle: Bundle) -> DecoderGraph:
         return DecoderGraph(backend.session(bundle.path(DECODER_GRAPH)), prompts=prompts)
     if backend.device is None:
         raise BackendError("this backend has no device; make it with select_backend")
-    if HALF_DECODER_GRAPH not in bundle.manifest.files:
+    if HALF_DECODER_GRAPH not in bundle.manifest.files and not bundle.manifest.slim:
         raise BundleError(
             f"{bundle.folder} has no decoder for NVIDIA GPUs: export it with --target cuda (rtx and jetson have it, "
             "too), or use backend 'cpu'."

@@ -39,14 +39,14 @@ class VisionPath:
         return self._frame_limits.frames_per_call((height // self._patch_size) * (width // self._patch_size))
 
     def features(self, frames: np.ndarray) -> Features:
-        """Features float32 [F, h, w, C] of frames uint8 [F, H, W, 3]; h and w count patches.
+        """Features [F, h, w, C], float32 or float16, of frames uint8 [F, H, W, 3]; h and w count patches.
 
         They stay where the engine leaves them: `features.on_host` makes an array of them.
         """
         return self._engine("vision").run({"frames": frames})[0]
 
     def tokens(self, features: Features, kind: str, keep: np.ndarray) -> np.ndarray:
-        """Visual tokens float32 [K, hidden] of features float32 [F, h, w, C].
+        """Visual tokens float32 [K, hidden] of features [F, h, w, C].
 
         kind: "image" or "video", which choose the merge size. keep: bool [F, tokens of a frame], K of them true.
         """

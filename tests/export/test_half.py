@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import TensorProto
+from cuda_kernels import without_kernel
+from onnx import TensorProto, helper
 from quantized import random_linear
 
 from vl3edge.export.calibrate.fp16_range import HalfRange
@@ -25,25 +27,11 @@ from vl3edge.export.parity import load_session
 from vl3edge.export.pipeline import ExportOptions, Float32Source, export_bundle
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.quant.linear import LayerError, QuantizedLinear
-from vl3edge.runtime.bundle.bundle import open_bundle
+from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, open_bundle
 from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, HALF_DECODER_GRAPH, TextSpec
 from vl3edge.runtime.bundle.onnx_external import external_files
 from vl3edge.runtime.decode.decoder import PREFILL_CHUNK, Decoder
 from vl3edge.runtime.decode.graph import DecoderGraph
-
-CUDA_KERNELS = {
-    "Add": 14,
-    "Cast": 13,
-    "Concat": 13,
-    "Gather": 13,
-    "Gemm": 13,
-    "Identity": 16,
-    "MatMul": 13,
-    "Mul": 14,
-    "Squeeze": 13,
-    "TopK": 11,
-}
-"""Versions of operators that ONNX Runtime 1.23 and later have CUDA kernels for (its docs/OperatorKernels.md)."""
 
 
 class RandomLinears:
@@ -163,15 +151,13 @@ def test_nothing_but_the_graph_is_added(exported: tuple[TextSpec, Path]) -> None
     path = folder / HALF_DECODER_GRAPH
     model = onnx.load(path, load_external_data=False)
     assert model.ir_version == 10
-    opset = model.opset_import[0].version
     assert not list(folder.glob(f"{HALF_DECODER_GRAPH}.*"))
     assert external_files(path) <= external_files(folder / DECODER_GRAPH)
     assert path.stat().st_size < 1.5 * (folder / DECODER_GRAPH).stat().st_size
     graph = model.graph
     ops = {node.op_type for node in graph.node}
     assert "If" not in ops
-    standard = {node.op_type for node in graph.node if not node.domain} - {"SimplifiedLayerNormalization"}
-    assert {op: onnx.defs.get_schema(op, opset).since_version for op in standard}.items() <= CUDA_KERNELS.items()
+    assert without_kernel(model) == set()
     cache = [value for value in (*graph.input, *graph.output) if "past" in value.name or "present" in value.name]
     assert {value.type.tensor_type.elem_type for value in cache} == {TensorProto.FLOAT16}
     names = [name for node in graph.node for name in node.output if name]
@@ -181,6 +167,86 @@ def test_nothing_but_the_graph_is_added(exported: tuple[TextSpec, Path]) -> None
         if node.op_type == "MatMulNBits":
             assert scales[node.input[2]] == TensorProto.FLOAT16  # as stored, without a cast
             assert "accuracy_level" not in {attribute.name for attribute in node.attribute}
+
+
+def test_the_nodes_of_a_step(exported: tuple[TextSpec, Path]) -> None:
+    """Four casts a layer, on either side of its norms; beside the layers a handful, most of them for the token."""
+    spec, folder = exported
+    graph = onnx.load(folder / HALF_DECODER_GRAPH, load_external_data=False).graph
+    stored = {tensor.name for tensor in graph.initializer}
+    ops = Counter(node.op_type for node in graph.node if not {name for name in node.input if name} <= stored)
+    for op in ("GroupQueryAttention", "QuickGelu", "Mul"):
+        assert ops[op] == spec.num_layers, op
+    assert ops["SkipSimplifiedLayerNormalization"] == 2 * spec.num_layers
+    assert ops["Cast"] == 4 * spec.num_layers + 2  # the head's input, and the logits
+    assert ops["Identity"] == 0
+    token = ("IsNaN", "Where", "Reshape", "TopK", "GatherElements")
+    assert [ops[op] for op in token] == [1, 1, 1, 2, 1]
+
+
+def test_the_nodes_of_the_demo_model() -> None:
+    """All there are, in 6 layers: 15 each, two casts of the rotary tables, which are folded at load, and 15 more."""
+    graph = onnx.load(DEMO_BUNDLE / HALF_DECODER_GRAPH, load_external_data=False).graph
+    assert len(graph.node) == 6 * 15 + 2 + 15
+
+
+class Greedy:
+    """The token that the GPU's graph takes from logits float32 [B, vocabulary]."""
+
+    def __init__(self, folder: Path, vocabulary: int) -> None:
+        shapes = {"x": ["batch", 1, vocabulary], "logits": ["batch", vocabulary], "token": ["batch"]}
+        given, logits, token = (
+            helper.make_tensor_value_info(name, TensorProto.INT64 if name == "token" else TensorProto.FLOAT, shape)
+            for name, shape in shapes.items()
+        )
+        nodes = [
+            helper.make_node("Squeeze", ["x", "one"], ["logits"]),
+            helper.make_node("ArgMax", ["logits"], ["token"], axis=-1, keepdims=0),
+        ]
+        one = helper.make_tensor("one", TensorProto.INT64, [1], [1])
+        graph = helper.make_graph(nodes, "decoder", [given], [logits, token], [one])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+        (folder / DECODER_GRAPH).write_bytes(model.SerializeToString())
+        self.path = write_half_decoder(folder)
+        self._session = load_session(self.path)
+
+    def __call__(self, logits: np.ndarray) -> list[int]:
+        returned, tokens = self._session.run(None, {"x": logits[:, None]})
+        np.testing.assert_array_equal(returned, logits)
+        return list(tokens)
+
+
+@pytest.mark.parametrize(("vocabulary", "rows"), [(151936, 1187), (152064, 594), (448, 2), (200, None), (1009, None)])
+def test_the_token_is_the_first_of_the_largest(tmp_path: Path, vocabulary: int, rows: int | None) -> None:
+    """Ties within a row of the vocabulary's and between rows; the 2B, the 7B and the demo model's, and a prime."""
+    greedy = Greedy(tmp_path, vocabulary)
+    starts = [t for t in onnx.load(greedy.path).graph.initializer if t.name == "token.starts"]
+    assert [len(onnx.numpy_helper.to_array(tensor)) for tensor in starts] == ([] if rows is None else [rows])
+    rng = np.random.default_rng(vocabulary)
+    logits = rng.standard_normal((6, vocabulary)).astype(np.float32)
+    logits[1] = np.round(logits[1])  # many ties for the largest
+    logits[2] = -7.0
+    logits[3, [vocabulary - 1, vocabulary // 2, vocabulary // 2 + 1]] = 9.0
+    logits[4] = -np.inf
+    logits[4, vocabulary - 2] = -1e30
+    logits[5, 3] = np.inf
+    assert greedy(logits) == logits.argmax(axis=1).tolist()
+
+
+@pytest.mark.parametrize("vocabulary", [151936, 448, 1009])
+@pytest.mark.parametrize("sign", [np.nan, -np.nan])
+def test_nan_is_never_the_token(tmp_path: Path, vocabulary: int, sign: float) -> None:
+    """Of nothing but NaN it is 0, where the runtime looks; elsewhere the largest number, in whatever row NaN stands."""
+    greedy = Greedy(tmp_path, vocabulary)
+    logits = np.random.default_rng(1).standard_normal((4, vocabulary)).astype(np.float32)
+    logits[0] = sign
+    best = vocabulary - 5
+    logits[1:, best] = 8.0
+    logits[1, :-6] = sign
+    logits[2, [0, best - 1, best + 1]] = sign
+    logits[3, ::2] = sign
+    logits[3, best] = 8.0
+    assert greedy(logits) == [0, best, best, best]
 
 
 def test_the_manifest_says_how_near_it_is(checkpoints: Callable[..., Path], tmp_path: Path) -> None:
@@ -196,16 +262,18 @@ def test_bundles_for_cpus_have_none(bundle: Path) -> None:
     assert HALF_DECODER_GRAPH not in open_bundle(bundle).manifest.files
 
 
+@pytest.mark.parametrize("part", ["decoder", "vision path"])
 def test_values_beyond_float16_are_refused(
-    checkpoints: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoints: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
     def too_large(self: HalfRange, what: str) -> None:
-        self.largest["layers.1.mlp.down_proj"] = 1e5
+        if part in what:
+            self.largest["layers.1.mlp.down_proj"] = 1e5
         checked(self, what)
 
     checked = HalfRange.check
     monkeypatch.setattr(HalfRange, "check", too_large)
-    with pytest.raises(ExportError, match=r"float16, which the decoder for GPUs computes in: layers.1.mlp.down_proj"):
+    with pytest.raises(ExportError, match=rf"float16, which the {part} for GPUs computes in: layers.1.mlp.down_proj"):
         export_bundle(Checkpoint.open(checkpoints("tiny")), tmp_path / "b", ExportOptions(targets=("cuda",)))
     assert not (tmp_path / "b").exists()
 

@@ -20,10 +20,12 @@ import torch
 
 from vl3edge.export.calibrate import fp16_range as half_range
 from vl3edge.export.errors import ExportError
-from vl3edge.export.graphs.vision_tensorrt import export_tensorrt_projector, export_tensorrt_vision
+from vl3edge.export.graphs.stored_weights import stored_projector, stored_vision
+from vl3edge.export.graphs.trace import Precision
+from vl3edge.export.graphs.vision import export_projectors, export_vision
+from vl3edge.export.graphs.vision_tensorrt import export_tensorrt_projector, export_tensorrt_vision, write_tensorrt
 from vl3edge.export.parity import load_session
 from vl3edge.export.pipeline import ExportOptions, Float32Source, export_bundle, make_manifest
-from vl3edge.export.tensorrt import write_tensorrt
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.synthetic.random import preset, write_random_checkpoint
 from vl3edge.models.vision import VisionEncoder
@@ -33,7 +35,8 @@ from vl3edge.runtime.backends.tensorrt_build import BuildOptions, build_engines,
 from vl3edge.runtime.backends.tensorrt_library import import_tensorrt
 from vl3edge.runtime.backends.tensorrt_vision import BlockProjector, PatchEncoder
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, Bundle, open_bundle
-from vl3edge.runtime.bundle.plans import TensorSpec, read_engine_sets
+from vl3edge.runtime.bundle.onnx_external import external_files
+from vl3edge.runtime.bundle.plans import TensorSpec, read_engine_sets, tensorrt_graph
 from vl3edge.runtime.bundle.profiles import Profile, ShapeRange, projector_profiles, vision_profiles
 from vl3edge.runtime.cli.main import main
 from vl3edge.runtime.errors import BackendError, BundleError, ConfigError
@@ -69,6 +72,45 @@ def exported(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -
         return written[half, pad]
 
     return make
+
+
+def write_vision(checkpoint: Checkpoint, folder: Path, precision: Precision = "fp32") -> None:
+    """The graphs for ONNX Runtime, whose weights a bundle's graphs for TensorRT read."""
+    export_vision(checkpoint, folder, precision)
+    export_projectors(checkpoint, folder, precision)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("half", [False, True])
+def test_weights_are_shared(
+    checkpoint: Checkpoint, exported: Callable[..., Path], tmp_path: Path, precision: Precision, half: bool
+) -> None:
+    """No file but the graphs, which read what is there; what float16 rounds when it is stored, they get rounded."""
+    write_vision(checkpoint, tmp_path, precision)
+    source, config = Float32Source(checkpoint), checkpoint.config
+    stored = [stored_vision(config, tmp_path), stored_projector(config, tmp_path)]
+    written = export_tensorrt_vision(source, config, tmp_path, half, stored=stored[0])
+    written += export_tensorrt_projector(source, config, tmp_path, half, stored=stored[1])
+    assert written == [tmp_path / "vision-tensorrt.onnx", tmp_path / "projector-tensorrt.onnx"]
+    assert [external_files(path) for path in written] == [{"vision.onnx.data"}, {"projector-image.onnx.data"}]
+    assert max(path.stat().st_size for path in written) < 64 << 10
+    frames = random_frames(2, 5, 4)
+    positions = np.stack(np.divmod(np.arange(20, dtype=np.int32), np.int32(4)), axis=1)
+    patches = PatchEncoder(OrtEngine(None), [], 14)._patches(frames)
+    inputs = [
+        {"patches": patches, "positions": positions},
+        {
+            "features": np.random.default_rng(0).standard_normal((40, 144)).astype(np.float32),
+            "blocks": np.arange(40, dtype=np.int32).reshape(10, 4),
+        },
+    ]
+    for name, path, given in zip(("vision", "projector"), written, inputs, strict=True):
+        own = load_session(exported(half) / f"{name}.onnx").run(None, given)[0]
+        (shared,) = load_session(path).run(None, given)
+        if precision == "fp32":
+            np.testing.assert_array_equal(shared, own)
+        else:
+            assert np.linalg.norm(shared - own) < 2e-3 * np.linalg.norm(own)
 
 
 def features(folder: Path, frames: np.ndarray) -> np.ndarray:
@@ -132,6 +174,7 @@ def test_activations_that_overflow_float16_are_named(
 ) -> None:
     """ONNX Runtime would not notice; a small number stands for the largest that float16 holds."""
     manifest = replace(make_manifest(checkpoint.config, ExportOptions(), None), targets=("jetson",))
+    write_vision(checkpoint, tmp_path)
     monkeypatch.setattr(half_range, "LARGEST_HALF", 4.0)
     with pytest.raises(ExportError, match=r"too large for float16, .*layers\.0\.mlp\.fc1 \(\d") as e:
         write_tensorrt(checkpoint, Float32Source(checkpoint), tmp_path, manifest, lambda stage, done, total: None)
@@ -198,18 +241,50 @@ def test_plans_are_rebuilt_with_other_settings(
 
 
 @needs_tensorrt
+def test_a_slim_bundle_has_its_plans_and_no_graphs_of_them(
+    rtx_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the plans for this TensorRT all are kept; of others, here made up, none."""
+    folder = Path(shutil.copytree(rtx_bundle, tmp_path / "bundle"))
+    (engines,) = read_engine_sets(folder)
+    other = shutil.copytree(engines.folder, folder / "engines" / "rtx" / engines.folder.name.replace("1.", "0.", 1))
+    text = (other / "engines.json").read_text()
+    (other / "engines.json").write_text(text.replace(f'"{engines.spec.tensorrt}"', f'"0.{engines.spec.tensorrt[2:]}"'))
+    open_bundle(folder)
+    assert main(["build", str(folder), "--target", "rtx", "--slim"]) == 0
+    out = capsys.readouterr().out
+    assert "No longer: --backend cpu, --backend cuda." in out
+    assert "dropped  vision.onnx.data" in out
+    assert [each.folder for each in read_engine_sets(folder)] == [engines.folder]
+    bundle = open_bundle(folder)
+    assert bundle.manifest.slim == "rtx"
+    assert {"vision.onnx", "vision-tensorrt.onnx", "vision-half.onnx"}.isdisjoint(bundle.manifest.files)
+    assert {path.name for path in folder.glob("*.onnx")} == {"decoder-half.onnx"}
+    assert main(["build", str(folder), "--target", "rtx"]) == 1
+    assert "was slimmed for rtx: compile plans from a whole copy" in capsys.readouterr().err
+    engines.plan_path("vision").unlink()
+    with pytest.raises(BundleError, match=r"vision\.plan is missing"):
+        open_bundle(folder)
+
+
+@needs_tensorrt
 def test_a_failed_build_leaves_nothing(rtx_bundle: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(rtx_bundle, tmp_path / "bundle"))
     manifest = open_bundle(folder).manifest
     before = sorted(folder.rglob("*"))
-    (folder / "engines" / "projector.onnx").write_bytes(b"\x08\x08not a graph")
-    with pytest.raises(BundleError, match=r"engines/projector\.onnx was changed"):
+    graph = onnx.load(folder / "projector-tensorrt.onnx", load_external_data=False)
+    graph.graph.node[-1].op_type = "Nonsense"
+    (folder / "projector-tensorrt.onnx").write_bytes(graph.SerializeToString())
+    with pytest.raises(BundleError, match=r"projector-tensorrt\.onnx was changed"):
         build_engines(folder, manifest, BuildOptions("rtx"))
     unlisted = replace(manifest, files={})
-    with pytest.raises(BackendError, match=r"TensorRT for RTX .* cannot read projector\.onnx: "):
+    with pytest.raises(BackendError, match=r"TensorRT for RTX .* cannot read projector-tensorrt\.onnx: "):
         build_engines(folder, unlisted, BuildOptions("rtx", memory_bytes=1 << 20))
     with pytest.raises(ConfigError, match="give at least"):
         build_engines(folder, unlisted, BuildOptions("rtx", memory_bytes=1 << 10))
+    (folder / "projector-tensorrt.onnx").write_bytes(b"\x08\x08not a graph")
+    with pytest.raises(BundleError, match=r"projector-tensorrt\.onnx is not an ONNX file"):
+        build_engines(folder, unlisted, BuildOptions("rtx"))
     assert sorted(folder.rglob("*")) == before
 
 
@@ -291,7 +366,7 @@ def test_the_demo_model_says_the_same_with_float16_weights(demo: Path) -> None:
 
 @needs_tensorrt
 def test_a_stack_of_the_released_width(tmp_path: Path) -> None:
-    """Two of the 27 layers, 1,152 wide with 16 heads of 72, and the projector of the 2B model."""
+    """Two of the 27 layers, 1,152 wide with 16 heads of 72, and the projector of the 2B model, stored in float32."""
     config = preset("2b")
     config = replace(
         config,
@@ -299,14 +374,17 @@ def test_a_stack_of_the_released_width(tmp_path: Path) -> None:
         text=replace(config.text, num_layers=1, vocab_size=512, intermediate_size=256),
     )
     checkpoint = Checkpoint.open(write_random_checkpoint(tmp_path / "checkpoint", config, dtype="float16"))
+    write_vision(checkpoint, tmp_path, "fp32")
     source = Float32Source(checkpoint)
-    export_tensorrt_vision(source, checkpoint.config, tmp_path)
-    export_tensorrt_projector(source, checkpoint.config, tmp_path)
     manifest = make_manifest(checkpoint.config, ExportOptions(), None)
+    export_tensorrt_vision(source, config, tmp_path, stored=stored_vision(config, tmp_path))
+    export_tensorrt_projector(source, config, tmp_path, stored=stored_projector(config, tmp_path))
     vision = vision_profiles(manifest)
+    stored = {"vision": "vision.onnx.data", "projector": "projector-image.onnx.data"}
     for name, profiles in (("vision", vision), ("projector", projector_profiles(manifest, vision))):
-        plan, spec = compile_plan(import_tensorrt("rtx"), tmp_path / f"{name}.onnx", profiles, BuildOptions("rtx"))
-        weights = (tmp_path / f"{name}.onnx.data").stat().st_size
+        path = tmp_path / tensorrt_graph(name)
+        plan, spec = compile_plan(import_tensorrt("rtx"), path, profiles, BuildOptions("rtx"))
+        weights = (tmp_path / stored[name]).stat().st_size // 2  # the compiler casts them
         assert weights < plan.nbytes < weights + (32 << 20)
         assert max(spec.activation_bytes) < 1 << 30
         assert spec.fused_attentions == (2 * len(profiles) if name == "vision" else 0)
@@ -328,9 +406,11 @@ def test_without_tensorrt_an_export_for_rtx_does_not_begin(
 def test_for_jetson_there_is_what_is_compiled_on_it(checkpoint: Checkpoint, tmp_path: Path) -> None:
     """The graphs, measured, and no plan; for the CPU alone there is nothing."""
     manifest = make_manifest(checkpoint.config, ExportOptions(targets=("cpu", "jetson")), None)
+    write_vision(checkpoint, tmp_path)
+    before = set(tmp_path.rglob("*"))
     measured = write_tensorrt(checkpoint, Float32Source(checkpoint), tmp_path, manifest, lambda *_: None)
-    names = {"vision.onnx", "vision.onnx.data", "projector.onnx", "projector.onnx.data"}
-    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")} == {f"engines/{n}" for n in names}
+    added = {path.relative_to(tmp_path).as_posix() for path in set(tmp_path.rglob("*")) - before}
+    assert added == {"vision-tensorrt.onnx", "projector-tensorrt.onnx"}
     assert set(measured) == {"vision-tensorrt", "projector-image-tensorrt", "projector-video-tensorrt"}
     for stage, difference in measured.items():
         assert 0 < difference.max_abs_diff < 2e-2 * difference.max_abs, stage

@@ -13,10 +13,11 @@ import pytest
 
 from vl3edge.export.calibrate.smoothquant import Smoothing
 from vl3edge.export.calibrate.vision import VisionCalibration, calibrate_vision, calibration_clips
-from vl3edge.export.graphs.vision_tensorrt import export_tensorrt_vision
+from vl3edge.export.graphs.stored_weights import stored_vision
+from vl3edge.export.graphs.vision import export_projectors, export_vision
+from vl3edge.export.graphs.vision_tensorrt import export_tensorrt_vision, write_tensorrt
 from vl3edge.export.parity import load_session
 from vl3edge.export.pipeline import ExportOptions, Float32Source, make_manifest
-from vl3edge.export.tensorrt import write_tensorrt
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.demo.twin import write_outlier_twin
 from vl3edge.runtime.backends.onnxruntime import OrtEngine
@@ -73,7 +74,7 @@ def test_features_are_near_float32(
     assert len(stored) == 2 * 6
     for name in stored:
         assert np.abs(weights[name].astype(int)).max(axis=0).tolist() == [127] * weights[name].shape[1]
-        assert weights[name.replace(".weight", ".scales")].shape == weights[name].shape[1:]
+        assert weights[f"{name}.scale"].shape == weights[name].shape[1:]
 
 
 def test_outlier_channels_are_smoothed(checkpoint: Checkpoint, calibration: VisionCalibration, tmp_path: Path) -> None:
@@ -90,14 +91,35 @@ def test_outlier_channels_are_smoothed(checkpoint: Checkpoint, calibration: Visi
 def test_the_stage_measures_it(checkpoint: Checkpoint, calibration: VisionCalibration, tmp_path: Path) -> None:
     manifest = make_manifest(checkpoint.config, ExportOptions(targets=("cpu", "jetson")), None)
     source = Float32Source(checkpoint)
-    measured = [
-        write_tensorrt(checkpoint, source, tmp_path / name, manifest, lambda *_: None, given)["vision-tensorrt"]
-        for name, given in (("eight", calibration), ("half", None))
-        if (tmp_path / name).mkdir() is None
-    ]
+    measured = []
+    for name, given in (("eight", calibration), ("half", None)):
+        (tmp_path / name).mkdir()
+        export_vision(checkpoint, tmp_path / name, "fp16", calibration=given)
+        export_projectors(checkpoint, tmp_path / name, "fp16")
+        stages = write_tensorrt(checkpoint, source, tmp_path / name, manifest, lambda *_: None, given)
+        measured.append(stages["vision-tensorrt"])
+        assert not list((tmp_path / name).glob("*-tensorrt.onnx.data"))
     assert 5 * measured[1].max_abs_diff < measured[0].max_abs_diff < 0.2 * measured[0].max_abs
-    sizes = [(tmp_path / name / "engines" / "vision.onnx.data").stat().st_size for name in ("eight", "half")]
-    assert sizes[0] < 0.9 * sizes[1]
+
+
+def test_codes_and_scales_are_those_of_the_cpus_graph(
+    checkpoint: Checkpoint, calibration: VisionCalibration, tmp_path: Path
+) -> None:
+    """With every weight shared the graph computes the same as with weights of its own."""
+    export_vision(checkpoint, tmp_path, calibration=calibration)
+    stored = stored_vision(checkpoint.config, tmp_path)
+    (tmp_path / "own").mkdir()
+    source, config = Float32Source(checkpoint), checkpoint.config
+    paths = [
+        export_tensorrt_vision(source, config, folder, calibration=calibration, stored=given)[0]
+        for folder, given in ((tmp_path, stored), (tmp_path / "own", {}))
+    ]
+    inputs = {
+        "patches": np.random.default_rng(0).integers(0, 256, (2, 6, 588), np.uint8),
+        "positions": np.array([(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)], np.int32),
+    }
+    shared, own = (load_session(path).run(None, inputs)[0] for path in paths)
+    np.testing.assert_array_equal(shared, own)
 
 
 def test_tensorrt_for_rtx_multiplies_int8(

@@ -56,7 +56,7 @@ def test_the_command_says_what_a_bundle_lacks(
     monkeypatch.setattr("vl3edge.runtime.backends.tensorrt_build.import_tensorrt", lambda target: FakeTensorRt({}))
     assert main(["build", str(bundle), "--target", "rtx"]) == 1
     err = capsys.readouterr().err
-    assert "engines/vision.onnx" in err
+    assert "vision-tensorrt.onnx" in err
     assert "vl3edge export CHECKPOINT -o BUNDLE --target rtx" in err
     assert main(["build", str(bundle), "--target", "jetson", "--compute-capability", "8.9"]) == 2
     assert "--compute-capability is for --target rtx" in capsys.readouterr().err

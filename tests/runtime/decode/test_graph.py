@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from fake_tensorrt import FakeDevice
 from vl3edge.runtime.backends.buffers import HOST, DeviceMemory, Memory
 from vl3edge.runtime.backends.onnxruntime import Backend, select_backend
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, Bundle, open_bundle
-from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, HALF_DECODER_GRAPH, PREFILL_GRAPH, FileEntry
+from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, HALF_DECODER_GRAPH, PREFILL_GRAPH, FileEntry, half_graph
 from vl3edge.runtime.config import GenerationConfig
 from vl3edge.runtime.decode import graph as decoder_graph
 from vl3edge.runtime.decode.batch import BatchGenerator, BatchRequest
@@ -281,14 +282,20 @@ def test_the_gpu_runs_the_half_graph_in_the_one_stream(
         def get_providers(self) -> list[str]:
             return ["CUDAExecutionProvider"]
 
+        def get_outputs(self) -> list[Any]:
+            return [SimpleNamespace(name="features", type="tensor(float16)", shape=["F", "h", "w", 96])]
+
     monkeypatch.setattr("onnxruntime.InferenceSession", Session)
     backend = Backend("cuda", ("CUDAExecutionProvider", "CPUExecutionProvider"), "1.2", device=FakeDevice())
     graph = load_decoder_graph(backend, bundle)
     backend.graph(bundle, "vision")
+    files = {name: entry for name, entry in bundle.manifest.files.items() if name != half_graph("vision")}
+    backend.graph(replace(bundle, manifest=replace(bundle.manifest, files=files)), "vision")
     stream = {"user_compute_stream": str(FakeDevice.stream)}
     assert asked == [
         (HALF_DECODER_GRAPH, [("CUDAExecutionProvider", stream | {"enable_cuda_graph": "1"}), "CPUExecutionProvider"]),
-        ("vision.onnx", [("CUDAExecutionProvider", stream), "CPUExecutionProvider"]),
+        (half_graph("vision"), [("CUDAExecutionProvider", stream), "CPUExecutionProvider"]),
+        ("vision.onnx", [("CUDAExecutionProvider", stream), "CPUExecutionProvider"]),  # of an older bundle
     ]
     assert (graph.records, graph.memory.kind, graph.prompts) == (True, "cuda", None)
 

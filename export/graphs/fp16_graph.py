@@ -1,0 +1,151 @@
+"""A graph for NVIDIA GPUs, rewritten from one for CPUs: products in float16, the rest in float32, the same weights.
+
+No weight is written again: the graph names the bytes of the one it is made from. Weights stored in float16 are read as
+they are, others are cast in the graph, which ONNX Runtime does once, at load: a bundle grows by the graph alone, and
+the GPU holds float16.
+
+A node without a CUDA kernel would run on the CPU, and forbid CUDA graphs. CUDA's kernels are registered for versions of
+operators: those that opset 21 renewed (Cast, Squeeze, Identity) came late and not together, so graphs are of opset 17.
+Source: ONNX Runtime's docs/OperatorKernels.md and its pull requests 26075, 27728.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import TensorProto, helper
+
+from ..errors import ExportError
+
+OPSET = 17
+FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
+_SUFFIX: dict[int, str] = {FLOAT: "float", HALF: "half"}
+
+
+class HalfGraph:
+    """Rewrites one graph, node by node; casts are put where the types of two neighbours differ.
+
+    results: types of outputs; those of the others are what the nodes give. Subclasses say in which type a node
+    computes, and what they make of nodes that are not taken as they are (`take`).
+    """
+
+    def __init__(self, path: Path, results: Mapping[str, int]) -> None:
+        self._path = path
+        self._model = onnx.load(path, load_external_data=False)
+        self.graph = self._model.graph
+        self._nodes: list[onnx.NodeProto] = []
+        self._forms: dict[str, dict[int, str]] = {}  # the names under which a value exists, by type
+        self._results = results
+        for tensor in self.graph.initializer:
+            if tensor.data_type in _SUFFIX:
+                self._forms[tensor.name] = {tensor.data_type: tensor.name}
+
+    def write(self, path: Path) -> Path:
+        """Does all of it; returns the path of the graph written, in the folder of the one that was read."""
+        graph = self.graph
+        for value in graph.input:
+            if (dtype := value.type.tensor_type.elem_type) in _SUFFIX:
+                self._forms[value.name] = {dtype: value.name}
+        for value in graph.output:
+            if value.name in self._results:
+                value.type.tensor_type.elem_type = self._results[value.name]
+        for node in graph.node:
+            self.take(node)
+        nodes = self._live()
+        used = {name for node in nodes for name in node.input}
+        kept = [tensor for tensor in graph.initializer if tensor.name in used]
+        for field, values in ((graph.node, nodes), (graph.initializer, kept), (graph.value_info, [])):
+            del field[:]
+            field.extend(values)
+        for opset in self._model.opset_import:
+            if not opset.domain:
+                opset.version = OPSET
+        path.write_bytes(self._model.SerializeToString())
+        return path
+
+    def take(self, node: onnx.NodeProto) -> None:
+        """Emits what a node becomes."""
+        if node.op_type == "Cast" and self.is_float(node.input[0]):  # of a weight that is stored in half
+            self.alias(node.output[0], node.input[0])
+        else:
+            self.emit(node)
+
+    def dtype(self, node: onnx.NodeProto) -> int | None:
+        """The type that a node computes in; None for one of whole numbers."""
+        raise NotImplementedError
+
+    def unknown(self, node: onnx.NodeProto) -> ExportError:
+        return ExportError(
+            f"{self._path.name} has a node {node.op_type} that this version does not know; export again."
+        )
+
+    def is_float(self, name: str) -> bool:
+        """Whether a name is that of a weight, an input or a value in one of the two types."""
+        return name in self._forms
+
+    def given(self, name: str) -> int:
+        """The type that a value was made in."""
+        return next(iter(self._forms[name]))
+
+    def alias(self, name: str, source: str) -> None:
+        """Another name of the same value; a result is cast to its type."""
+        if name in self._results:
+            wanted = self._results[name]
+            self.append("Cast", [self.value(source, self.given(source))], [name], to=wanted)
+            self._forms[name] = {wanted: name}
+        else:
+            self._forms[name] = self._forms[source]
+
+    def emit(self, source: onnx.NodeProto) -> None:
+        """Appends a copy of a node, in its type; nodes of whole numbers as they are."""
+        node = onnx.NodeProto()
+        node.CopyFrom(source)
+        dtype = self.dtype(node)
+        if dtype is None:
+            self._nodes.append(node)
+            return
+        node.input[:] = [self.value(name, dtype) for name in source.input]  # casts come before the node
+        self._nodes.append(node)
+        for place, name in enumerate(source.output):
+            if not name:  # an output that is left out
+                continue
+            wanted = self._results.get(name, dtype)
+            if wanted != dtype:
+                made = f"{name}.{_SUFFIX[dtype]}"
+                node.output[place] = made
+                self._nodes.append(helper.make_node("Cast", [made], [name], f"{name}.cast", to=wanted))
+            self._forms[name] = {wanted: name}
+
+    def append(self, op: str, inputs: list[str], outputs: list[str], **attributes: Any) -> None:
+        """Appends a node as it is, named as its first output."""
+        self._nodes.append(helper.make_node(op, inputs, outputs, outputs[0], **attributes))
+
+    def constant(self, name: str, values: list[int], shape: list[int]) -> str:
+        """A new initializer, int64."""
+        self.graph.initializer.append(helper.make_tensor(name, TensorProto.INT64, shape, values))
+        return name
+
+    def value(self, name: str, dtype: int) -> str:
+        """The name of a value in this type, cast where it does not exist in it; whole numbers stay as they are."""
+        forms = self._forms.get(name)
+        if forms is None:
+            return name
+        if dtype not in forms:
+            (given,) = forms.values()
+            cast = f"{name}.as.{_SUFFIX[dtype]}"
+            self.append("Cast", [given], [cast], to=dtype)
+            forms[dtype] = cast
+        return forms[dtype]
+
+    def _live(self) -> list[onnx.NodeProto]:
+        """The nodes that an output depends on."""
+        wanted = {value.name for value in self.graph.output}
+        live = []
+        for node in reversed(self._nodes):
+            if wanted & set(node.output):
+                wanted |= set(node.input)
+                live.append(node)
+        return live[::-1]

@@ -1,0 +1,123 @@
+"""The vision encoder and the projectors for NVIDIA GPUs, made from the graphs for CPUs: products in float16.
+
+Products, rotation, attention and GELU take and give float16. There ONNX Runtime's `MultiHeadAttention` is flash
+attention: its memory grows with the patches, not with their square, and its scores sum in float32. The residual stream,
+the norms and the averages of a projector stay float32: a stream in float16 doubles the drift (ARCHITECTURE.md).
+Features are float16, which is what the projector's first product takes: half of what the GPU would hold of a clip.
+
+Inputs and outputs are otherwise those of `vision.py`'s graphs, whose weights they name (`half_graph.py`). An encoder in
+8 bits is computed here from its weights as they are, and its activations are not rounded to 8 bits: CUDA has no such
+products, and needs none.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import helper, numpy_helper
+
+from vl3edge.models.checkpoint import Checkpoint
+from vl3edge.runtime.bundle.manifest import VISION_GRAPHS, half_graph
+
+from ..calibrate.fp16_range import HalfRange
+from ..parity import Difference
+from .fp16_graph import FLOAT, HALF, HalfGraph
+from .vision import check_projector, check_vision
+
+_IN_HALF = {"MatMul", "RotaryEmbedding", "MultiHeadAttention", "Gelu", "FastGelu"}
+_IN_FLOAT = {"LayerNormalization", "Mul", "Add", "Div", "Cast", "Cos", "Sin", "ReduceMean"}
+_AS_GIVEN = {"Reshape", "Transpose", "Unsqueeze", "Expand", "Concat", "Gather", "Slice"}
+_TO_8_BITS = {"ReduceMax", "ReduceMin", "Neg", "Max"}  # nothing depends on them here
+_MS = "com.microsoft"
+
+
+def write_half_vision(folder: Path) -> list[Path]:
+    """Writes the GPU's graphs beside `vision.onnx` and the projectors, whose data they share; returns their paths."""
+    return [_HalfVision(folder / f"{stem}.onnx").write(folder / half_graph(stem)) for stem in VISION_GRAPHS]
+
+
+def check_half_vision(checkpoint: Checkpoint, folder: Path) -> dict[str, Difference]:
+    """How far the GPU's graphs in a folder are from the float32 torch modules, by the stems of their files.
+
+    Raises ExportError for a model with values that float16 cannot hold.
+    """
+    seen, measured = HalfRange(), {}
+    for graph in VISION_GRAPHS:
+        path = folder / half_graph(graph)
+        if graph == "vision":
+            measured[path.stem] = check_vision(checkpoint, path, seen)
+            continue
+        processing = checkpoint.config.image if graph.endswith("image") else checkpoint.config.video
+        measured[path.stem] = check_projector(checkpoint, path, processing.merge_size, seen)
+    seen.check("the vision path for GPUs computes")
+    return measured
+
+
+class _HalfVision(HalfGraph):
+    """A traced graph of the vision path."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, {"features": HALF, "tokens": FLOAT})
+        for value in self.graph.input:
+            if value.name == "features":
+                value.type.tensor_type.elem_type = HALF
+        self._makers = {name: node for node in self.graph.node for name in node.output}
+        self._constants = {tensor.name: tensor for tensor in self.graph.initializer}
+        self._rounded: dict[str, str] = {}  # names of rows in 8 bits, and of what they were rounded from
+
+    def take(self, node: onnx.NodeProto) -> None:
+        if node.op_type == "QuantizeLinear":
+            self._rounded[node.output[0]] = self._makers[node.input[0]].input[0]  # before the division by its scale
+        elif node.op_type == "MatMulIntegerToFloat":
+            self._take_8_bit_product(node)
+        elif node.op_type == "Mul" and self._made_by(node.input[0]) == "MatMulIntegerToFloat":
+            self.alias(node.output[0], node.input[0])  # the scale of rows that are not rounded here
+        elif node.op_type == "Gelu":  # the standard's own is of opset 20
+            op = "FastGelu" if _attribute(node, "approximate") == b"tanh" else "Gelu"
+            self.emit(helper.make_node(op, node.input, node.output, node.name, domain=_MS))
+        elif node.op_type == "ReduceMean":  # whose axes are an input from opset 18 on
+            axes = numpy_helper.to_array(self._constants[node.input[1]]).tolist()
+            keepdims = _attribute(node, "keepdims")
+            self.emit(
+                helper.make_node("ReduceMean", node.input[:1], node.output, node.name, axes=axes, keepdims=keepdims)
+            )
+        elif node.op_type not in _TO_8_BITS:
+            super().take(node)
+
+    def dtype(self, node: onnx.NodeProto) -> int | None:
+        op = node.op_type
+        if op == "Shape" or not any(self.is_float(name) for name in node.input):
+            return FLOAT if op == "Cast" and _attribute(node, "to") == FLOAT else None
+        if op in _AS_GIVEN:
+            return self.given(node.input[0])
+        if op not in _IN_HALF | _IN_FLOAT:
+            raise self.unknown(node)
+        return HALF if op in _IN_HALF or self._adds_bias(node) else FLOAT
+
+    def _adds_bias(self, node: onnx.NodeProto) -> bool:
+        """Whether a node is the end of a product, and not of what adds to the residual stream."""
+        if node.op_type != "Add" or self.given(node.input[0]) != HALF:
+            return False
+        name = node.input[1]
+        return name in self._constants or (
+            self._made_by(name) == "Cast" and self._makers[name].input[0] in self._constants
+        )
+
+    def _take_8_bit_product(self, node: onnx.NodeProto) -> None:
+        rows, codes, _, scale, _ = node.input
+        self.append("Cast", [codes], [f"{codes}.float"], to=FLOAT)
+        weight = helper.make_node("Mul", [f"{codes}.float", scale], [f"{codes}.weight"], f"{codes}.weight")
+        self.emit(weight)
+        self.emit(helper.make_node("MatMul", [self._rounded[rows], weight.output[0]], node.output, node.name))
+
+    def _made_by(self, name: str) -> str:
+        """The operator whose output this is; "" for inputs and weights."""
+        maker = self._makers.get(name)
+        return "" if maker is None else str(maker.op_type)
+
+
+def _attribute(node: onnx.NodeProto, name: str) -> Any:
+    (value,) = (helper.get_attribute_value(attribute) for attribute in node.attribute if attribute.name == name)
+    return value

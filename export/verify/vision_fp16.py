@@ -1,0 +1,72 @@
+"""The part of `verify` that looks at the vision path's graphs for GPUs where there is none.
+
+ONNX Runtime computes them on the CPU: their weights are those a GPU reads, but between many operators it keeps in
+float32 what a GPU has in float16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from vl3edge.runtime.backends.features import on_host
+from vl3edge.runtime.backends.onnxruntime import Backend, Engine, OrtEngine
+from vl3edge.runtime.bundle.bundle import Bundle
+from vl3edge.runtime.bundle.manifest import half_graph
+from vl3edge.runtime.vision.engines import VisionPath
+
+from .clips import VerifyClip
+from .report import Bound, Stage, compare
+
+
+def half_on_host(backend: Backend) -> Backend:
+    """The graphs of backend "cuda", computed where `backend`, which has no GPU, computes."""
+    return _HalfOnHost("cuda", backend.providers, backend.version, backend.num_threads)
+
+
+def verify_half_vision(
+    vision: VisionPath,
+    clips: Sequence[VerifyClip],
+    features: Sequence[np.ndarray],
+    tokens: Sequence[np.ndarray],
+    bounds: tuple[Bound, Bound],
+) -> list[Stage]:
+    """Two stages, each fed with the reference's input.
+
+    features float32 [F, h, w, C] and tokens float32 [K, hidden]: the reference's, of each clip. bounds: of both.
+    """
+    ours = [encoded(vision, clip.prepared.frames) for clip in clips]
+    projected = [vision.tokens(part, clip.kind, clip.prepared.keep) for part, clip in zip(features, clips, strict=True)]
+    hint = "the graph for GPUs is that of another model"
+    count = f"features of {sum(map(len, features))} frames, on this CPU"
+    visual = f"{sum(map(len, tokens))} visual tokens, on this CPU"
+    return [
+        compare("encoder for GPUs", count, ours, features, bounds[0], hint),
+        compare("projectors for GPUs", visual, projected, tokens, bounds[1], hint),
+    ]
+
+
+def encoded(vision: VisionPath, frames: np.ndarray) -> np.ndarray:
+    """Features of all frames, in calls of the size that the engine takes."""
+    step = vision.frames_per_call(frames.shape[1], frames.shape[2])
+    return np.concatenate(
+        [on_host(vision.features(frames[start : start + step])) for start in range(0, len(frames), step)]
+    )
+
+
+class _HalfOnHost(Backend):
+    def vision_file(self, bundle: Bundle, name: str = "vision") -> str:
+        return half_graph(name)
+
+    def graph(self, bundle: Bundle, name: str) -> Engine:
+        return _CastingEngine(self.session(bundle.path(self.vision_file(bundle, name))))
+
+
+class _CastingEngine(OrtEngine):
+    """Takes features in the type that the projector's graph has them in."""
+
+    def run(self, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        if "features" in inputs:
+            inputs = inputs | {"features": inputs["features"].astype(np.float16)}
+        return super().run(inputs)

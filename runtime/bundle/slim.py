@@ -1,0 +1,128 @@
+"""A bundle without what one kind of device does not read: the files of other backends, and plans for others.
+
+The manifest is replaced first, then files are removed: a bundle that is interrupted between is whole, and has a few
+files that nobody reads. What has gone cannot be made again on the device: it takes another copy of the bundle.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import BackendError, BundleError
+from .bundle import ALWAYS_REQUIRED, MANIFEST_NAME, Bundle, open_bundle
+from .manifest import (
+    DECODER_GRAPH,
+    HALF_DECODER_GRAPH,
+    PREFILL_GRAPH,
+    VISION_GRAPHS,
+    PrefillQuantization,
+    SlimTarget,
+    half_graph,
+)
+from .onnx_external import external_files
+from .plans import ENGINES, TARGETS, EngineSet, InstalledEngines, read_engine_sets
+
+_BACKENDS = {"cpu": ("cpu",), "cuda": ("cuda",), "rtx": ("rtx",), "jetson": ("jetson", "tensorrt")}
+
+
+@dataclass(frozen=True)
+class SlimReport:
+    """What was dropped. lost: backends that ran before and do not any more."""
+
+    dropped: tuple[str, ...]
+    dropped_bytes: int
+    kept_bytes: int
+    lost: tuple[str, ...]
+
+
+def slim(folder: Path, target: SlimTarget, fits: Callable[[EngineSet], bool] = lambda engines: True) -> SlimReport:
+    """Leaves in a bundle what the target's backends read, and says so in its manifest.
+
+    fits: whether plans are for this device. Raises BundleError for a bundle that is damaged or has not the graphs,
+    BackendError where no plans fit.
+    """
+    bundle = open_bundle(folder)
+    manifest = bundle.manifest
+    sets = read_engine_sets(folder)
+    kept = [engines for engines in sets if engines.spec.target == target and fits(engines.spec)]
+    if target in TARGETS and not kept:
+        raise BackendError(
+            f"{folder} has no plans for this device, and without its graphs could never have: run `vl3edge build "
+            f"BUNDLE --target {target}` first."
+        )
+    needed = _needed(bundle, target) | {name for engines in kept for name in _files(folder, engines)}
+    before = _sizes(folder, {*manifest.files, *(name for engines in sets for name in _files(folder, engines))})
+    dropped = {name: size for name, size in before.items() if name not in needed}
+    lost = [name for each in _served(bundle, sets) if each != target for name in _BACKENDS[each]]
+    files = {name: entry for name, entry in manifest.files.items() if name in needed}
+    prompts = manifest.prefill_quantization if PREFILL_GRAPH in files else PrefillQuantization()
+    _write(folder, dataclasses.replace(manifest, files=files, slim=target, prefill_quantization=prompts).to_json())
+    _remove(folder, dropped, [engines for engines in sets if engines not in kept])
+    total = sum(dropped.values())
+    return SlimReport(tuple(sorted(dropped)), total, sum(before.values()) - total, tuple(lost))
+
+
+def _needed(bundle: Bundle, target: str) -> set[str]:
+    """Files of the manifest that the target's backends read, but for plans."""
+    files = bundle.manifest.files
+    if target == "cpu":
+        graphs = [DECODER_GRAPH, *(f"{graph}.onnx" for graph in VISION_GRAPHS)]
+        graphs += [PREFILL_GRAPH] if PREFILL_GRAPH in files else []
+    else:
+        graphs = [HALF_DECODER_GRAPH]
+    if target == "cuda":
+        half = all(half_graph(graph) in files for graph in VISION_GRAPHS)
+        graphs += [half_graph(graph) if half else f"{graph}.onnx" for graph in VISION_GRAPHS]
+    if missing := [graph for graph in graphs if graph not in files]:
+        raise BundleError(f"{bundle.folder} has no {', '.join(missing)}: there is nothing for {target} to keep.")
+    return {*ALWAYS_REQUIRED, *graphs}.union(*(external_files(bundle.folder / graph) for graph in graphs))
+
+
+def _served(bundle: Bundle, sets: list[InstalledEngines]) -> list[str]:
+    """The targets whose backends a bundle serves."""
+    served: set[str] = {engines.spec.target for engines in sets}
+    for target in ("cpu", "cuda"):
+        try:
+            _needed(bundle, target)
+        except BundleError:
+            continue
+        served.add(target)
+    return sorted(served)
+
+
+def _files(folder: Path, engines: InstalledEngines) -> list[str]:
+    """Every file of an engine set, by path relative to the bundle; also what TensorRT cached there."""
+    return [path.relative_to(folder).as_posix() for path in engines.folder.iterdir() if path.is_file()]
+
+
+def _sizes(folder: Path, names: set[str]) -> dict[str, int]:
+    return {name: (folder / name).stat().st_size for name in sorted(names)}
+
+
+def _write(folder: Path, values: dict[str, object]) -> None:
+    text = json.dumps(values, indent=1, ensure_ascii=False)
+    temporary = folder / f".{MANIFEST_NAME}.{os.getpid()}"
+    temporary.write_text(text + "\n", encoding="utf-8")
+    os.replace(temporary, folder / MANIFEST_NAME)
+
+
+def _remove(folder: Path, names: dict[str, int], sets: list[InstalledEngines]) -> None:
+    """The files, and the folders of whole engine sets, which are no sets any more once they begin to go."""
+    for engines in sets:
+        gone = engines.folder.with_name(f".partial-{engines.folder.name}")
+        engines.folder.rename(gone)
+        shutil.rmtree(gone)
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+    for target in TARGETS:
+        place = folder / ENGINES / target
+        if place.is_dir() and not any(path.is_dir() for path in place.iterdir()):
+            shutil.rmtree(place)  # a timing cache is for compiling
+    if (folder / ENGINES).is_dir() and not any((folder / ENGINES).iterdir()):
+        (folder / ENGINES).rmdir()
