@@ -20,6 +20,7 @@ from .manifest import (
     DECODER_GRAPH,
     HALF_DECODER_GRAPH,
     PREFILL_GRAPH,
+    SPECIAL_TOKENS,
     VISION_GRAPHS,
     PrefillQuantization,
     SlimTarget,
@@ -81,7 +82,8 @@ def _needed(bundle: Bundle, target: str) -> set[str]:
         graphs += [half_graph(graph) if half else f"{graph}.onnx" for graph in VISION_GRAPHS]
     if missing := [graph for graph in graphs if graph not in files]:
         raise BundleError(f"{bundle.folder} has no {', '.join(missing)}: there is nothing for {target} to keep.")
-    return {*ALWAYS_REQUIRED, *graphs}.union(*(external_files(bundle.folder / graph) for graph in graphs))
+    kept = {*ALWAYS_REQUIRED, SPECIAL_TOKENS, *graphs} & files.keys()
+    return kept.union(*(external_files(bundle.folder / graph) for graph in graphs))
 
 
 def _served(bundle: Bundle, sets: list[InstalledEngines]) -> list[str]:

@@ -60,7 +60,7 @@ def test_a_folder_without_readable_media_is_one_clear_line(bundle: Path, tmp_pat
         calibration_set(open_bundle(bundle), [str(tmp_path)])
     assert "broken.mp4" in str(raised.value)
     assert "\n" not in str(raised.value)
-    with pytest.raises(MediaError, match="no such file, folder or pattern"):
+    with pytest.raises(MediaError, match="there is no such file, folder, pattern or address"):
         calibration_set(open_bundle(bundle), [str(tmp_path / "absent")])
 
 

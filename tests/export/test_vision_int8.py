@@ -199,7 +199,7 @@ def test_graph_is_loadable_by_old_runtimes(quantized: Path) -> None:
 
 def test_onnx_runtime_on_cuda_is_refused(quantized: Path, bundle: Path) -> None:
     cuda = Backend("cuda", ("CUDAExecutionProvider",), "1.0")
-    with pytest.raises(BackendError, match="export the bundle without --vision-bits 8"):
+    with pytest.raises(BackendError, match="export it again with --target cuda, or use backend"):
         VisionPath(open_bundle(quantized), cuda)
     VisionPath(open_bundle(bundle), cuda)
 

@@ -19,6 +19,7 @@ from vl3edge.runtime import SamplingPlan, VideoLlama3
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, open_bundle
 from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, HALF_DECODER_GRAPH
 from vl3edge.runtime.decode.decoder import Decoder
+from vl3edge.runtime.decode.graph import DecoderGraph
 
 STEPS = 6
 CAPACITY = 128
@@ -54,13 +55,13 @@ def answered(model: VideoLlama3, embeddings: np.ndarray) -> Held:
     answers = []
     for graph in (DECODER_GRAPH, HALF_DECODER_GRAPH):
         session = load_session(DEMO_BUNDLE / graph, prepack=graph == HALF_DECODER_GRAPH)
-        decoder = Decoder(session, model.bundle.manifest.text)
+        decoder = Decoder(DecoderGraph(session), model.bundle.manifest.text)
         decoder.prefill(embeddings)
         tokens, logits = [], []
         for _ in range(STEPS):
             tokens.append(decoder.token)
-            logits.append(decoder.logits.copy())
-            decoder.step(model._table.row(tokens[-1]))
+            logits.append(decoder.logits[0].copy())
+            decoder.step(model._table.rows(np.array(tokens[-1:])))
         answers.append(Held(embeddings, tokens, np.array(logits)))
     assert answers[0].tokens == answers[1].tokens
     return answers[1]
