@@ -23,6 +23,7 @@ from .. import roofline_workload as workload
 from ..backends.onnxruntime import select_backend
 from ..bundle.bundle import Bundle
 from ..config import GenerationConfig, MediaKind, PruningConfig, SamplingPlan
+from ..media.addresses import without_secrets
 from ..memory_estimate import MemoryEstimate, estimate
 from ..prompt.chat_template import DESCRIBE, MediaItem, Piece, PromptTemplate, question_about, with_system
 from ..prompt.messages import conversation_pieces
@@ -115,7 +116,8 @@ class Inspection:
     @property
     def title(self) -> str:
         """The file's name without its folder, as it can be shown anywhere."""
-        return shortened(Path(self.name).name or self.name)
+        name = without_secrets(self.name)
+        return shortened(Path(name).name or name)
 
     @property
     def shown_question(self) -> str:
@@ -185,17 +187,18 @@ def inspect(
     speed: Speed | None = None,
     system: str | None = None,
     add_system_prompt: bool = False,
+    kind: MediaKind | None = None,
 ) -> Inspection:
     """What `bundle` would make of media and a question about them; no graph of it is loaded.
 
-    media, sampling, pruning: as of `VideoLlama3.encode`. question: None asks for a description.
+    media, sampling, pruning, kind: as of `VideoLlama3.encode`. question: None asks for a description.
     system, add_system_prompt: see `VideoLlama3`.
     speed: of the machine; None measures it. Raises MediaError, ConfigError, BundleError as encoding and asking would.
     """
     manifest, pruning = bundle.manifest, pruning or PruningConfig()
     processor, patch = manifest.processor, manifest.vision.patch_size
     encoder = ClipEncoder(VisionPath(bundle, select_backend("cpu", 0)), processor, patch)
-    opened = encoder.open(media, None, sampling)
+    opened = encoder.open(media, kind, sampling)
     begin = time.perf_counter()
     frames = encoder.frames(opened)
     read_s = opened.read_s + time.perf_counter() - begin

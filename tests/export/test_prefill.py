@@ -29,6 +29,7 @@ from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.decoder import DecoderLayer, rotary
 from vl3edge.models.demo.evaluate import CHECKPOINT as DEMO_CHECKPOINT
 from vl3edge.models.demo.twin import write_outlier_twin
+from vl3edge.models.errors import CheckpointError
 from vl3edge.models.synthetic.random import preset, write_random_checkpoint
 from vl3edge.models.tensor_names import DECODER
 from vl3edge.quant.calibration import CalibrationSet
@@ -479,7 +480,7 @@ def test_weights_that_are_no_numbers_are_refused(checkpoints: Callable[..., Path
     name = next(name for name in tensors if name.endswith("layers.1.mlp.up_proj.weight") and "vision" not in name)
     tensors[name][3, 3] = float("nan")
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ExportError, match="layer 1 of the decoder makes NaN or infinity"):
+    with pytest.raises(CheckpointError, match="up_proj.weight holds NaN or infinity"):
         export_bundle(Checkpoint.open(folder), tmp_path / "bundle", ExportOptions(prefill_bits=8))
     assert not (tmp_path / "bundle").exists()
 

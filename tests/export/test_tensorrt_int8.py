@@ -15,9 +15,10 @@ from vl3edge.export.calibrate.smoothquant import Smoothing
 from vl3edge.export.calibrate.vision import VisionCalibration, calibrate_vision, calibration_clips
 from vl3edge.export.graphs.stored_weights import stored_vision
 from vl3edge.export.graphs.vision import export_projectors, export_vision
-from vl3edge.export.graphs.vision_tensorrt import export_tensorrt_vision, write_tensorrt
+from vl3edge.export.graphs.vision_tensorrt import export_tensorrt_vision
 from vl3edge.export.parity import load_session
 from vl3edge.export.pipeline import ExportOptions, Float32Source, make_manifest
+from vl3edge.export.tensorrt import write_tensorrt
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.demo.twin import write_outlier_twin
 from vl3edge.runtime.backends.onnxruntime import OrtEngine

@@ -123,8 +123,8 @@ def edit_tokenizer(bundle: Path) -> None:
 
 EDITS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "vision weight": (lambda b: change_largest(b, "vision.onnx", half_as_much_again), "encoder"),
-    "video projector": (lambda b: change_largest(b, "projector-video.onnx", half_as_much_again), "projector, video"),
-    "image projector": (lambda b: change_largest(b, "projector-image.onnx", half_as_much_again), "projector, image"),
+    # Both projectors read the same bytes: the video's is looked at first.
+    "projectors": (lambda b: change_largest(b, "projector-image.onnx", half_as_much_again), "projector, video"),
     "embedding row": (edit_row, "embeddings"),
     "chat template": (edit_template, "prompt"),
     "tokenizer": (edit_tokenizer, "prompt"),
