@@ -480,7 +480,7 @@ def test_weights_that_are_no_numbers_are_refused(checkpoints: Callable[..., Path
     name = next(name for name in tensors if name.endswith("layers.1.mlp.up_proj.weight") and "vision" not in name)
     tensors[name][3, 3] = float("nan")
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(CheckpointError, match="up_proj.weight holds NaN or infinity"):
+    with pytest.raises(CheckpointError, match=r"up_proj\.weight holds NaN or infinity"):
         export_bundle(Checkpoint.open(folder), tmp_path / "bundle", ExportOptions(prefill_bits=8))
     assert not (tmp_path / "bundle").exists()
 
