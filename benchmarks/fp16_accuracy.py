@@ -28,11 +28,11 @@ from vl3edge.models.demo.evaluate import CHECKPOINT, evaluate, summarize
 from vl3edge.models.demo.predictors import BundlePredictor
 from vl3edge.models.projector import Projector
 from vl3edge.models.vision import VisionEncoder
-from vl3edge.models.weight_map import Dense
+from vl3edge.models.weight_map import Linear
 from vl3edge.runtime import VideoLlama3
 from vl3edge.runtime.backends.onnxruntime import Backend, Engine
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, Bundle, open_bundle
-from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, HALF_DECODER_GRAPH
+from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, FP16_DECODER_GRAPH
 from vl3edge.runtime.decode.decoder import Decoder
 from vl3edge.runtime.decode.graph import load_decoder_graph
 
@@ -40,7 +40,7 @@ RESULTS = Path(__file__).parent / "results"
 FILES = {"vision": "fp16_accuracy.json", "decoder": "fp16_decoder.json"}
 
 
-class HalfEncoder:
+class Fp16Encoder:
     def __init__(self, checkpoint: Checkpoint) -> None:
         (variant,) = (variant for variant in VARIANTS if variant.name == SHIPPED)
         self._encoder = Encoder(VisionEncoder.from_checkpoint(checkpoint), variant)
@@ -52,7 +52,7 @@ class HalfEncoder:
         return [self._encoder.run(frames)[-1].unflatten(1, (rows, columns)).numpy()]
 
 
-class HalfProjector:
+class Fp16Projector:
     def __init__(self, checkpoint: Checkpoint, merge_size: int) -> None:
         self._projector = Projector.from_checkpoint(checkpoint, merge_size)
 
@@ -63,17 +63,17 @@ class HalfProjector:
         return [self._product(self._projector.second, hidden).numpy()]
 
     @staticmethod
-    def _product(dense: Dense, x: torch.Tensor) -> torch.Tensor:
+    def _product(dense: Linear, x: torch.Tensor) -> torch.Tensor:
         return half(half(x) @ half(dense.weight) + half(dense.bias))
 
 
-class HalfBackend(Backend):
+class Fp16Backend(Backend):
     def graph(self, bundle: Bundle, name: str) -> Engine:
         checkpoint = Checkpoint.open(CHECKPOINT)
         if name == "vision":
-            return HalfEncoder(checkpoint)
+            return Fp16Encoder(checkpoint)
         processing = checkpoint.config.image if name.endswith("image") else checkpoint.config.video
-        return HalfProjector(checkpoint, processing.merge_size)
+        return Fp16Projector(checkpoint, processing.merge_size)
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class DecoderBackend(Backend):
     def session(self, path: Path, records: bool = False) -> Any:
         if path.name != DECODER_GRAPH:
             return super().session(path)
-        return load_session(path.with_name(self.decoder), prepack=self.decoder == HALF_DECODER_GRAPH)
+        return load_session(path.with_name(self.decoder), prepack=self.decoder == FP16_DECODER_GRAPH)
 
 
 def main() -> None:
@@ -96,9 +96,9 @@ def main() -> None:
     reference, rounded = BundlePredictor(DEMO_BUNDLE), BundlePredictor(DEMO_BUNDLE)
     bundle = open_bundle(DEMO_BUNDLE)
     if options.part == "vision":
-        rounded.model = VideoLlama3(bundle, HalfBackend("cpu", ("CPUExecutionProvider",), "", 1))
+        rounded.model = VideoLlama3(bundle, Fp16Backend("cpu", ("CPUExecutionProvider",), "", 1))
     else:
-        for predictor, graph in ((rounded, HALF_DECODER_GRAPH), (reference, DECODER_GRAPH)):
+        for predictor, graph in ((rounded, FP16_DECODER_GRAPH), (reference, DECODER_GRAPH)):
             backend = DecoderBackend("cpu", ("CPUExecutionProvider",), "", 1, decoder=graph)
             predictor.model = VideoLlama3(bundle, backend)
             predictor._decoder = Decoder(load_decoder_graph(backend, bundle), bundle.manifest.text)

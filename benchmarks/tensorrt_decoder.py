@@ -39,10 +39,10 @@ CAPACITY, GROUP = 256, 32
 class StandardDecoder:
     """Emits the graph. weights: "whole", "int4" (DequantizeLinear) or "dequantized" (the same values, whole)."""
 
-    def __init__(self, source: Float32Source, config: TextConfig, half: bool, weights: str) -> None:
+    def __init__(self, source: Float32Source, config: TextConfig, fp16: bool, weights: str) -> None:
         self.source, self.config, self.weights = source, config, weights
-        self.type = TensorProto.FLOAT16 if half else TensorProto.FLOAT
-        self.dtype = np.dtype(np.float16 if half else np.float32)
+        self.type = TensorProto.FLOAT16 if fp16 else TensorProto.FLOAT
+        self.dtype = np.dtype(np.float16 if fp16 else np.float32)
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[TensorProto] = []
 
@@ -227,8 +227,8 @@ def main() -> None:
     table = source.array(f"{PREFIX}embed_tokens.weight")
     prompt = np.random.default_rng(0).integers(0, config.vocab_size, 24)
 
-    def standard(half: bool, weights: str) -> onnx.ModelProto:
-        return StandardDecoder(source, config, half, weights).build()
+    def standard(fp16: bool, weights: str) -> onnx.ModelProto:
+        return StandardDecoder(source, config, fp16, weights).build()
 
     def compared(a: tuple[list[int], np.ndarray], b: tuple[list[int], np.ndarray]) -> dict[str, Any]:
         return {"same_tokens": a[0] == b[0], "max_logit_difference": float(np.abs(a[1] - b[1]).max())}

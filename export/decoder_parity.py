@@ -13,11 +13,11 @@ from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.decoder import DecoderLayer, RMSNorm, rotary
 from vl3edge.models.tensor_names import DECODER, EMBEDDINGS, LM_HEAD
 from vl3edge.quant.dequantized import DequantizedCheckpoint
-from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, HALF_DECODER_GRAPH
+from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, FP16_DECODER_GRAPH
 from vl3edge.runtime.decode.decoder import Decoder
 from vl3edge.runtime.decode.graph import DecoderGraph
 
-from .calibrate.fp16_range import HalfRange
+from .calibrate.fp16_range import Fp16Range
 from .graphs.decoder import text_spec
 from .parity import Difference, load_session
 
@@ -39,10 +39,10 @@ def check_decoder(
     config = checkpoint.config.text
     ids = torch.randint(config.vocab_size, (_TOKENS,), generator=torch.Generator().manual_seed(0))
     inputs = checkpoint.tensor(EMBEDDINGS)[ids].float()
-    half_range = HalfRange()
-    (reference,) = reference_logits(checkpoint, [inputs], [2], progress, half_range)
-    if HALF_DECODER_GRAPH in graphs:
-        half_range.check("the decoder for GPUs computes")
+    fp16_range = Fp16Range()
+    (reference,) = reference_logits(checkpoint, [inputs], [2], progress, fp16_range)
+    if FP16_DECODER_GRAPH in graphs:
+        fp16_range.check("the decoder for GPUs computes")
     checkpoint.release()  # its mapped weights and the session's need not be in memory together
 
     measured = {}
@@ -63,13 +63,13 @@ def reference_logits(
     sequences: Sequence[torch.Tensor],
     positions: Sequence[int],
     progress: Callable[[int, int], None] = lambda done, total: None,
-    half_range: HalfRange | None = None,
+    fp16_range: Fp16Range | None = None,
     caches: list[list[np.ndarray]] | None = None,
 ) -> list[np.ndarray]:
     """Logits float32 [positions[k], vocab] of the last positions of each sequence of inputs [S, hidden].
 
     One layer is in memory at a time, and the head a block of rows at a time. progress: called with (layers done, in
-    all). half_range: is shown every layer. caches: is filled with each sequence's keys and values, for every layer an
+    all). fp16_range: is shown every layer. caches: is filled with each sequence's keys and values, for every layer an
     array float32 [2, kv_heads, S, head_dim].
     """
     config = checkpoint.config.text
@@ -77,8 +77,8 @@ def reference_logits(
     turns = [rotary(config, 0, len(inputs)) for inputs in sequences]
     for index in range(config.num_layers):
         layer = DecoderLayer.from_checkpoint(cast(Checkpoint, checkpoint), index)
-        if half_range is not None:
-            half_range.watch(layer, f"layers.{index}.")
+        if fp16_range is not None:
+            fp16_range.watch(layer, f"layers.{index}.")
         for number, turn in enumerate(turns):
             hidden[number], present = layer(hidden[number], turn)
             if caches is not None:

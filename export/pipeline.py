@@ -24,7 +24,7 @@ import torch
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.config import MediaProcessing, ModelConfig
 from vl3edge.models.tensor_names import DECODER, LM_HEAD
-from vl3edge.models.values import LARGEST_HALF, check_values
+from vl3edge.models.values import LARGEST_FP16, check_values
 from vl3edge.quant.calibration import CalibrationSet
 from vl3edge.quant.dequantized import DequantizedCheckpoint
 from vl3edge.quant.gptq_writer import write_gptq_checkpoint
@@ -52,12 +52,12 @@ from .calibrate.vision import VisionCalibration, calibrate_vision, calibration_c
 from .decoder_parity import check_decoder
 from .errors import ExportError
 from .graphs.decoder import DecoderBuilder, StoredMatrix, export_decoder, text_spec
-from .graphs.decoder_fp16 import write_half_decoder
+from .graphs.decoder_fp16 import write_fp16_decoder
 from .graphs.decoder_int4 import HEAD, QuantizedDecoderBuilder, write_quantized_embeddings
 from .graphs.decoder_prefill_int8 import write_prefill
 from .graphs.embeddings import export_embeddings
 from .graphs.vision import export_projectors, export_vision
-from .graphs.vision_fp16 import check_half_vision, write_half_vision
+from .graphs.vision_fp16 import check_fp16_vision, write_fp16_vision
 from .onnx_writer import GraphWriter
 from .parity import Difference
 from .prompt_files import try_chat_template, write_prompt_files
@@ -87,7 +87,7 @@ class ExportOptions:
         32 leaves the activations as they are.
     vision_bits: 8 computes the vision encoder's products with weights and activations in 8 bits, about twice as fast on
         a CPU and half the size, also in TensorRT plans; 16 leaves them in float.
-    prefill_bits: 8 adds a graph for prompts on CPUs, with the weights of the decoder's layers once more, in 8 bits; 16
+    prefill_bits: 8 adds a prefill graph on CPUs, with the weights of the decoder's layers once more, in 8 bits; 16
         does not.
     name: what the bundle calls its model; None takes the checkpoint's name.
     """
@@ -202,12 +202,12 @@ def _check_quantization(checkpoint: Checkpoint, options: ExportOptions) -> None:
 def _largest_storable(options: ExportOptions, name: str) -> float:
     """The largest value that the bundle can hold of a tensor: float16's, or float32's for what stays in it."""
     decodes, is_norm = name.startswith((DECODER, LM_HEAD)), "norm" in name
-    half = options.stored_precision == "fp16" or name.endswith(".scales")
+    fp16 = options.stored_precision == "fp16" or name.endswith(".scales")
     if decodes and not is_norm:
-        half = half or options.plan is not None or set(options.targets) != {"cpu"}
+        fp16 = fp16 or options.plan is not None or set(options.targets) != {"cpu"}
     elif not is_norm:
-        half = half or bool(set(options.targets) & set(TENSORRT_TARGETS))
-    return LARGEST_HALF if half else math.inf
+        fp16 = fp16 or bool(set(options.targets) & set(TENSORRT_TARGETS))
+    return LARGEST_FP16 if fp16 else math.inf
 
 
 def _vision_calibration(
@@ -237,8 +237,8 @@ def _write_vision(
     progress("vision", 1, 1)
     measured |= export_projectors(checkpoint, folder, precision)
     if options.for_gpus:
-        write_half_vision(folder)
-        measured |= check_half_vision(checkpoint, folder)
+        write_fp16_vision(folder)
+        measured |= check_fp16_vision(checkpoint, folder)
     progress("projectors", 1, 1)
     return measured, quantization
 
@@ -278,7 +278,7 @@ def _write_prefill(
     quantized: Quantized | None,
     progress: Progress,
 ) -> PrefillQuantization:
-    """The graph for prompts, from the checkpoint's own weights: 8 bits lose less of them than of their 4-bit codes."""
+    """The prefill graph, from the checkpoint's own weights: 8 bits lose less of them than of their 4-bit codes."""
     if options.prefill_bits == 16 or data is None:
         return PrefillQuantization()
     original: Checkpoint | DequantizedCheckpoint = checkpoint
@@ -287,7 +287,7 @@ def _write_prefill(
     checkpoint.release()
     calibration = calibrate_prefill(original, data, partial(progress, "calibrating prompts"))
     source, text = Float32Source(original), checkpoint.config.text
-    write_prefill(text, source, calibration.smoothing, folder, partial(progress, "decoder for prompts"))
+    write_prefill(text, source, calibration.smoothing, folder, partial(progress, "prefill graph"))
     checkpoint.release()
     error = relative_error_of_prompts(folder / PREFILL_GRAPH, calibration.held_out)
     return PrefillQuantization(8, _calibration_source(options), calibration.num_tokens, error)
@@ -325,7 +325,7 @@ def _write_decoder(
     export_decoder(make_builder, folder, table if tied else None, lambda done, total: progress("decoder", done, total))
     graphs = [DECODER_GRAPH]
     if options.for_gpus:
-        graphs.append(write_half_decoder(folder).name)
+        graphs.append(write_fp16_decoder(folder).name)
     return check_decoder(reference, folder, lambda done, total: progress("checking the decoder", done, total), graphs)
 
 
@@ -392,7 +392,7 @@ def _three(values: tuple[float, ...]) -> tuple[float, float, float]:
 
 
 def _prefill_bytes(checkpoint: Checkpoint, options: ExportOptions) -> int:
-    """Of the graph for prompts: a byte for each weight of the decoder's layers."""
+    """Of the prefill graph: a byte for each weight of the decoder's layers."""
     if options.prefill_bits == 16:
         return 0
     text = checkpoint.config.text

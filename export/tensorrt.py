@@ -29,7 +29,7 @@ from vl3edge.runtime.bundle.plans import tensorrt_graph
 from vl3edge.runtime.bundle.profiles import projector_profiles, vision_profiles
 from vl3edge.runtime.errors import Vl3EdgeError
 
-from .calibrate.fp16_range import HalfRange
+from .calibrate.fp16_range import Fp16Range
 from .calibrate.vision import VisionCalibration
 from .errors import ExportError
 from .graphs.stored_weights import stored_projector, stored_vision
@@ -99,8 +99,8 @@ def _measure(checkpoint: Checkpoint, folder: Path, manifest: Manifest) -> dict[s
     shape = (count, rows * patch, columns * patch, 3)
     frames = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
     reference = VisionEncoder.from_checkpoint(checkpoint)
-    half_range = HalfRange()
-    half_range.watch(reference)
+    fp16_range = Fp16Range()
+    fp16_range.watch(reference)
     expected = reference(frames)
     del reference
     encoder = PatchEncoder(OrtEngine(load_session(folder / tensorrt_graph("vision"))), profiles, patch)
@@ -113,12 +113,12 @@ def _measure(checkpoint: Checkpoint, folder: Path, manifest: Manifest) -> dict[s
         given = torch.randn(count, rows * merge_size, columns * merge_size, expected.shape[-1], generator=generator)
         keep = torch.arange(0, count * rows * columns, 2)
         projector_in_torch = Projector.from_checkpoint(checkpoint, merge_size)
-        half_range.watch(projector_in_torch, "projector.")
+        fp16_range.watch(projector_in_torch, "projector.")
         tokens = projector_in_torch(given, keep).numpy()
         blocks = BlockProjector(
             projector, projector_profiles(manifest, profiles), merge_size, manifest.text.hidden_size
         )
         (ours,) = blocks.run({"features": given.numpy(), "keep": keep.numpy()})
         measured[f"projector-{kind}-tensorrt"] = Difference.between(ours, tokens)
-    half_range.check("TensorRT plans compute")
+    fp16_range.check("TensorRT plans compute")
     return measured

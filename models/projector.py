@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from .checkpoint import Checkpoint
 from .config import ModelConfig
 from .tensor_names import PROJECTOR
-from .weight_map import Dense, WeightSource, as_stored, dense_weights, load, transposed
+from .weight_map import Linear, WeightSource, as_stored, dense_weights, load, transposed
 
 
 class Projector(nn.Module):
@@ -23,8 +23,8 @@ class Projector(nn.Module):
         super().__init__()
         self.merge_size = merge_size
         width = config.text.hidden_size
-        self.first = Dense(config.vision.hidden_size, width)
-        self.second = Dense(width, width)
+        self.first = Linear(config.vision.hidden_size, width)
+        self.second = Linear(width, width)
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, merge_size: int) -> Projector:

@@ -13,7 +13,7 @@ import torch
 from .checkpoint import Checkpoint
 from .errors import CheckpointError
 
-LARGEST_HALF = 65504.0
+LARGEST_FP16 = 65504.0
 _ELEMENTS_AT_ONCE = 1 << 22
 _BYTES_HELD = 1 << 28  # of the mapped files
 _TOLD = 10

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from .checkpoint import Checkpoint
 from .config import ModelConfig, VisionConfig
 from .tensor_names import VISION
-from .weight_map import Dense, WeightSource, as_stored, dense_weights, load, transposed
+from .weight_map import Linear, WeightSource, as_stored, dense_weights, load, transposed
 
 
 class Attend(Protocol):
@@ -66,11 +66,11 @@ class VisionLayer(nn.Module):
         self.approximate = "tanh" if config.hidden_act == "gelu_pytorch_tanh" else "none"
         self.layer_norm1 = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.self_attn = nn.ModuleDict(
-            {name: Dense(width, width) for name in ("q_proj", "k_proj", "v_proj", "out_proj")}
+            {name: Linear(width, width) for name in ("q_proj", "k_proj", "v_proj", "out_proj")}
         )
         self.layer_norm2 = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.mlp = nn.ModuleDict(
-            {"fc1": Dense(width, config.intermediate_size), "fc2": Dense(config.intermediate_size, width)}
+            {"fc1": Linear(width, config.intermediate_size), "fc2": Linear(config.intermediate_size, width)}
         )
 
     def forward(self, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -99,7 +99,7 @@ class VisionEncoder(nn.Module):
         super().__init__()
         vision = config.vision
         self.patch_size = vision.patch_size
-        self.patch_embedding = Dense(vision.patch_size**2 * vision.num_channels, vision.hidden_size)
+        self.patch_embedding = Linear(vision.patch_size**2 * vision.num_channels, vision.hidden_size)
         self.layers = nn.ModuleList([VisionLayer(vision, ops) for _ in range(vision.num_layers)])
         self.post_layernorm = nn.LayerNorm(vision.hidden_size, eps=vision.layer_norm_eps)
         # (x / 255 - mean) / std as one multiplication and one addition. On the CPU also when the weights

@@ -42,7 +42,7 @@ class WeightSource:
         return turned.clone(memory_format=torch.contiguous_format)
 
 
-class Dense(nn.Module):
+class Linear(nn.Module):
     """x @ weight + bias, with the weight [in, out]: as ONNX's MatMul wants it, so a traced graph transposes
     nothing.
     """
@@ -57,8 +57,8 @@ class Dense(nn.Module):
 
 
 def dense_weights(module: nn.Module) -> set[str]:
-    """Names of the parameters of `module` that are the [in, out] weights of `Dense` layers."""
-    return {f"{name}.weight" for name, part in module.named_modules() if isinstance(part, Dense)}
+    """Names of the parameters of `module` that are the [in, out] weights of `Linear` layers."""
+    return {f"{name}.weight" for name, part in module.named_modules() if isinstance(part, Linear)}
 
 
 def load(module: nn.Module, sources: Mapping[str, WeightSource], checkpoint: Checkpoint) -> None:

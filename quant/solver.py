@@ -56,9 +56,9 @@ class Factor:
 def factorize(hessian: torch.Tensor, *, act_order: bool = True, damp: float = 0.01) -> Factor:
     """hessian [in, in], float32 or float64, symmetric. damp: the share of its median diagonal to add to it.
 
-    The median of the columns that are ever active, where GPTQ takes the mean of all: a few loud channels raise the mean
-    until the damping drowns what the quiet ones have in common. With 6 % of channels 8 to 64 times louder, the median
-    left a fifth of the mean's divergence (ARCHITECTURE.md).
+    The median of the columns that are ever active, where GPTQ takes the mean of all: a few outlier channels raise the
+    mean until the damping drowns what the small ones have in common. With 6 % of channels 8 to 64 times larger, the
+    median left a fifth of the mean's divergence (ARCHITECTURE.md).
 
     A column that is never active has only the damping on its diagonal and no feedback: it is rounded to
     nearest. If the Cholesky factorization fails, it is tried in float64, then with ten times the damping, and

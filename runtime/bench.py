@@ -27,7 +27,7 @@ from .media.video import open_video
 from .prompt.splice import EmbeddingTable
 from .roofline import cores, multiply_rate, read_bandwidth
 from .vision.clip_encoder import pixel_budget
-from .vision.engines import VisionPath
+from .vision.engines import VisionEngines
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Bench:
 
     def _see(self) -> None:
         manifest, plan = self.bundle.manifest, self.plan
-        vision = VisionPath(self.bundle, self.backend)
+        vision = VisionEngines(self.bundle, self.backend)
         height, width = target_size(*plan.size, self._budget(), plan.frames)
         patch = manifest.vision.patch_size
         patches = (height // patch) * (width // patch)

@@ -9,7 +9,7 @@ from typing import Any
 
 from .backends.onnxruntime import PATCHES_PER_CALL, Backend, select_backend
 from .bundle.bundle import Bundle, bundle_folder, open_bundle
-from .bundle.manifest import DECODER_GRAPH, HALF_DECODER_GRAPH, PREFILL_GRAPH
+from .bundle.manifest import DECODER_GRAPH, FP16_DECODER_GRAPH, PREFILL_GRAPH
 from .chat import Chat
 from .config import GenerationConfig, MediaKind, PruningConfig, SamplingPlan
 from .decode.batch import BatchGenerator
@@ -32,7 +32,7 @@ from .prompt.splice import EmbeddingTable, SplicedPrompt, growing
 from .prompt.tokenizer import Tokenizer
 from .vision.clip import Clip
 from .vision.clip_encoder import ClipEncoder, OpenedMedia, PendingClip
-from .vision.engines import VisionPath
+from .vision.engines import VisionEngines
 
 AnyClip = Clip | PendingClip
 TRAINING_TOKENS = 16384  # the longest sequences the released models were trained on
@@ -65,7 +65,7 @@ class VideoLlama3:
         self._memory = MemoryBudget(manifest, backend, memory_limit)
         self._memory.check_model()
         self._encoder = ClipEncoder(
-            VisionPath(bundle, backend), manifest.processor, manifest.vision.patch_size, limits, self._memory
+            VisionEngines(bundle, backend), manifest.processor, manifest.vision.patch_size, limits, self._memory
         )
         self._tokenizer = Tokenizer(bundle.path("tokenizer.json"))
         self._template = PromptTemplate(bundle.chat_template(), self._tokenizer, manifest.tokens, manifest.layout)
@@ -102,7 +102,7 @@ class VideoLlama3:
     def info(self) -> dict[str, Any]:
         """What this model is and what it runs on, as plain values."""
         manifest = self.bundle.manifest
-        decoder_graph = HALF_DECODER_GRAPH if self._backend.decodes_on_gpu else DECODER_GRAPH
+        decoder_graph = FP16_DECODER_GRAPH if self._backend.decodes_on_gpu else DECODER_GRAPH
         return {
             "bundle": str(self.bundle.folder),
             "name": manifest.name,

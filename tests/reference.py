@@ -207,7 +207,7 @@ def reference_generate(
 
 
 @dataclass(frozen=True)
-class Visual:
+class VisualInput:
     """An image (F = 1) or a video as the encoder sees it.
 
     frames: uint8 [F, H, W, 3], sides multiples of patch × merge_size. keep: bool [F, h/m, w/m], None keeps
@@ -219,7 +219,7 @@ class Visual:
     keep: NDArray[np.bool_] | None = None
 
 
-def reference_tokens(model: Any, config: ModelConfig, visual: Visual) -> NDArray[np.float32]:
+def reference_tokens(model: Any, config: ModelConfig, visual: VisualInput) -> NDArray[np.float32]:
     """Visual tokens [K, D] of one image or video from transformers' encoder and projector."""
     pixels = block_major_patches(visual.frames, config, visual.merge_size)
     frames, height, width, _ = visual.frames.shape
@@ -251,7 +251,7 @@ def generate_from_visuals(
     model: Any,
     config: ModelConfig,
     input_ids: Sequence[int],
-    visuals: Sequence[Visual],
+    visuals: Sequence[VisualInput],
     max_new_tokens: int = 32,
 ) -> list[int]:
     """Greedy tokens of transformers for a prompt that already has one placeholder id for every visual

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from reference import Visual, generate_from_visuals, load_reference, reference_generate
+from reference import VisualInput, generate_from_visuals, load_reference, reference_generate
 
 from vl3edge.export.pipeline import export_bundle
 from vl3edge.models.checkpoint import Checkpoint
@@ -69,7 +69,7 @@ class Case:
             keep = keep_mask(frames, 14, merge) if kind == "video" else None
             clip = self.model.encode(source, kind=kind)  # type: ignore[arg-type]
             prompt = self.model.prompt(messages, [clip]).ids.tolist()
-            visual = Visual(frames, merge, keep)
+            visual = VisualInput(frames, merge, keep)
             ids = generate_from_visuals(self.reference, self.checkpoint.config, prompt, [visual], NEW_TOKENS)
         ends = set(self.checkpoint.config.eos_token_ids)
         return [token for token in ids if token not in ends]

@@ -10,7 +10,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from reference import Visual, generate_from_visuals, load_processor, load_reference, reference_generate
+from reference import VisualInput, generate_from_visuals, load_processor, load_reference, reference_generate
 
 from vl3edge.export.pipeline import ExportOptions, export_bundle
 from vl3edge.models.checkpoint import Checkpoint
@@ -126,7 +126,7 @@ def test_video_tokens(exported: Exported, media: Path, name: str) -> None:
     else:
         spec = exported.model.bundle.manifest.processor
         keep = keep_mask(frames, 14, spec.video.merge_size) if len(frames) > 1 else None
-        visual = Visual(frames, spec.video.merge_size, keep)
+        visual = VisualInput(frames, spec.video.merge_size, keep)
         ids = exported.model.prompt(messages, [clip]).ids
         assert ours == generate_from_visuals(
             exported.reference, exported.checkpoint.config, ids.tolist(), [visual], NEW_TOKENS
@@ -156,7 +156,7 @@ def test_image_tokens(exported: Exported, media: Path, name: str) -> None:
             exported.reference,
             exported.checkpoint.config,
             ids.tolist(),
-            [Visual(image[None], spec.image.merge_size)],
+            [VisualInput(image[None], spec.image.merge_size)],
             NEW_TOKENS,
         )
 
@@ -212,9 +212,9 @@ def test_mixed_media_over_several_turns(exported: Exported, media: Path) -> None
     else:
         keep = keep_mask(frames, 14, spec.video.merge_size)
         visuals = [
-            Visual(images[0][None], spec.image.merge_size),
-            Visual(frames, spec.video.merge_size, keep),
-            Visual(images[1][None], spec.image.merge_size),
+            VisualInput(images[0][None], spec.image.merge_size),
+            VisualInput(frames, spec.video.merge_size, keep),
+            VisualInput(images[1][None], spec.image.merge_size),
         ]
         clips = exported.model.encode_all([media / IMAGES[0], media / "nasa_13013.mp4", media / IMAGES[1]], plan)
         ids = exported.model.prompt(arrays, clips).ids.tolist()

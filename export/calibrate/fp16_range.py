@@ -11,14 +11,14 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from vl3edge.models.weight_map import Dense
+from vl3edge.models.weight_map import Linear
 
 from ..errors import ExportError
 
-LARGEST_HALF = 65504.0
+LARGEST_FP16 = 65504.0
 
 
-class HalfRange:
+class Fp16Range:
     """The largest absolute values of products by name: their weights', and what was seen going in and coming out."""
 
     def __init__(self) -> None:
@@ -35,12 +35,12 @@ class HalfRange:
             return look
 
         for name, part in module.named_modules():
-            if isinstance(part, Dense | nn.Linear):
+            if isinstance(part, Linear | nn.Linear):
                 self.largest[prefix + name] = max(float(weight.abs().max()) for weight in part.parameters())
                 part.register_forward_hook(looking(prefix + name))
 
     def check(self, what: str) -> None:
         """Raises ExportError if a value was too large. what: computes in float16, in words."""
-        over = [f"{name} ({value:.3g})" for name, value in self.largest.items() if not value <= LARGEST_HALF]
+        over = [f"{name} ({value:.3g})" for name, value in self.largest.items() if not value <= LARGEST_FP16]
         if over:
             raise ExportError(f"values too large for float16, which {what} in: {', '.join(over)}")

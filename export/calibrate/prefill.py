@@ -1,6 +1,6 @@
 """What goes into the decoder's products while it reads a prompt: the float32 layers watched on calibration sequences.
 
-From that come factors that even out loud channels (`smoothing.py` says how, arXiv 2211.10438): the norms' gains take
+From that come factors that smooth outlier channels (`smoothquant.py` says how, arXiv 2211.10438): the norms' gains take
 those of the products that read them, the up projection's rows those of the down projection. What attention makes cannot
 be scaled where it is made, values being in the cache that steps read, too; the graph does that in a product of its own.
 Factors are powers of two, so in float32 the decoder stays what it was.
@@ -30,7 +30,7 @@ from ..tensor_source import pad_heads, padded_head_dim
 from .smoothquant import Smoothing, factors, watch_inputs
 
 CALIBRATION_TOKENS = 4096
-"""Enough to find loud channels in: they are the same whatever is read."""
+"""Enough to find outlier channels in: they are the same whatever is read."""
 _WATCHED = ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj")  # one for each input of a layer
 
 

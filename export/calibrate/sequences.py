@@ -25,7 +25,7 @@ from vl3edge.runtime.prompt.chat_template import MediaItem, PromptTemplate
 from vl3edge.runtime.prompt.splice import EmbeddingTable, splice
 from vl3edge.runtime.prompt.tokenizer import Tokenizer
 from vl3edge.runtime.vision.clip_encoder import ClipEncoder
-from vl3edge.runtime.vision.engines import VisionPath
+from vl3edge.runtime.vision.engines import VisionEngines
 
 _FRAMES = 16
 _VISUAL_TOKENS = 1536  # of one sequence at most: longer ones would leave room for few in the budget
@@ -41,7 +41,7 @@ class CalibrationEmbedder:
     def __init__(self, bundle: Bundle) -> None:
         manifest = bundle.manifest
         self._tokens = manifest.tokens
-        vision = VisionPath(bundle, select_backend("cpu"))
+        vision = VisionEngines(bundle, select_backend("cpu"))
         processor, patch_size = manifest.processor, manifest.vision.patch_size
         small = replace(
             processor, image=_limited(processor.image, patch_size), video=_limited(processor.video, patch_size)

@@ -1,8 +1,8 @@
-"""Evens out the channels that go into products in 8 bits, without changing what is computed: here the encoder's, in
-`prefill_calibration.py` the decoder's.
+"""SmoothQuant (arXiv 2211.10438) of the channels that go into products in 8 bits: here the encoder's, in `prefill.py`
+the decoder's. It does not change what is computed.
 
-A channel that is much louder than the others takes the whole range of 8 bits for itself. Its values are divided by a
-factor where they are made, and the weights that read it are multiplied by the same (SmoothQuant, arXiv 2211.10438).
+An outlier channel, much larger than the others, takes the whole range of 8 bits for itself. Its values are divided by
+a factor where they are made, and the weights that read it are multiplied by the same.
 The gain and shift of a LayerNorm take the factors of the products that read it, the rows of the value projection those
 of the output projection, attention being linear in its values. What GELU makes cannot be scaled beforehand; there the
 scale of each patch has to do.
@@ -70,7 +70,7 @@ class Smoothing:
 
 @dataclass(frozen=True)
 class SmoothedSource:
-    """A source's tensors with their channels evened out."""
+    """A source's tensors with smoothed channels."""
 
     source: TensorSource
     smoothing: Smoothing
@@ -94,7 +94,7 @@ def watch_inputs(
     return [module.register_forward_pre_hook(watch(name)) for name, module in modules]
 
 
-def find_smoothing(
+def find_smoothquant(
     encoder: VisionEncoder, largest: Mapping[str, np.ndarray], share: float = _ACTIVATION_SHARE
 ) -> Smoothing:
     """Factors for an encoder with weights. largest: absolute input of each product, by its name, float32 [in]."""

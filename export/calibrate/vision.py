@@ -16,7 +16,7 @@ import torch
 
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.vision import VisionEncoder
-from vl3edge.models.weight_map import Dense
+from vl3edge.models.weight_map import Linear
 from vl3edge.quant.calibration import calibration_items
 from vl3edge.runtime.backends.onnxruntime import select_backend
 from vl3edge.runtime.bundle.manifest import Manifest, MediaSpec
@@ -28,7 +28,7 @@ from vl3edge.runtime.media.image import load_image
 from vl3edge.runtime.media.resize import PixelBudget, resize_rgb, target_size
 from vl3edge.runtime.media.video import open_video
 
-from .smoothquant import Smoothing, find_smoothing, watch_inputs
+from .smoothquant import Smoothing, find_smoothquant, watch_inputs
 
 _log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def calibrate_vision(
     """
     encoder = VisionEncoder.from_checkpoint(checkpoint)
     largest: dict[str, np.ndarray] = {}
-    products = ((name, module) for name, module in encoder.named_modules() if isinstance(module, Dense))
+    products = ((name, module) for name, module in encoder.named_modules() if isinstance(module, Linear))
     hooks = watch_inputs(products, largest)
     held_out: list[HeldOut] = []
     count = 0
@@ -90,7 +90,7 @@ def calibrate_vision(
             hook.remove()
         for frames in clips[1::_HELD_OUT_EVERY] or clips[-1:]:  # a single clip is better measured on itself
             held_out.append(HeldOut(frames, encoder(torch.from_numpy(frames)).numpy()))
-    return VisionCalibration(largest, find_smoothing(encoder, largest), count, tuple(held_out))
+    return VisionCalibration(largest, find_smoothquant(encoder, largest), count, tuple(held_out))
 
 
 def relative_error(path: Path, held_out: Sequence[HeldOut]) -> float:

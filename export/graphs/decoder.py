@@ -165,17 +165,17 @@ class DecoderBuilder:
         return str(self.graph.node("Gemm", [flat, weight], "logits", transB=1))
 
     def _shared(self, matrix: StoredMatrix) -> str:
-        half = matrix.dtype == np.float16
-        name = "lm_head.weight.half" if half else "lm_head.weight"
+        fp16 = matrix.dtype == np.float16
+        name = "lm_head.weight.half" if fp16 else "lm_head.weight"
         self.graph.external(
             name,
             matrix.shape,
-            TensorProto.FLOAT16 if half else TensorProto.FLOAT,
+            TensorProto.FLOAT16 if fp16 else TensorProto.FLOAT,
             matrix.file,
             matrix.offset_bytes,
             matrix.shape[0] * matrix.shape[1] * matrix.dtype.itemsize,
         )
-        if half:
+        if fp16:
             return str(self.graph.node("Cast", [name], "lm_head.weight", to=TensorProto.FLOAT))
         return name
 

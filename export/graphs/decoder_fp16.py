@@ -6,7 +6,7 @@ between them inside the attention and inside the MLP, and the head take and give
 norms stay float32, because single channels of such models grow beyond what float16 adds exactly, or holds at all.
 Logits are cast to float32 before the greedy token is taken.
 
-No weight is written again (`half_graph.py`): the graph names the bytes of `decoder.onnx.data` and of the embeddings'
+No weight is written again (`fp16_graph.py`): the graph names the bytes of `decoder.onnx.data` and of the embeddings'
 file. Quantized products read their float16 scales as stored.
 
 Inputs and outputs are those of `decoder.onnx` (`decoder.py`), but that the cache is float16. accuracy_level is left
@@ -31,9 +31,9 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper
 
-from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, HALF_DECODER_GRAPH
+from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, FP16_DECODER_GRAPH
 
-from .fp16_graph import FLOAT, HALF, HalfGraph
+from .fp16_graph import FLOAT, HALF, Fp16Graph
 
 _IN_HALF = {"MatMulNBits", "MatMul", "Gemm", "GroupQueryAttention", "Add", "QuickGelu", "Mul", "Concat"}
 _IN_FLOAT = {"SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization"}
@@ -41,12 +41,12 @@ _AS_GIVEN = {"Gather", "Squeeze"}
 _WIDEST_ROW, _NARROWEST_ROW = 256, 64  # of a vocabulary: what one block of threads takes; what is worth a second stage
 
 
-def write_half_decoder(folder: Path) -> Path:
+def write_fp16_decoder(folder: Path) -> Path:
     """Writes the GPU's decoder graph beside `decoder.onnx`, whose data it shares; returns its path."""
-    return _HalfDecoder(folder / DECODER_GRAPH).write(folder / HALF_DECODER_GRAPH)
+    return _Fp16Decoder(folder / DECODER_GRAPH).write(folder / FP16_DECODER_GRAPH)
 
 
-class _HalfDecoder(HalfGraph):
+class _Fp16Decoder(Fp16Graph):
     """The decoder, without what is for steps on a CPU alone."""
 
     def __init__(self, path: Path) -> None:

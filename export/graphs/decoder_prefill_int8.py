@@ -1,4 +1,4 @@
-"""The decoder graph for prompts on CPUs: products of 8 bits by 8 bits, and nothing that only an answer needs.
+"""The prefill graph for CPUs: products of 8 bits by 8 bits, and nothing that only an answer needs.
 
 A prompt is bound by arithmetic, a step by memory: so the one wants weights that integer instructions multiply as they
 are, the other the fewest bytes. `MatMulNBits` unpacks its 4 bits for every few rows and sums in groups; products of
@@ -10,7 +10,7 @@ logits. So there is no head here, and nothing after the last layer's attention. 
 
 Weights are int8 with one scale per output channel. Activations become uint8 as they come, with one scale per token: a
 token's keys and values depend on none but those before it, however a prompt is cut into calls. What the norms make, and
-what goes into the down projection, is evened out beforehand (`prefill_calibration.py`).
+what goes into the down projection, is smoothed beforehand (`calibrate/prefill.py`).
 
 Inputs and outputs are those of `decoder.onnx` (`decoder.py`), but that there are no logits and no token.
 """
@@ -34,7 +34,7 @@ from .vision_int8 import LIMIT, MIDDLE, SMALLEST_SCALE, quantize_weight
 
 
 class PrefillBuilder(DecoderBuilder):
-    """Emits the graph of one TextConfig. source: the decoder's weights, not yet evened out by `smoothing`."""
+    """Emits the graph of one TextConfig. source: the decoder's weights, not yet smoothed by `smoothing`."""
 
     def __init__(self, graph: GraphWriter, config: TextConfig, source: TensorSource, smoothing: Smoothing) -> None:
         super().__init__(graph, config, SmoothedSource(source, smoothing), "fp32")
@@ -111,7 +111,7 @@ def write_prefill(
     folder: Path,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Path]:
-    """Writes the prompts' graph and its data into folder; returns the files written.
+    """Writes the prefill graph and its data into folder; returns the files written.
 
     source: the decoder's float32 weights. progress: called with (layers done, in all).
     """

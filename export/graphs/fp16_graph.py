@@ -25,7 +25,7 @@ FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
 _SUFFIX: dict[int, str] = {FLOAT: "float", HALF: "half"}
 
 
-class HalfGraph:
+class Fp16Graph:
     """Rewrites one graph, node by node; casts are put where the types of two neighbours differ.
 
     results: types of outputs; those of the others are what the nodes give. Subclasses say in which type a node

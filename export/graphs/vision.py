@@ -24,7 +24,7 @@ from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.projector import Projector
 from vl3edge.models.vision import TORCH_OPS, VisionEncoder, VisionOps
 
-from ..calibrate.fp16_range import HalfRange
+from ..calibrate.fp16_range import Fp16Range
 from ..calibrate.vision import VisionCalibration
 from ..parity import Difference, input_dtype, load_session
 from .trace import Precision, Signature, microsoft_op, trace_to_file
@@ -45,7 +45,7 @@ def export_vision(
     module.
 
     precision: see `trace_to_file`. progress: called with (weights written, weights in all). calibration: what goes
-    into the layers' products, which are then computed in 8 bits (`vision_int8.py`), smoothed (`smoothing.py`).
+    into the layers' products, which are then computed in 8 bits (`vision_int8.py`), smoothed (`smoothquant.py`).
     """
     path = folder / "vision.onnx"
     patch, width = checkpoint.config.vision.patch_size, checkpoint.config.vision.hidden_size
@@ -109,10 +109,10 @@ def share_data(first: Path, second: Path) -> None:
     other.unlink()
 
 
-def check_vision(checkpoint: Checkpoint, path: Path, half_range: HalfRange | None = None) -> Difference:
+def check_vision(checkpoint: Checkpoint, path: Path, fp16_range: Fp16Range | None = None) -> Difference:
     """Features of the file against those of the float32 torch module, for two frames of noise.
 
-    half_range: is shown the module's products.
+    fp16_range: is shown the module's products.
     """
     patch = checkpoint.config.vision.patch_size
     generator = torch.Generator().manual_seed(0)
@@ -120,8 +120,8 @@ def check_vision(checkpoint: Checkpoint, path: Path, half_range: HalfRange | Non
         256, (2, _CHECK_GRID[0] * patch, _CHECK_GRID[1] * patch, 3), dtype=torch.uint8, generator=generator
     )
     encoder = VisionEncoder.from_checkpoint(checkpoint)
-    if half_range is not None:
-        half_range.watch(encoder)
+    if fp16_range is not None:
+        fp16_range.watch(encoder)
     with torch.inference_mode():
         reference = encoder(frames).numpy()
     del encoder  # its weights and the session's need not be in memory together
@@ -130,10 +130,10 @@ def check_vision(checkpoint: Checkpoint, path: Path, half_range: HalfRange | Non
 
 
 def check_projector(
-    checkpoint: Checkpoint, path: Path, merge_size: int, half_range: HalfRange | None = None
+    checkpoint: Checkpoint, path: Path, merge_size: int, fp16_range: Fp16Range | None = None
 ) -> Difference:
     """Tokens of the file against those of the float32 torch module, for normal features and half of the
-    tokens. half_range: as of `check_vision`.
+    tokens. fp16_range: as of `check_vision`.
     """
     generator = torch.Generator().manual_seed(0)
     rows, columns = _CHECK_GRID
@@ -146,8 +146,8 @@ def check_projector(
     )
     keep = torch.arange(0, 2 * rows * columns, 2)
     projector = Projector.from_checkpoint(checkpoint, merge_size)
-    if half_range is not None:
-        half_range.watch(projector, "projector.")
+    if fp16_range is not None:
+        fp16_range.watch(projector, "projector.")
     with torch.inference_mode():
         reference = projector(features, keep).numpy()
     session = load_session(path)

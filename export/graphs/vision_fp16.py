@@ -5,7 +5,7 @@ attention: its memory grows with the patches, not with their square, and its sco
 the norms and the averages of a projector stay float32: a stream in float16 doubles the drift (ARCHITECTURE.md).
 Features are float16, which is what the projector's first product takes: half of what the GPU would hold of a clip.
 
-Inputs and outputs are otherwise those of `vision.py`'s graphs, whose weights they name (`half_graph.py`). An encoder in
+Inputs and outputs are otherwise those of `vision.py`'s graphs, whose weights they name (`fp16_graph.py`). An encoder in
 8 bits is computed here from its weights as they are, and its activations are not rounded to 8 bits: CUDA has no such
 products, and needs none.
 """
@@ -19,11 +19,11 @@ import onnx
 from onnx import helper, numpy_helper
 
 from vl3edge.models.checkpoint import Checkpoint
-from vl3edge.runtime.bundle.manifest import VISION_GRAPHS, half_graph
+from vl3edge.runtime.bundle.manifest import VISION_GRAPHS, fp16_file
 
-from ..calibrate.fp16_range import HalfRange
+from ..calibrate.fp16_range import Fp16Range
 from ..parity import Difference
-from .fp16_graph import FLOAT, HALF, HalfGraph
+from .fp16_graph import FLOAT, HALF, Fp16Graph
 from .vision import check_projector, check_vision
 
 _IN_HALF = {"MatMul", "RotaryEmbedding", "MultiHeadAttention", "Gelu", "FastGelu"}
@@ -33,19 +33,19 @@ _TO_8_BITS = {"ReduceMax", "ReduceMin", "Neg", "Max"}  # nothing depends on them
 _MS = "com.microsoft"
 
 
-def write_half_vision(folder: Path) -> list[Path]:
+def write_fp16_vision(folder: Path) -> list[Path]:
     """Writes the GPU's graphs beside `vision.onnx` and the projectors, whose data they share; returns their paths."""
-    return [_HalfVision(folder / f"{stem}.onnx").write(folder / half_graph(stem)) for stem in VISION_GRAPHS]
+    return [_Fp16Vision(folder / f"{stem}.onnx").write(folder / fp16_file(stem)) for stem in VISION_GRAPHS]
 
 
-def check_half_vision(checkpoint: Checkpoint, folder: Path) -> dict[str, Difference]:
+def check_fp16_vision(checkpoint: Checkpoint, folder: Path) -> dict[str, Difference]:
     """How far the GPU's graphs in a folder are from the float32 torch modules, by the stems of their files.
 
     Raises ExportError for a model with values that float16 cannot hold.
     """
-    seen, measured = HalfRange(), {}
+    seen, measured = Fp16Range(), {}
     for graph in VISION_GRAPHS:
-        path = folder / half_graph(graph)
+        path = folder / fp16_file(graph)
         if graph == "vision":
             measured[path.stem] = check_vision(checkpoint, path, seen)
             continue
@@ -55,7 +55,7 @@ def check_half_vision(checkpoint: Checkpoint, folder: Path) -> dict[str, Differe
     return measured
 
 
-class _HalfVision(HalfGraph):
+class _Fp16Vision(Fp16Graph):
     """A traced graph of the vision path."""
 
     def __init__(self, path: Path) -> None:

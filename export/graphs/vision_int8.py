@@ -2,7 +2,7 @@
 
 Weights are int8, one scale per output channel. Activations become uint8 as they come, one scale per patch: a patch's
 result then depends on no other patch, so frames have the same features however they are divided into calls, and one
-loud patch costs the others nothing. A scale per tensor would be 4 % faster and have neither. The products themselves
+patch of large values costs the others nothing. A scale per tensor would be 4 % faster and have neither. The products
 are `MatMulIntegerToFloat`, uint8 times int8, which is what CPUs have instructions for (VNNI; int8 times int8 takes no
 fast path); `MatMulNBits` gains less than half as much at these sizes, and only `DynamicQuantizeMatMul`, with its scale
 per tensor, as much (`benchmarks/vision.py` measures them).

@@ -15,7 +15,7 @@ They differ from `vision.py`'s graphs, which are for ONNX Runtime, in what a com
 In a bundle both read the bytes of `vision.onnx` and of a projector's data, cast where those are float32, which the
 compiler does: a plan holds what it computes with.
 
-Types are part of the graph (TensorRT builds it "strongly typed"). With `half`, matrix products are float16; the
+Types are part of the graph (TensorRT builds it "strongly typed"). With `fp16`, matrix products are float16; the
 residual stream, LayerNorm, softmax, rotation, GELU and the averages stay float32 (see ARCHITECTURE.md for the drift
 measured). Without, everything is float32.
 """
@@ -51,7 +51,7 @@ def export_tensorrt_vision(
     source: TensorSource,
     config: ModelConfig,
     folder: Path,
-    half: bool = True,
+    fp16: bool = True,
     pad: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
     calibration: VisionCalibration | None = None,
@@ -68,7 +68,7 @@ def export_tensorrt_vision(
     if calibration is not None:
         source, steps = SmoothedSource(source, calibration.smoothing), activation_steps(calibration)
     with _writer(folder, "vision", stored) as graph:
-        builder = _VisionBuilder(graph, source, half, config.vision, pad, steps, stored)
+        builder = _VisionBuilder(graph, source, fp16, config.vision, pad, steps, stored)
         builder.begin(config)
         for layer in range(config.vision.num_layers):
             builder.layer(layer)
@@ -81,13 +81,13 @@ def export_tensorrt_projector(
     source: TensorSource,
     config: ModelConfig,
     folder: Path,
-    half: bool = True,
+    fp16: bool = True,
     stored: Mapping[str, TensorProto] = MappingProxyType({}),
 ) -> list[Path]:
     """Writes `projector.onnx` and its data, or `projector-tensorrt.onnx` alone, as `export_tensorrt_vision` does."""
     width = config.vision.hidden_size
     with _writer(folder, "projector", stored) as graph:
-        builder = _TypedBuilder(graph, source, half, stored=stored)
+        builder = _TypedBuilder(graph, source, fp16, stored=stored)
         features = graph.input("features", TensorProto.FLOAT, ["P", width])
         blocks = graph.input("blocks", TensorProto.INT32, ["K", "B"])
         gathered = graph.node("Gather", [features, blocks], "gathered", axis=0)
@@ -118,27 +118,27 @@ class _TypedBuilder:
         self,
         graph: GraphWriter,
         source: TensorSource,
-        half: bool,
+        fp16: bool,
         steps: Mapping[str, float] = MappingProxyType({}),
         stored: Mapping[str, TensorProto] = MappingProxyType({}),
     ) -> None:
         self.graph = graph
         self.source = source
-        self.half = half
+        self.fp16 = fp16
         self.steps = steps
         self.stored = stored
 
     def product_type(self, x: str, name: str) -> str:
         """x float32 in the type of matrix products."""
-        return str(self.graph.node("Cast", [x], name, to=TensorProto.FLOAT16)) if self.half else x
+        return str(self.graph.node("Cast", [x], name, to=TensorProto.FLOAT16)) if self.fp16 else x
 
     def float32(self, x: str, name: str) -> str:
         """x in the type of matrix products as float32."""
-        return str(self.graph.node("Cast", [x], name, to=TensorProto.FLOAT)) if self.half else x
+        return str(self.graph.node("Cast", [x], name, to=TensorProto.FLOAT)) if self.fp16 else x
 
     def weight(self, name: str, value: np.ndarray) -> str:
         """A weight in the type of matrix products; ExportError if float16 cannot hold it."""
-        if not self.half:
+        if not self.fp16:
             return self.graph.weight(name, value.astype(np.float32, copy=False))
         largest = float(np.abs(value).max(initial=0))
         if largest > _LARGEST_HALF:
@@ -149,7 +149,7 @@ class _TypedBuilder:
         """A weight in the type of matrix products: the one that is stored, or what `make` gives, written here."""
         if name not in self.stored:
             return self.weight(name, make())
-        return self.as_type(name, TensorProto.FLOAT16 if self.half else TensorProto.FLOAT)
+        return self.as_type(name, TensorProto.FLOAT16 if self.fp16 else TensorProto.FLOAT)
 
     def whole(self, name: str, make: Callable[[], np.ndarray]) -> str:
         """A weight in float32, as `operand`."""
@@ -189,7 +189,7 @@ class _TypedBuilder:
         if stem in self.steps:
             added = self.whole(f"{stem}.bias", bias)
             return quantized_linear(
-                self.graph, x, name, self._weight8(stem, weight), added, self.steps[stem], self.half
+                self.graph, x, name, self._weight8(stem, weight), added, self.steps[stem], self.fp16
             )
         product = self.graph.node("MatMul", [x, self.operand(f"{stem}.weight", weight)], f"{name}.matmul")
         return str(self.graph.node("Add", [product, self.operand(f"{stem}.bias", bias)], name))
@@ -239,13 +239,13 @@ class _VisionBuilder(_TypedBuilder):
         self,
         graph: GraphWriter,
         source: TensorSource,
-        half: bool,
+        fp16: bool,
         vision: VisionConfig,
         pad: bool,
         steps: Mapping[str, float],
         stored: Mapping[str, TensorProto],
     ) -> None:
-        super().__init__(graph, source, half, steps, stored)
+        super().__init__(graph, source, fp16, steps, stored)
         self.vision = vision
         self.head_dim = padded_head_dim(vision.head_dim) if pad else vision.head_dim
         self._pad = (lambda rows: pad_heads(rows, vision.head_dim)) if pad else (lambda rows: rows)

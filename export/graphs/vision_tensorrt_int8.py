@@ -35,12 +35,12 @@ class Weight8:
     zeros: str
 
 
-def quantized_linear(graph: GraphWriter, x: str, name: str, weight: Weight8, bias: str, step: float, half: bool) -> str:
-    """x · weight + bias with int8 operands; x and the result are float16 if `half`, else float32.
+def quantized_linear(graph: GraphWriter, x: str, name: str, weight: Weight8, bias: str, step: float, fp16: bool) -> str:
+    """x · weight + bias with int8 operands; x and the result are float16 if `fp16`, else float32.
 
     bias: float32 [out]. step: of x.
     """
-    if half:
+    if fp16:
         x = graph.node("Cast", [x], f"{name}.given", to=TensorProto.FLOAT)
     place = [
         graph.weight(f"{name}.step", np.array(step, np.float32)),
@@ -52,7 +52,7 @@ def quantized_linear(graph: GraphWriter, x: str, name: str, weight: Weight8, bia
     product = graph.node(
         "MatMul", [rounded, graph.node("DequantizeLinear", stored, f"{name}.weight", axis=1)], f"{name}.matmul"
     )
-    if not half:
+    if not fp16:
         return str(graph.node("Add", [product, bias], name))
     result = graph.node("Add", [product, bias], f"{name}.sum")
     return str(graph.node("Cast", [result], name, to=TensorProto.FLOAT16))

@@ -104,7 +104,7 @@ def verify_decoder(
 
 
 def _alone(bundle: Bundle, backend: Backend, read: Sequence[torch.Tensor], lengths: Sequence[int]) -> list[np.ndarray]:
-    """Logits of decoder.onnx without the graph for prompts, which is judged by itself."""
+    """Logits of decoder.onnx without the prefill graph, which is judged by itself."""
     decoder = Decoder(DecoderGraph(backend.session(bundle.path(DECODER_GRAPH))), bundle.manifest.text)
     return [_teacher_forced(decoder, inputs.numpy(), count) for inputs, count in zip(read, lengths, strict=True)]
 

@@ -1,7 +1,7 @@
 """The part of `verify` for the graph that reads prompts in 8 bits: its weights, and the keys and values it makes.
 
 Weights are held to the checkpoint's in steps of their own grid, layer by layer. The factors that even channels out
-(`prefill_calibration.py`) need not be known for that: what a product computes is its weight times the gain of the norm
+(`calibrate/prefill.py`) need not be known for that: what a product computes is its weight times the gain of the norm
 before it, and the factors of the up projection's rows, powers of two, follow from the rows' size. Keys and values show
 that the graph computes with these weights what it should.
 """

@@ -11,7 +11,7 @@ from vl3edge.models.tensor_names import EMBEDDINGS
 from vl3edge.runtime.bundle.bundle import Bundle
 from vl3edge.runtime.errors import Vl3EdgeError
 from vl3edge.runtime.prompt.chat_template import MediaItem, PromptTemplate
-from vl3edge.runtime.prompt.splice import EmbeddingTable, Visual, splice
+from vl3edge.runtime.prompt.splice import EmbeddingTable, VisualTokens, splice
 from vl3edge.runtime.prompt.tokenizer import Tokenizer
 
 from .clips import VerifyClip
@@ -33,7 +33,7 @@ def verify_prompts(bundle: Bundle, clips: Sequence[VerifyClip]) -> Stage:
             part = {"type": clip.kind, clip.kind: clip.source}
             messages = [{"role": "user", "content": [part, {"type": "text", "text": clip.question}]}]
             pieces = template.pieces(messages, [MediaItem(clip.kind, clip.times_s)])
-            visual = Visual(np.zeros((sum(kept), manifest.text.hidden_size), np.float32), kept, 0)
+            visual = VisualTokens(np.zeros((sum(kept), manifest.text.hidden_size), np.float32), kept, 0)
             placeholder = manifest.tokens.image_id if clip.kind == "image" else manifest.tokens.video_id
             ids = splice(pieces, [visual], [placeholder], tokenizer).ids.tolist()
             if ids != clip.prompt:

@@ -23,10 +23,10 @@ from vl3edge.models.projector import Projector
 from vl3edge.models.vision import VisionEncoder
 from vl3edge.runtime.backends.onnxruntime import Backend, select_backend
 from vl3edge.runtime.bundle.bundle import Bundle, open_bundle
-from vl3edge.runtime.bundle.manifest import Manifest, half_graph
+from vl3edge.runtime.bundle.manifest import Manifest, fp16_file
 from vl3edge.runtime.media.resize import PixelBudget, resize_rgb, target_size
 from vl3edge.runtime.vision.difffp import keep_mask
-from vl3edge.runtime.vision.engines import VisionPath
+from vl3edge.runtime.vision.engines import VisionEngines
 
 from ..errors import ExportError
 from ..pipeline import ExportOptions, make_manifest
@@ -34,7 +34,7 @@ from .clips import VerifyClip, verify_clips
 from .decoder import verify_decoder, verify_whole_path
 from .prompt import verify_embeddings, verify_prompts
 from .report import FLOAT16, FLOAT32, Bound, Stage, VerifyReport, compare
-from .vision_fp16 import encoded, half_on_host, verify_half_vision
+from .vision_fp16 import encoded, fp16_on_host, verify_fp16_vision
 
 Progress = Callable[[str, int, int], None]
 _OPTIONAL = ("text.rope_theta", "text.rotary_dim")  # 0 in bundles of before they were written
@@ -207,7 +207,7 @@ def _vision(
         tokens.append(Projector.from_checkpoint(checkpoint, merge)(torch.from_numpy(values), keep).numpy())
     checkpoint.release()
 
-    vision = VisionPath(bundle, backend)
+    vision = VisionEngines(bundle, backend)
     ours = [encoded(vision, clip.prepared.frames) for clip in clips]
     projected = [
         vision.tokens(values, clip.kind, clip.prepared.keep) for values, clip in zip(features, clips, strict=True)
@@ -223,8 +223,8 @@ def _vision(
             compared = f"{sum(len(part) for part in pairs[1])} visual tokens"
             hint = f"projector-{kind}.onnx is another one, or does not run as it should on this backend"
             stages.append(compare(f"projector, {kind}", compared, pairs[0], pairs[1], bound, hint))
-    if backend.device is None and half_graph("vision") in bundle.manifest.files:
-        other = half_on_host(backend)
+    if backend.device is None and fp16_file("vision") in bundle.manifest.files:
+        other = fp16_on_host(backend)
         bounds = _vision_bound(bundle.manifest, other), _bound(bundle.manifest.precision, other)
-        stages += verify_half_vision(VisionPath(bundle, other), clips, features, tokens, bounds)
+        stages += verify_fp16_vision(VisionEngines(bundle, other), clips, features, tokens, bounds)
     return stages, tokens

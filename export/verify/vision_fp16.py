@@ -13,20 +13,20 @@ import numpy as np
 from vl3edge.runtime.backends.features import on_host
 from vl3edge.runtime.backends.onnxruntime import Backend, Engine, OrtEngine
 from vl3edge.runtime.bundle.bundle import Bundle
-from vl3edge.runtime.bundle.manifest import half_graph
-from vl3edge.runtime.vision.engines import VisionPath
+from vl3edge.runtime.bundle.manifest import fp16_file
+from vl3edge.runtime.vision.engines import VisionEngines
 
 from .clips import VerifyClip
 from .report import Bound, Stage, compare
 
 
-def half_on_host(backend: Backend) -> Backend:
+def fp16_on_host(backend: Backend) -> Backend:
     """The graphs of backend "cuda", computed where `backend`, which has no GPU, computes."""
-    return _HalfOnHost("cuda", backend.providers, backend.version, backend.num_threads)
+    return _Fp16OnHost("cuda", backend.providers, backend.version, backend.num_threads)
 
 
-def verify_half_vision(
-    vision: VisionPath,
+def verify_fp16_vision(
+    vision: VisionEngines,
     clips: Sequence[VerifyClip],
     features: Sequence[np.ndarray],
     tokens: Sequence[np.ndarray],
@@ -47,7 +47,7 @@ def verify_half_vision(
     ]
 
 
-def encoded(vision: VisionPath, frames: np.ndarray) -> np.ndarray:
+def encoded(vision: VisionEngines, frames: np.ndarray) -> np.ndarray:
     """Features of all frames, in calls of the size that the engine takes."""
     step = vision.frames_per_call(frames.shape[1], frames.shape[2])
     return np.concatenate(
@@ -55,9 +55,9 @@ def encoded(vision: VisionPath, frames: np.ndarray) -> np.ndarray:
     )
 
 
-class _HalfOnHost(Backend):
+class _Fp16OnHost(Backend):
     def vision_file(self, bundle: Bundle, name: str = "vision") -> str:
-        return half_graph(name)
+        return fp16_file(name)
 
     def graph(self, bundle: Bundle, name: str) -> Engine:
         return _CastingEngine(self.session(bundle.path(self.vision_file(bundle, name))))

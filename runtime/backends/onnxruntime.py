@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..bundle.bundle import Bundle
-from ..bundle.manifest import VISION_GRAPHS, half_graph
+from ..bundle.manifest import VISION_GRAPHS, fp16_file
 from ..errors import BackendError, BundleError, ConfigError
 from ..host_cpu import adds_8_bit_products_exactly
 from .cuda import Device, open_device
@@ -83,7 +83,7 @@ class Backend:
     def session(self, path: Path, records: bool = False) -> Any:
         """An onnxruntime.InferenceSession of the graph at path; BundleError if it cannot be loaded.
 
-        records: on a GPU, runs can be recorded as CUDA graphs (`decoder_graph.py`).
+        records: on a GPU, runs can be recorded as CUDA graphs (`decode/graph.py`).
         """
         ort = import_onnxruntime()
         options = ort.SessionOptions()
@@ -119,7 +119,7 @@ class Backend:
         session = self.session(bundle.path(file))
         if self.device is None:
             return OrtEngine(session)
-        if file != half_graph(name):
+        if file != fp16_file(name):
             return OrtEngine(session, self.device.lock)
         from .cuda_vision import cuda_engine  # it builds on this module
 
@@ -130,8 +130,8 @@ class Backend:
 
         On a GPU the float16 graphs, or the float32 ones in bundles that were exported before there were any.
         """
-        half = self.device is not None and all(half_graph(graph) in bundle.manifest.files for graph in VISION_GRAPHS)
-        return half_graph(name) if half else f"{name}.onnx"
+        fp16 = self.device is not None and all(fp16_file(graph) in bundle.manifest.files for graph in VISION_GRAPHS)
+        return fp16_file(name) if fp16 else f"{name}.onnx"
 
     def frame_limits(self, bundle: Bundle) -> FrameLimits:
         """How many frames the vision graph takes at once; BackendError if it cannot run here."""

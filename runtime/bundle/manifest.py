@@ -25,7 +25,7 @@ FORMAT_VERSION = 1
 SEAL = "sha256"
 SPECIAL_TOKENS = "tokenizer_config.json"
 """Beside tokenizer.json; of a bundle, it holds the names of the special tokens and nothing else."""
-DECODER_GRAPH, HALF_DECODER_GRAPH, PREFILL_GRAPH = "decoder.onnx", "decoder-half.onnx", "decoder-prefill.onnx"
+DECODER_GRAPH, FP16_DECODER_GRAPH, PREFILL_GRAPH = "decoder.onnx", "decoder-fp16.onnx", "decoder-prefill.onnx"
 """The decoder's graphs in a bundle: for CPUs; for NVIDIA GPUs, whose attention takes float16; for prompts on CPUs."""
 
 VISION_GRAPHS = ("vision", "projector-image", "projector-video")
@@ -226,9 +226,9 @@ class Manifest:
         return (None, problems) if problems else (manifest, [])
 
 
-def half_graph(stem: str) -> str:
+def fp16_file(stem: str) -> str:
     """The file of a graph of the vision path that computes in float16, for NVIDIA GPUs."""
-    return f"{stem}-half.onnx"
+    return f"{stem}-fp16.onnx"
 
 
 def sealed(data: Mapping[str, Any]) -> Json:

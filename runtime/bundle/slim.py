@@ -18,13 +18,13 @@ from ..errors import BackendError, BundleError
 from .bundle import ALWAYS_REQUIRED, MANIFEST_NAME, Bundle, open_bundle
 from .manifest import (
     DECODER_GRAPH,
-    HALF_DECODER_GRAPH,
+    FP16_DECODER_GRAPH,
     PREFILL_GRAPH,
     SPECIAL_TOKENS,
     VISION_GRAPHS,
     PrefillQuantization,
     SlimTarget,
-    half_graph,
+    fp16_file,
 )
 from .onnx_external import external_files
 from .plans import ENGINES, TARGETS, EngineSet, InstalledEngines, read_engine_sets
@@ -76,10 +76,10 @@ def _needed(bundle: Bundle, target: str) -> set[str]:
         graphs = [DECODER_GRAPH, *(f"{graph}.onnx" for graph in VISION_GRAPHS)]
         graphs += [PREFILL_GRAPH] if PREFILL_GRAPH in files else []
     else:
-        graphs = [HALF_DECODER_GRAPH]
+        graphs = [FP16_DECODER_GRAPH]
     if target == "cuda":
-        half = all(half_graph(graph) in files for graph in VISION_GRAPHS)
-        graphs += [half_graph(graph) if half else f"{graph}.onnx" for graph in VISION_GRAPHS]
+        fp16 = all(fp16_file(graph) in files for graph in VISION_GRAPHS)
+        graphs += [fp16_file(graph) if fp16 else f"{graph}.onnx" for graph in VISION_GRAPHS]
     if missing := [graph for graph in graphs if graph not in files]:
         raise BundleError(f"{bundle.folder} has no {', '.join(missing)}: there is nothing for {target} to keep.")
     kept = {*ALWAYS_REQUIRED, SPECIAL_TOKENS, *graphs} & files.keys()

@@ -20,7 +20,7 @@ from ..live.events import LiveEvent
 from ..live.output import FORMATS, AnswerWriter, WatchState, clock_text
 from ..live.reader import LiveReader
 from ..live.source import Reconnection, SourceOptions
-from ..live.watch import Inquiry, WatchSession, watch
+from ..live.watch import WatchConfig, WatchSession, watch
 from . import options as shared
 
 DEFAULT_EVERY_S = 10.0
@@ -120,15 +120,15 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _inquiry(options: argparse.Namespace) -> Inquiry:
+def _inquiry(options: argparse.Namespace) -> WatchConfig:
     change = None if options.on_change is None else ChangeDetector(options.on_change)
     every_s = options.every
     if every_s is None and change is None:
         every_s = DEFAULT_EVERY_S
-    return Inquiry(tuple(options.question), every_s, change, options.keep_answers, options.duration)
+    return WatchConfig(tuple(options.question), every_s, change, options.keep_answers, options.duration)
 
 
-def _when(inquiry: Inquiry) -> str:
+def _when(inquiry: WatchConfig) -> str:
     """When questions are asked, in words."""
     times = []
     if inquiry.every_s is not None:

@@ -29,7 +29,7 @@ from ..prompt.tokenizer import Detokenizer, Tokenizer
 from .decoder import Decoder
 from .generate import Answer, GenerationStats
 from .kv_cache import capacity_for
-from .sequence import Continuation, FinishReason
+from .sequence import FinishReason, SequenceState
 
 _USABLE_SHARE = 0.9  # of the memory available: other processes want some, too
 Outcome = tuple[Any, Answer | Exception]
@@ -106,7 +106,7 @@ class BatchGenerator:
                 break
             try:
                 limit = self._decoder.spec.max_position_embeddings
-                answer = Continuation(request.prompt, request.config, self._eos_ids, limit, self._defaults)
+                answer = SequenceState(request.prompt, request.config, self._eos_ids, limit, self._defaults)
                 if not self._make_room(answer.max_length):
                     self._waiting.appendleft(request)
                     break
@@ -119,7 +119,7 @@ class BatchGenerator:
                 yield from self._choose(row)
         self._close_gaps()
 
-    def _start(self, request: BatchRequest, answer: Continuation) -> int:
+    def _start(self, request: BatchRequest, answer: SequenceState) -> int:
         """Prefills a prompt into a free row; returns the row."""
         row = next((i for i, other in enumerate(self._rows) if other is None), len(self._rows))
         sequence = _Sequence(request, answer)
@@ -218,7 +218,7 @@ class BatchGenerator:
 class _Sequence:
     """One request in a row of the batch."""
 
-    def __init__(self, request: BatchRequest, answer: Continuation) -> None:
+    def __init__(self, request: BatchRequest, answer: SequenceState) -> None:
         self.request = request
         self.answer = answer
         self._begin = self._first = time.perf_counter()

@@ -18,7 +18,7 @@ from ..errors import BackendError, Vl3EdgeError
 from ..prompt.splice import EmbeddingTable, SplicedPrompt, common_prefix
 from ..prompt.tokenizer import Detokenizer, Tokenizer
 from .decoder import PREFILL_CHUNK, Decoder
-from .sequence import Continuation, FinishReason, check_room
+from .sequence import FinishReason, SequenceState, check_room
 
 
 @dataclass(frozen=True)
@@ -139,10 +139,10 @@ class Generator:
         """
         return self._tokens(prompt, self._state_of(prompt, config))
 
-    def _state_of(self, prompt: SplicedPrompt, config: GenerationConfig) -> Continuation:
-        return Continuation(prompt, config, self._eos_ids, self._decoder.spec.max_position_embeddings, self._defaults)
+    def _state_of(self, prompt: SplicedPrompt, config: GenerationConfig) -> SequenceState:
+        return SequenceState(prompt, config, self._eos_ids, self._decoder.spec.max_position_embeddings, self._defaults)
 
-    def _tokens(self, prompt: SplicedPrompt, answer: Continuation) -> Iterator[int]:
+    def _tokens(self, prompt: SplicedPrompt, answer: SequenceState) -> Iterator[int]:
         self._run += 1
         run = self._run
         decoder = self._decoder

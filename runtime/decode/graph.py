@@ -21,7 +21,7 @@ import numpy as np
 from ..backends.buffers import HOST, Buffer, DeviceMemory, Memory
 from ..backends.onnxruntime import Backend, guarded, import_onnxruntime
 from ..bundle.bundle import Bundle
-from ..bundle.manifest import DECODER_GRAPH, HALF_DECODER_GRAPH, PREFILL_GRAPH
+from ..bundle.manifest import DECODER_GRAPH, FP16_DECODER_GRAPH, PREFILL_GRAPH
 from ..errors import BackendError, BackendWarning, BundleError
 
 MAX_RECORDINGS = 64
@@ -131,12 +131,12 @@ def load_decoder_graph(backend: Backend, bundle: Bundle) -> DecoderGraph:
         return DecoderGraph(backend.session(bundle.path(DECODER_GRAPH)), prompts=prompts)
     if backend.device is None:
         raise BackendError("this backend has no device; make it with select_backend")
-    if HALF_DECODER_GRAPH not in bundle.manifest.files and not bundle.manifest.slim:
+    if FP16_DECODER_GRAPH not in bundle.manifest.files and not bundle.manifest.slim:
         raise BundleError(
             f"{bundle.folder} has no decoder for NVIDIA GPUs: export it with --target cuda (rtx and jetson have it, "
             "too), or use backend 'cpu'."
         )
-    path, memory = bundle.path(HALF_DECODER_GRAPH), DeviceMemory(backend.device)
+    path, memory = bundle.path(FP16_DECODER_GRAPH), DeviceMemory(backend.device)
     try:
         return DecoderGraph(backend.session(path, records=True), memory, records=True)
     except BundleError as e:

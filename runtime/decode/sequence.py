@@ -35,7 +35,7 @@ def check_room(prompt: SplicedPrompt, limit: int) -> None:
         raise ContextLengthError(too_long(len(prompt), prompt.media_tokens, limit))
 
 
-class Continuation:
+class SequenceState:
     """A prompt's ids and the tokens chosen after them.
 
     limit: of the model's context, in tokens. model: what the config leaves open.

@@ -27,7 +27,7 @@ from ..media.addresses import without_secrets
 from ..memory_estimate import MemoryEstimate, estimate
 from ..prompt.chat_template import DESCRIBE, MediaItem, Piece, PromptTemplate, question_about, with_system
 from ..prompt.messages import conversation_pieces
-from ..prompt.splice import Visual, splice
+from ..prompt.splice import VisualTokens, splice
 from ..prompt.tokenizer import Tokenizer
 from ..roofline import cores, multiply_rate, read_bandwidth
 from ..terminal import one_line
@@ -35,7 +35,7 @@ from ..vision.clip import new_uid
 from ..vision.clip_encoder import ClipEncoder, OpenedMedia
 from ..vision.difffp import token_differences
 from ..vision.difffp_threshold import check_budget, choose_threshold
-from ..vision.engines import VisionPath
+from ..vision.engines import VisionEngines
 
 LEVELS = 255.0
 """Thresholds here are times 255, as in the released model; the paper's, those of Run-Length Tokenization, are not."""
@@ -197,7 +197,7 @@ def inspect(
     """
     manifest, pruning = bundle.manifest, pruning or PruningConfig()
     processor, patch = manifest.processor, manifest.vision.patch_size
-    encoder = ClipEncoder(VisionPath(bundle, select_backend("cpu", 0)), processor, patch)
+    encoder = ClipEncoder(VisionEngines(bundle, select_backend("cpu", 0)), processor, patch)
     opened = encoder.open(media, kind, sampling)
     begin = time.perf_counter()
     frames = encoder.frames(opened)
@@ -286,7 +286,7 @@ class _Costs:
         """keep: bool [F, n]."""
         manifest, media = self._bundle.manifest, self._media
         visual = int(keep.sum())
-        nothing = Visual(np.zeros((visual, 0), np.float32), tuple(keep.sum(axis=1).tolist()), new_uid())
+        nothing = VisualTokens(np.zeros((visual, 0), np.float32), tuple(keep.sum(axis=1).tolist()), new_uid())
         spliced = splice(self._pieces, [nothing], [0], self._tokenizer)
         prompt = len(spliced)
         limit = manifest.text.max_position_embeddings

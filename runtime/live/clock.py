@@ -104,7 +104,7 @@ class IntervalSampler(Generic[T]):
         return None if held is None else Sample(float(self._number / self._rate), held)
 
 
-class Pace:
+class RealtimePacer:
     """Holds a recording back to its own speed."""
 
     def __init__(self, speed: float, stopped: threading.Event) -> None:

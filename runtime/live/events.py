@@ -20,7 +20,7 @@ class LiveEvent:
     message: str
 
 
-class News:
+class EventLog:
     """Events that wait to be read, added by one thread and taken by another; of more than MAX_EVENTS, the latest."""
 
     def __init__(self) -> None:

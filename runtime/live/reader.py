@@ -25,8 +25,8 @@ from ..config import check_rate
 from ..errors import ConfigError, MediaError, Vl3EdgeError, unexpected
 from ..media.packets import time_base
 from ..media.pixels import to_rgb
-from .clock import IntervalSampler, Pace, Sample, StreamClock
-from .events import LiveEvent, News
+from .clock import IntervalSampler, RealtimePacer, Sample, StreamClock
+from .events import EventLog, LiveEvent
 from .source import OpenSource, Reconnection, SourceLost, SourceOptions, open_source, reason, shown_name
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class LiveReader:
         self._speed = speed
         self._clock = StreamClock()
         self._sampler = IntervalSampler["VideoFrame"](fps)
-        self._news = News()
+        self._news = EventLog()
         self._stopped = threading.Event()
         self._changed = threading.Condition()  # of a lock that one thread may take twice; guards the four below
         self._waiting: LiveFrame | None = None
@@ -192,7 +192,7 @@ class LiveReader:
 
     def _read(self, opened: OpenSource) -> None:
         """Every packet until the end. Raises SourceLost where a live source breaks off; a recording is cut short."""
-        pace = Pace(self._speed, self._stopped) if opened.is_recording else None
+        pace = RealtimePacer(self._speed, self._stopped) if opened.is_recording else None
         heard_s = time.monotonic()
         try:
             for packet in opened.container.demux():
@@ -211,7 +211,7 @@ class LiveReader:
         finally:
             self._offer(self._sampler.flush())
 
-    def _decode(self, packet: Packet | None, opened: OpenSource, pace: Pace | None) -> None:
+    def _decode(self, packet: Packet | None, opened: OpenSource, pace: RealtimePacer | None) -> None:
         """The frames of a packet; with None those that the decoder still holds."""
         if packet is not None and packet.is_corrupt:
             self._damaged()
@@ -224,7 +224,7 @@ class LiveReader:
         for frame in frames:
             self._accept(frame, opened, pace)
 
-    def _accept(self, frame: VideoFrame, opened: OpenSource, pace: Pace | None) -> None:
+    def _accept(self, frame: VideoFrame, opened: OpenSource, pace: RealtimePacer | None) -> None:
         """One decoded frame: when it is shown, and whether an interval ended with the one before."""
         if frame.is_corrupt:
             self._damaged()

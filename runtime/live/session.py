@@ -19,7 +19,7 @@ from ..decode.generate import Chunk, Generator
 from ..errors import ContextLengthError, MediaError, Vl3EdgeError
 from ..media.video import VideoSource, open_video
 from ..prompt.chat_template import VisualSlot, media_items
-from ..prompt.splice import SplicedPrompt, Visual, common_prefix, splice
+from ..prompt.splice import SplicedPrompt, VisualTokens, common_prefix, splice
 from ..prompt.tokenizer import Tokenizer
 from ..vision.clip import new_uid
 from ..vision.stream_encoder import StreamFrames
@@ -122,7 +122,7 @@ class Session:
         self._make_room(entry, frames.max_tokens, self._room_for_frames)
         try:
             tokens = frames.tokens(frame)
-            self._append(entry, self._after(entry, Visual(tokens, (len(tokens),), new_uid())), len(tokens))
+            self._append(entry, self._after(entry, VisualTokens(tokens, (len(tokens),), new_uid())), len(tokens))
         except BaseException:
             frames.restart()  # the next frame must not be pruned against one that is not in the context
             raise
@@ -206,7 +206,7 @@ class Session:
     def _room_for_frames(self) -> int:
         return self.max_tokens - self._room_for_answers
 
-    def _after(self, entry: Entry, visual: Visual | None = None) -> SplicedPrompt:
+    def _after(self, entry: Entry, visual: VisualTokens | None = None) -> SplicedPrompt:
         """The context continued by the lead of an entry and, where given, its visual tokens."""
         part = self._lead(self._placed[-1].entry if self._placed else None, entry, visual)
         start = len(self._context)
@@ -216,7 +216,7 @@ class Session:
             tuple((start + position, tokens) for position, tokens in part.spans),
         )
 
-    def _lead(self, previous: Entry | None, entry: Entry, visual: Visual | None = None) -> SplicedPrompt:
+    def _lead(self, previous: Entry | None, entry: Entry, visual: VisualTokens | None = None) -> SplicedPrompt:
         pieces = self._layout.lead(previous, entry)
         if visual is not None:
             return splice(pieces, [visual], [self._placeholder_id], self._tokenizer)

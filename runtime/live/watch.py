@@ -50,7 +50,7 @@ class WatchSession(Protocol):
 
 
 @dataclass(frozen=True)
-class Inquiry:
+class WatchConfig:
     """What is asked, and when. Times are the stream's, so a recording is asked at the same frames every time.
 
     questions: asked one after another, each time.
@@ -91,7 +91,7 @@ class AnswerPart:
 def watch(
     reader: LiveReader,
     session: WatchSession,
-    inquiry: Inquiry,
+    inquiry: WatchConfig,
     config: GenerationConfig | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[LiveEvent | AnswerPart]:
@@ -109,7 +109,7 @@ class _Watch:
         self,
         reader: LiveReader,
         session: WatchSession,
-        inquiry: Inquiry,
+        inquiry: WatchConfig,
         config: GenerationConfig | None,
         stopped: Callable[[], bool],
     ) -> None:

@@ -116,7 +116,7 @@ def _unpacked(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Visual:
+class VisualTokens:
     """The visual tokens of one clip or image: tokens float32 [N, hidden], those of frame k after those of k−1.
 
     uid: unique in this process; together with a token's index it identifies a position's content.
@@ -133,7 +133,7 @@ class Visual:
 
 
 class FrameTokens(Protocol):
-    """Visual tokens frame by frame: a `Visual`, or a clip that is still being encoded."""
+    """Visual tokens frame by frame: a `VisualTokens`, or a clip that is still being encoded."""
 
     @property
     def uid(self) -> int: ...

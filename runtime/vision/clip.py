@@ -6,7 +6,7 @@ import itertools
 from dataclasses import dataclass
 
 from ..config import MediaKind
-from ..prompt.splice import Visual
+from ..prompt.splice import VisualTokens
 
 _uids = itertools.count()
 
@@ -51,7 +51,7 @@ class Clip:
     num_pruned: int
     threshold: float | None
     stats: EncodeStats
-    visual: Visual
+    visual: VisualTokens
 
     @property
     def num_frames(self) -> int:

@@ -30,11 +30,11 @@ from ..media.read_ahead import read_ahead
 from ..media.resize import MediaShape, PixelBudget, resize_rgb, size_in_conversation, target_size
 from ..media.video import VideoReader, open_source
 from ..memory_budget import MemoryBudget
-from ..prompt.splice import Visual
+from ..prompt.splice import VisualTokens
 from .clip import Clip, EncodeStats, new_uid
 from .difffp import FramePruner
 from .difffp_threshold import check_budget
-from .engines import VisionPath
+from .engines import VisionEngines
 from .frame_encoder import EncodedFrames, FrameEncoder
 from .stream_encoder import StreamFrames, frames_sharing_budget
 
@@ -76,7 +76,7 @@ class ClipEncoder:
 
     def __init__(
         self,
-        vision: VisionPath,
+        vision: VisionEngines,
         processor: ProcessorSpec,
         patch_size: int,
         limits: MediaLimits = DEFAULT_LIMITS,
@@ -335,7 +335,7 @@ class PendingClip:
             num_pruned=per_frame * media.num_frames - sum(kept),
             threshold=work.threshold,
             stats=EncodeStats(media.read_s + work.read_s, work.prune_s, work.vision_s, work.projector_s),
-            visual=Visual(tokens, kept, self.uid),
+            visual=VisualTokens(tokens, kept, self.uid),
         )
 
 

@@ -14,7 +14,7 @@ from ..backends.onnxruntime import Backend, Engine
 from ..bundle.bundle import Bundle
 
 
-class VisionPath:
+class VisionEngines:
     """The vision encoder and the projectors of a bundle."""
 
     def __init__(self, bundle: Bundle, backend: Backend) -> None:

@@ -18,7 +18,7 @@ from ..config import MediaKind, PruningConfig
 from ..errors import BackendError
 from .difffp import FramePruner
 from .difffp_threshold import choose_threshold
-from .engines import VisionPath
+from .engines import VisionEngines
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class FrameEncoder:
 
     def __init__(
         self,
-        vision: VisionPath,
+        vision: VisionEngines,
         kind: MediaKind,
         pruner: FramePruner | None,
         merge_size: int,

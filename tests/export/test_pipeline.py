@@ -30,9 +30,9 @@ def test_both_precisions_are_close_to_torch(checkpoints: Callable[..., Path], bu
     whole = open_bundle(bundle).manifest
     for stage, difference in whole.measured.items():
         assert difference["max_abs_diff"] < 1e-4 * max(1, difference["max_abs"]), stage
-    half_folder = tmp_path / "half"
-    export_bundle(Checkpoint.open(checkpoints("tiny")), half_folder, ExportOptions(precision="fp16"))
-    half = open_bundle(half_folder).manifest
+    fp16_folder = tmp_path / "half"
+    export_bundle(Checkpoint.open(checkpoints("tiny")), fp16_folder, ExportOptions(precision="fp16"))
+    half = open_bundle(fp16_folder).manifest
     assert half.precision == "fp16"
     for stage, difference in half.measured.items():
         assert 0 < difference["max_abs_diff"] < 2e-2 * difference["max_abs"], stage

@@ -1,4 +1,4 @@
-"""The graph for prompts in 8 bits: against integer arithmetic in torch, and in use wherever a prompt is read."""
+"""The prefill graph in 8 bits: against integer arithmetic in torch, and in use wherever a prompt is read."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def share(ours: np.ndarray, reference: np.ndarray) -> float:
 
 @pytest.fixture(scope="module", params=KINDS)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, Path]:
-    """Checkpoints and bundles with a graph for prompts. Heads of 24 are widened in the cache."""
+    """Checkpoints and bundles with a prefill graph. Heads of 24 are widened in the cache."""
     folder = tmp_path_factory.mktemp("prefill")
     name, head_dim, plan = KINDS[request.param]
     config = preset(name, "transformers")
@@ -262,7 +262,7 @@ def test_rows_of_a_batch_are_prefilled_as_alone(exported: tuple[Checkpoint, Path
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo model, quantized, with a graph for prompts."""
+    """The demo model, quantized, with a prefill graph."""
     folder = tmp_path_factory.mktemp("prefill") / "demo"
     command = [str(DEMO_CHECKPOINT), "-o", str(folder), "--calibration-tokens", "3000", "--prefill-bits", "8"]
     assert cli.main(command) == 0

@@ -18,7 +18,7 @@ import onnxruntime
 import pytest
 import torch
 
-from vl3edge.export.calibrate import fp16_range as half_range
+from vl3edge.export.calibrate import fp16_range as fp16_range
 from vl3edge.export.errors import ExportError
 from vl3edge.export.graphs.stored_weights import stored_projector, stored_vision
 from vl3edge.export.graphs.trace import Precision
@@ -61,16 +61,16 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def exported(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """exported(half, pad): a folder with both graphs."""
+    """exported(fp16, pad): a folder with both graphs."""
     written: dict[tuple[bool, bool], Path] = {}
 
-    def make(half: bool = True, pad: bool = False) -> Path:
-        if (half, pad) not in written:
+    def make(fp16: bool = True, pad: bool = False) -> Path:
+        if (fp16, pad) not in written:
             folder = tmp_path_factory.mktemp("graphs")
-            export_tensorrt_vision(Float32Source(checkpoint), checkpoint.config, folder, half, pad)
-            export_tensorrt_projector(Float32Source(checkpoint), checkpoint.config, folder, half)
-            written[half, pad] = folder
-        return written[half, pad]
+            export_tensorrt_vision(Float32Source(checkpoint), checkpoint.config, folder, fp16, pad)
+            export_tensorrt_projector(Float32Source(checkpoint), checkpoint.config, folder, fp16)
+            written[fp16, pad] = folder
+        return written[fp16, pad]
 
     return make
 
@@ -82,16 +82,16 @@ def write_vision(checkpoint: Checkpoint, folder: Path, precision: Precision = "f
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("fp16", [False, True])
 def test_weights_are_shared(
-    checkpoint: Checkpoint, exported: Callable[..., Path], tmp_path: Path, precision: Precision, half: bool
+    checkpoint: Checkpoint, exported: Callable[..., Path], tmp_path: Path, precision: Precision, fp16: bool
 ) -> None:
     """No file but the graphs, which read what is there; what float16 rounds when it is stored, they get rounded."""
     write_vision(checkpoint, tmp_path, precision)
     source, config = Float32Source(checkpoint), checkpoint.config
     stored = [stored_vision(config, tmp_path), stored_projector(config, tmp_path)]
-    written = export_tensorrt_vision(source, config, tmp_path, half, stored=stored[0])
-    written += export_tensorrt_projector(source, config, tmp_path, half, stored=stored[1])
+    written = export_tensorrt_vision(source, config, tmp_path, fp16, stored=stored[0])
+    written += export_tensorrt_projector(source, config, tmp_path, fp16, stored=stored[1])
     assert written == [tmp_path / "vision-tensorrt.onnx", tmp_path / "projector-tensorrt.onnx"]
     assert [external_files(path) for path in written] == [{"vision.onnx.data"}, {"projector-image.onnx.data"}]
     assert max(path.stat().st_size for path in written) < 64 << 10
@@ -106,7 +106,7 @@ def test_weights_are_shared(
         },
     ]
     for name, path, given in zip(("vision", "projector"), written, inputs, strict=True):
-        own = load_session(exported(half) / f"{name}.onnx").run(None, given)[0]
+        own = load_session(exported(fp16) / f"{name}.onnx").run(None, given)[0]
         (shared,) = load_session(path).run(None, given)
         if precision == "fp32":
             np.testing.assert_array_equal(shared, own)
@@ -126,27 +126,27 @@ def random_frames(count: int, rows: int, columns: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (7, 2), (3, 9)])
-@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("fp16", [False, True])
 def test_features_equal_torch(
-    checkpoint: Checkpoint, exported: Callable[..., Path], grid: tuple[int, int], half: bool
+    checkpoint: Checkpoint, exported: Callable[..., Path], grid: tuple[int, int], fp16: bool
 ) -> None:
     frames = random_frames(3, *grid)
     with torch.inference_mode():
         expected = VisionEncoder.from_checkpoint(checkpoint)(torch.from_numpy(frames)).numpy()
-    actual = features(exported(half), frames)
+    actual = features(exported(fp16), frames)
     difference = np.abs(actual - expected)
-    limit = 2e-2 if half else 1e-4
+    limit = 2e-2 if fp16 else 1e-4
     worst = difference.max()
     assert worst < limit < np.abs(expected).max(), f"max {worst:.2e}, mean {difference.mean():.2e}"
-    assert not half or worst > 1e-4  # products are float16
+    assert not fp16 or worst > 1e-4  # products are float16
 
 
-@pytest.mark.parametrize("half", [False, True])
-def test_wider_heads_change_no_bit(exported: Callable[..., Path], half: bool) -> None:
+@pytest.mark.parametrize("fp16", [False, True])
+def test_wider_heads_change_no_bit(exported: Callable[..., Path], fp16: bool) -> None:
     frames = random_frames(2, 5, 4)
-    narrow, wide = (features(exported(half, pad), frames) for pad in (False, True))
+    narrow, wide = (features(exported(fp16, pad), frames) for pad in (False, True))
     assert np.array_equal(narrow, wide), f"max {np.abs(narrow - wide).max():.2e}"
-    graph = onnx.load(exported(half, True) / "vision.onnx", load_external_data=False).graph
+    graph = onnx.load(exported(fp16, True) / "vision.onnx", load_external_data=False).graph
     shapes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
     assert shapes["model.vision_model.encoder.layers.0.self_attn.q_proj.weight"] == [144, 160]
 
@@ -176,7 +176,7 @@ def test_activations_that_overflow_float16_are_named(
     """ONNX Runtime would not notice; a small number stands for the largest that float16 holds."""
     manifest = replace(make_manifest(checkpoint.config, ExportOptions(), None), targets=("jetson",))
     write_vision(checkpoint, tmp_path)
-    monkeypatch.setattr(half_range, "LARGEST_HALF", 4.0)
+    monkeypatch.setattr(fp16_range, "LARGEST_FP16", 4.0)
     with pytest.raises(ExportError, match=r"too large for float16, .*layers\.0\.mlp\.fc1 \(\d") as e:
         write_tensorrt(checkpoint, Float32Source(checkpoint), tmp_path, manifest, lambda stage, done, total: None)
     assert "patch_embedding" not in str(e.value)
@@ -259,8 +259,8 @@ def test_a_slim_bundle_has_its_plans_and_no_graphs_of_them(
     assert [each.folder for each in read_engine_sets(folder)] == [engines.folder]
     bundle = open_bundle(folder)
     assert bundle.manifest.slim == "rtx"
-    assert {"vision.onnx", "vision-tensorrt.onnx", "vision-half.onnx"}.isdisjoint(bundle.manifest.files)
-    assert {path.name for path in folder.glob("*.onnx")} == {"decoder-half.onnx"}
+    assert {"vision.onnx", "vision-tensorrt.onnx", "vision-fp16.onnx"}.isdisjoint(bundle.manifest.files)
+    assert {path.name for path in folder.glob("*.onnx")} == {"decoder-fp16.onnx"}
     assert main(["build", str(folder), "--target", "rtx"]) == 1
     assert "was slimmed for rtx: compile plans from a whole copy" in capsys.readouterr().err
     engines.plan_path("vision").unlink()
@@ -350,13 +350,13 @@ def test_the_demo_model_says_the_same_with_float16_weights(demo: Path) -> None:
         manifest.text.hidden_size,
     )
 
-    class HalfBackend(Backend):
+    class Fp16Backend(Backend):
         def graph(self, bundle: Bundle, name: str) -> Engine:
             return patches if name == "vision" else blocks
 
     models = [
         VideoLlama3(open_bundle(demo), backend("cpu", ("CPUExecutionProvider",), "", 1))
-        for backend in (Backend, HalfBackend)
+        for backend in (Backend, Fp16Backend)
     ]
     clips = [model.encode(ROOT / "tests" / "fixtures" / "demo_clip.mp4") for model in models]
     difference = np.abs(clips[0].visual.tokens - clips[1].visual.tokens)

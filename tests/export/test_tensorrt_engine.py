@@ -68,8 +68,8 @@ def prepared(bundle: Path, checkpoints: Callable[..., Path], tmp_path_factory: p
     folder = Path(shutil.copytree(bundle, tmp_path_factory.mktemp("tensorrt") / "bundle"))
     (folder / "engines").mkdir()
     checkpoint = Checkpoint.open(checkpoints("tiny"))
-    export_tensorrt_vision(Float32Source(checkpoint), checkpoint.config, folder / "engines", half=False)
-    export_tensorrt_projector(Float32Source(checkpoint), checkpoint.config, folder / "engines", half=False)
+    export_tensorrt_vision(Float32Source(checkpoint), checkpoint.config, folder / "engines", fp16=False)
+    export_tensorrt_projector(Float32Source(checkpoint), checkpoint.config, folder / "engines", fp16=False)
     return folder
 
 

@@ -46,10 +46,10 @@ def rtx() -> Any:
         pytest.skip(str(e))
 
 
-def error(checkpoint: Checkpoint, calibration: VisionCalibration, folder: Path, half: bool = True) -> float:
+def error(checkpoint: Checkpoint, calibration: VisionCalibration, folder: Path, fp16: bool = True) -> float:
     """Relative error of the features of held-out frames."""
     folder.mkdir()
-    export_tensorrt_vision(Float32Source(checkpoint), checkpoint.config, folder, half=half, calibration=calibration)
+    export_tensorrt_vision(Float32Source(checkpoint), checkpoint.config, folder, fp16=fp16, calibration=calibration)
     profiles = vision_profiles(make_manifest(checkpoint.config, ExportOptions(), None))
     encoder = PatchEncoder(OrtEngine(load_session(folder / "vision.onnx", prepack=True)), profiles, 14)
     pairs = [(encoder.run({"frames": part.frames})[0], part.features) for part in calibration.held_out]
@@ -57,11 +57,11 @@ def error(checkpoint: Checkpoint, calibration: VisionCalibration, folder: Path, 
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
-@pytest.mark.parametrize("half", [True, False])
+@pytest.mark.parametrize("fp16", [True, False])
 def test_features_are_near_float32(
-    checkpoint: Checkpoint, calibration: VisionCalibration, tmp_path: Path, half: bool
+    checkpoint: Checkpoint, calibration: VisionCalibration, tmp_path: Path, fp16: bool
 ) -> None:
-    assert 1e-3 < error(checkpoint, calibration, tmp_path / "graph", half) < 0.06
+    assert 1e-3 < error(checkpoint, calibration, tmp_path / "graph", fp16) < 0.06
     model = onnx.load(tmp_path / "graph" / "vision.onnx")
     weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     assert {o.domain: o.version for o in model.opset_import}[""] == 17

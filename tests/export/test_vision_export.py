@@ -15,7 +15,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from reference import Visual, load_reference, reference_tokens
+from reference import VisualInput, load_reference, reference_tokens
 
 from vl3edge.export.errors import ExportError
 from vl3edge.export.graphs.vision import export_projectors, export_vision
@@ -100,7 +100,7 @@ def test_tokens_equal_transformers(checkpoint: Checkpoint, bundle: Path, kind: s
     keep = np.flatnonzero(mask)
     (tokens,) = session(bundle / f"projector-{kind}.onnx").run(None, {"features": features, "keep": keep})
     model = load_reference(checkpoint.folder)
-    assert_close(tokens, reference_tokens(model, checkpoint.config, Visual(frames, merge_size, mask)))
+    assert_close(tokens, reference_tokens(model, checkpoint.config, VisualInput(frames, merge_size, mask)))
 
 
 @pytest.mark.parametrize("kept", [0, 1])

@@ -30,7 +30,7 @@ from vl3edge.runtime.bundle.bundle import open_bundle
 from vl3edge.runtime.bundle.manifest import Manifest, VisionQuantization
 from vl3edge.runtime.errors import BackendError
 from vl3edge.runtime.host_cpu import adds_8_bit_products_exactly
-from vl3edge.runtime.vision.engines import VisionPath
+from vl3edge.runtime.vision.engines import VisionEngines
 
 
 @pytest.fixture(scope="module")
@@ -200,8 +200,8 @@ def test_graph_is_loadable_by_old_runtimes(quantized: Path) -> None:
 def test_onnx_runtime_on_cuda_is_refused(quantized: Path, bundle: Path) -> None:
     cuda = Backend("cuda", ("CUDAExecutionProvider",), "1.0")
     with pytest.raises(BackendError, match="export it again with --target cuda, or use backend"):
-        VisionPath(open_bundle(quantized), cuda)
-    VisionPath(open_bundle(bundle), cuda)
+        VisionEngines(open_bundle(quantized), cuda)
+    VisionEngines(open_bundle(bundle), cuda)
 
 
 def test_a_bundle_of_before_has_a_float_encoder(bundle: Path) -> None:

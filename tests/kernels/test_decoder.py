@@ -17,7 +17,7 @@ from vl3edge.models.demo.clips import write_clip
 from vl3edge.models.demo.render import HELD_OUT_SEED
 from vl3edge.runtime import SamplingPlan, VideoLlama3
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, open_bundle
-from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, HALF_DECODER_GRAPH
+from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, FP16_DECODER_GRAPH
 from vl3edge.runtime.decode.decoder import Decoder
 from vl3edge.runtime.decode.graph import DecoderGraph
 
@@ -53,8 +53,8 @@ def held_out(tmp_path_factory: pytest.TempPathFactory) -> list[Held]:
 def answered(model: VideoLlama3, embeddings: np.ndarray) -> Held:
     """Both graphs of the bundle are asked, that for CPUs and that for GPUs; they agree in the tokens."""
     answers = []
-    for graph in (DECODER_GRAPH, HALF_DECODER_GRAPH):
-        session = load_session(DEMO_BUNDLE / graph, prepack=graph == HALF_DECODER_GRAPH)
+    for graph in (DECODER_GRAPH, FP16_DECODER_GRAPH):
+        session = load_session(DEMO_BUNDLE / graph, prepack=graph == FP16_DECODER_GRAPH)
         decoder = Decoder(DecoderGraph(session), model.bundle.manifest.text)
         decoder.prefill(embeddings)
         tokens, logits = [], []

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from reference import Visual, load_reference, reference_features, reference_tokens
+from reference import VisualInput, load_reference, reference_features, reference_tokens
 
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.config import ModelConfig
@@ -80,7 +80,7 @@ def test_tokens_equal_transformers(pair: tuple[Checkpoint, Any], merge_size: int
         features = VisionEncoder.from_checkpoint(checkpoint)(torch.from_numpy(frames))
         keep = torch.from_numpy(np.flatnonzero(mask))
         tokens = Projector.from_checkpoint(checkpoint, merge_size)(features, keep)
-    assert_close(tokens, reference_tokens(model, checkpoint.config, Visual(frames, merge_size, mask)))
+    assert_close(tokens, reference_tokens(model, checkpoint.config, VisualInput(frames, merge_size, mask)))
 
 
 def test_logits_equal_transformers(pair: tuple[Checkpoint, Any]) -> None:

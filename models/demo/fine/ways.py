@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vl3edge.runtime.prompt.splice import Visual
+from vl3edge.runtime.prompt.splice import VisualTokens
 from vl3edge.runtime.vision.clip import Clip, new_uid
 
 from ..predictors import BundlePredictor, Predictor, TorchPredictor
@@ -61,5 +61,5 @@ class RandomBundle(BundlePredictor):
             clip,
             tokens_per_frame=counts,
             num_pruned=clip.num_tokens - sum(counts),
-            visual=Visual(tokens, counts, new_uid()),
+            visual=VisualTokens(tokens, counts, new_uid()),
         )

@@ -15,7 +15,7 @@ from vl3edge.runtime.backends.buffers import DeviceBuffer, DeviceMemory
 from vl3edge.runtime.backends.cuda_vision import CudaEncoder, CudaProjector, cuda_engine
 from vl3edge.runtime.backends.onnxruntime import Backend, Engine
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, Bundle, open_bundle
-from vl3edge.runtime.bundle.manifest import half_graph
+from vl3edge.runtime.bundle.manifest import fp16_file
 from vl3edge.runtime.errors import BackendError
 
 
@@ -43,7 +43,7 @@ def frames_that_repeat(count: int, seed: int) -> np.ndarray:
 def test_engines_give_what_the_graphs_give(bundle: Bundle, kind: str) -> None:
     device = FakeDevice()
     memory = DeviceMemory(device, "cpu")
-    sessions = [load_session(bundle.path(half_graph(name))) for name in ("vision", f"projector-{kind}")]
+    sessions = [load_session(bundle.path(fp16_file(name))) for name in ("vision", f"projector-{kind}")]
     encoder, projector = CudaEncoder(sessions[0], memory, 14), CudaProjector(sessions[1], memory)
     frames = frames_that_repeat(4, 3)
     (features,) = encoder.run({"frames": frames[:, ::-1]})  # not contiguous
@@ -76,7 +76,7 @@ def test_clips_are_those_of_the_float32_graphs_but_for_rounding(bundle: Bundle, 
     difference = ours.visual.tokens - theirs.visual.tokens
     assert 0 < np.linalg.norm(difference) < 2e-3 * np.linalg.norm(theirs.visual.tokens)
     assert device.downloaded == []
-    assert model.info["vision_graph"] == "vision-half.onnx"
+    assert model.info["vision_graph"] == "vision-fp16.onnx"
     assert reference.info["vision_graph"] == "vision.onnx"
 
 
@@ -85,14 +85,14 @@ def test_a_device_without_room_is_an_error_of_ours(bundle: Bundle) -> None:
         def allocate(self, num_bytes: int) -> int:
             raise BackendError("CUDA: out of memory (cudaErrorMemoryAllocation)")
 
-    engine = cuda_engine(load_session(bundle.path(half_graph("vision"))), Full(), "vision", 14)
+    engine = cuda_engine(load_session(bundle.path(fp16_file("vision"))), Full(), "vision", 14)
     with pytest.raises(BackendError, match="out of memory"):
         engine.run({"frames": frames_that_repeat(4, 1)})
 
 
 def test_what_the_graph_refuses_is_an_error_of_ours(bundle: Bundle) -> None:
     memory = DeviceMemory(FakeDevice(), "cpu")
-    projector = CudaProjector(load_session(bundle.path(half_graph("projector-image"))), memory)
+    projector = CudaProjector(load_session(bundle.path(fp16_file("projector-image"))), memory)
     features = np.zeros((1, 2, 2, bundle.manifest.vision.hidden_size), np.float16)
     with pytest.raises(BackendError, match="ONNX Runtime failed"):
         projector.run({"features": features, "keep": np.array([99])})

@@ -10,7 +10,7 @@ import pytest
 
 from vl3edge.runtime import VideoLlama3
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, open_bundle
-from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, HALF_DECODER_GRAPH, SlimTarget, half_graph
+from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, FP16_DECODER_GRAPH, SlimTarget, fp16_file
 from vl3edge.runtime.bundle.slim import slim
 from vl3edge.runtime.cli.main import main
 from vl3edge.runtime.errors import BackendError, BundleError
@@ -30,7 +30,7 @@ def on_disk(folder: Path) -> int:
     [
         (
             "cpu",
-            {HALF_DECODER_GRAPH, *(half_graph(g) for g in ("vision", "projector-image", "projector-video"))},
+            {FP16_DECODER_GRAPH, *(fp16_file(g) for g in ("vision", "projector-image", "projector-video"))},
             "cuda",
         ),
         ("cuda", {DECODER_GRAPH, "vision.onnx", "projector-image.onnx", "projector-video.onnx"}, "cpu"),

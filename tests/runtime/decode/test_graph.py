@@ -15,7 +15,7 @@ from fake_tensorrt import FakeDevice
 from vl3edge.runtime.backends.buffers import HOST, DeviceMemory, Memory
 from vl3edge.runtime.backends.onnxruntime import Backend, select_backend
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, Bundle, open_bundle
-from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, HALF_DECODER_GRAPH, PREFILL_GRAPH, FileEntry, half_graph
+from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, FP16_DECODER_GRAPH, PREFILL_GRAPH, FileEntry, fp16_file
 from vl3edge.runtime.config import GenerationConfig
 from vl3edge.runtime.decode import graph as decoder_graph
 from vl3edge.runtime.decode.batch import BatchGenerator, BatchRequest
@@ -32,7 +32,7 @@ def bundle() -> Bundle:
     return open_bundle(DEMO_BUNDLE)
 
 
-@pytest.fixture(scope="module", params=[DECODER_GRAPH, HALF_DECODER_GRAPH])
+@pytest.fixture(scope="module", params=[DECODER_GRAPH, FP16_DECODER_GRAPH])
 def session(request: pytest.FixtureRequest, bundle: Bundle) -> Any:
     return select_backend("cpu").session(bundle.path(request.param))
 
@@ -258,7 +258,7 @@ def test_there_is_a_limit_to_recordings(session: Any, bundle: Bundle, monkeypatc
 
 
 def test_a_bundle_without_the_graph_says_how_to_get_it(bundle: Bundle) -> None:
-    files = {name: entry for name, entry in bundle.manifest.files.items() if name != HALF_DECODER_GRAPH}
+    files = {name: entry for name, entry in bundle.manifest.files.items() if name != FP16_DECODER_GRAPH}
     without = replace(bundle, manifest=replace(bundle.manifest, files=files))
     backend = Backend("cuda", ("CUDAExecutionProvider",), "1.2", device=FakeDevice())
     with pytest.raises(BundleError, match=r"no decoder for NVIDIA GPUs: export it with --target cuda"):
@@ -266,10 +266,10 @@ def test_a_bundle_without_the_graph_says_how_to_get_it(bundle: Bundle) -> None:
 
 
 @pytest.mark.parametrize("prompts", [False, True])
-def test_the_gpu_runs_the_half_graph_in_the_one_stream(
+def test_the_gpu_runs_the_fp16_graph_in_the_one_stream(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, prompts: bool
 ) -> None:
-    """Whether or not the bundle has a graph for prompts, which is for CPUs."""
+    """Whether or not the bundle has a prefill graph, which is for CPUs."""
     if prompts:
         files = bundle.manifest.files | {PREFILL_GRAPH: FileEntry(1, "")}
         bundle = replace(bundle, manifest=replace(bundle.manifest, files=files))
@@ -289,12 +289,12 @@ def test_the_gpu_runs_the_half_graph_in_the_one_stream(
     backend = Backend("cuda", ("CUDAExecutionProvider", "CPUExecutionProvider"), "1.2", device=FakeDevice())
     graph = load_decoder_graph(backend, bundle)
     backend.graph(bundle, "vision")
-    files = {name: entry for name, entry in bundle.manifest.files.items() if name != half_graph("vision")}
+    files = {name: entry for name, entry in bundle.manifest.files.items() if name != fp16_file("vision")}
     backend.graph(replace(bundle, manifest=replace(bundle.manifest, files=files)), "vision")
     stream = {"user_compute_stream": str(FakeDevice.stream)}
     assert asked == [
-        (HALF_DECODER_GRAPH, [("CUDAExecutionProvider", stream | {"enable_cuda_graph": "1"}), "CPUExecutionProvider"]),
-        (half_graph("vision"), [("CUDAExecutionProvider", stream), "CPUExecutionProvider"]),
+        (FP16_DECODER_GRAPH, [("CUDAExecutionProvider", stream | {"enable_cuda_graph": "1"}), "CPUExecutionProvider"]),
+        (fp16_file("vision"), [("CUDAExecutionProvider", stream), "CPUExecutionProvider"]),
         ("vision.onnx", [("CUDAExecutionProvider", stream), "CPUExecutionProvider"]),  # of an older bundle
     ]
     assert (graph.records, graph.memory.kind, graph.prompts) == (True, "cuda", None)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vl3edge.runtime.config import SamplingPlan
-from vl3edge.runtime.live.clock import IntervalSampler, Pace, StreamClock
+from vl3edge.runtime.live.clock import IntervalSampler, RealtimePacer, StreamClock
 from vl3edge.runtime.media.frame_sampling import Timeline, choose
 
 SECOND = Fraction(1)
@@ -112,7 +112,7 @@ def test_an_interval_that_was_given_out_is_over() -> None:
 
 def test_pace() -> None:
     stopped = threading.Event()
-    pace = Pace(10.0, stopped)
+    pace = RealtimePacer(10.0, stopped)
     begin = time.monotonic()
     for second in range(3):
         pace.wait_for(Fraction(second))

@@ -21,7 +21,7 @@ from vl3edge.runtime.live.change import ChangeDetector
 from vl3edge.runtime.live.events import LiveEvent
 from vl3edge.runtime.live.reader import LiveFrame, LiveReader
 from vl3edge.runtime.live.source import Reconnection, SourceOptions
-from vl3edge.runtime.live.watch import AnswerPart, Inquiry, watch
+from vl3edge.runtime.live.watch import AnswerPart, WatchConfig, watch
 
 
 @dataclass(frozen=True)
@@ -104,45 +104,47 @@ def answers(items: list[LiveEvent | AnswerPart]) -> list[tuple[float, str, str]]
     return done
 
 
-def seen(clip: Path, inquiry: Inquiry, session: Rememberer | None = None) -> list[LiveEvent | AnswerPart]:
+def seen(clip: Path, inquiry: WatchConfig, session: Rememberer | None = None) -> list[LiveEvent | AnswerPart]:
     return list(watch(Playback(clip), session or Rememberer(), inquiry))
 
 
 def test_asked_every_so_often_and_at_the_end(clip: Path) -> None:
     session = Rememberer()
-    asked = answers(seen(clip, Inquiry(("what?",), every_s=4.0), session))
+    asked = answers(seen(clip, WatchConfig(("what?",), every_s=4.0), session))
     assert [(t, cause) for t, cause, _ in asked] == [(4.0, "time"), (8.0, "time"), (9.0, "end")]
     assert asked[0][2] == "0 1 2 3 4"
     assert session.kept == [False] * 3
 
 
 def test_not_asked_twice_about_the_same(clip: Path) -> None:
-    asked = answers(seen(clip, Inquiry(("what?", "where?"), every_s=3.0, keep=True)))
+    asked = answers(seen(clip, WatchConfig(("what?", "where?"), every_s=3.0, keep=True)))
     assert [t for t, _, _ in asked] == [3.0, 3.0, 6.0, 6.0, 9.0, 9.0]
 
 
 def test_a_long_pause_is_made_up_for_once(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "clip.mp4", [0, 25, 50, 400, 425, 450])
-    asked = answers(seen(path, Inquiry(("what?",), every_s=2.0)))
+    asked = answers(seen(path, WatchConfig(("what?",), every_s=2.0)))
     assert [t for t, _, _ in asked] == [2.0, 16.0, 18.0]
 
 
 def test_asked_on_a_change(tmp_path: Path) -> None:
     # The pictures of `clips.py` differ from one to the next; equal times of a slide show do not.
     path = write_clip(tmp_path / "clip.mp4", [25 * n for n in range(6)])
-    asked = answers(seen(path, Inquiry(("what?",), every_s=None, change=ChangeDetector(0.01))))
+    asked = answers(seen(path, WatchConfig(("what?",), every_s=None, change=ChangeDetector(0.01))))
     assert asked[0] == (1.0, "change", "0 1")
     assert [cause for _, cause, _ in asked[1:]] == ["end"]  # it never was calm again
 
 
 def test_it_ends_at_the_time_given(clip: Path) -> None:
-    asked = answers(seen(clip, Inquiry(("what?",), every_s=100.0, until_s=5.0)))
+    asked = answers(seen(clip, WatchConfig(("what?",), every_s=100.0, until_s=5.0)))
     assert asked == [(5.0, "end", "0 1 2 3 4 5")]
 
 
 def test_stopping_ends_an_answer_where_it_is(clip: Path) -> None:
     items: list[LiveEvent | AnswerPart] = []
-    for item in watch(Playback(clip), Rememberer(), Inquiry(("what?",), every_s=4.0), None, lambda: len(items) >= 2):
+    for item in watch(
+        Playback(clip), Rememberer(), WatchConfig(("what?",), every_s=4.0), None, lambda: len(items) >= 2
+    ):
         items.append(item)
     parts = [item for item in items if isinstance(item, AnswerPart)]
     assert [part.chunk.text for part in parts] == ["0 ", "1 "]
@@ -150,7 +152,7 @@ def test_stopping_ends_an_answer_where_it_is(clip: Path) -> None:
 
 
 def test_the_oldest_frames_leaving_is_told_once(clip: Path) -> None:
-    items = seen(clip, Inquiry(("what?",)), Rememberer(room=4))
+    items = seen(clip, WatchConfig(("what?",)), Rememberer(room=4))
     told = [item for item in items if isinstance(item, LiveEvent) and "oldest frames leave" in item.message]
     assert [event.time_s for event in told] == [4.0]
 
@@ -164,7 +166,7 @@ def test_what_was_seen_of_a_source_that_is_given_up_is_asked_about() -> None:
         http_stream(lambda _: paced(pieces, 0.01)) as (url, _),
         LiveReader(url, 2.0, SourceOptions(1.5), once) as reader,
     ):
-        watching = watch(reader, Rememberer(), Inquiry(("what?",)))
+        watching = watch(reader, Rememberer(), WatchConfig(("what?",)))
         with pytest.raises(MediaError, match="broke off"):
             items += watching
     assert [(t, cause) for t, cause, _ in answers(items)] == [(1.5, "end")]
@@ -174,7 +176,7 @@ def test_a_slow_model_sees_the_newest_frames(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "clip.mp4", range(50))
     session = Rememberer(push_s=0.15)
     with LiveReader(str(path), 25.0, speed=2.0) as reader:
-        asked = answers(list(watch(reader, session, Inquiry(("what?",)))))
+        asked = answers(list(watch(reader, session, WatchConfig(("what?",)))))
     counts = reader.counts
     assert counts.sampled == 50 == counts.taken + counts.dropped
     assert counts.taken == session.num_frames < 20
@@ -187,4 +189,4 @@ def test_a_slow_model_sees_the_newest_frames(tmp_path: Path) -> None:
 )
 def test_bad_inquiries(options: dict) -> None:
     with pytest.raises(ConfigError):
-        Inquiry(**{"questions": ("what?",), **options})
+        WatchConfig(**{"questions": ("what?",), **options})

@@ -13,7 +13,7 @@ from vl3edge.runtime.bundle.bundle import open_bundle
 from vl3edge.runtime.bundle.manifest import TokenSpec
 from vl3edge.runtime.errors import BundleError, ConfigError
 from vl3edge.runtime.prompt.chat_template import MediaItem, PromptTemplate, VisualSlot, media_items
-from vl3edge.runtime.prompt.splice import Visual, splice
+from vl3edge.runtime.prompt.splice import VisualTokens, splice
 from vl3edge.runtime.prompt.tokenizer import Detokenizer, Tokenizer
 
 Parts = tuple[Tokenizer, PromptTemplate, TokenSpec]
@@ -36,7 +36,9 @@ def text_ids(parts: Parts, messages: list[dict[str, Any]], media: list[MediaItem
     tokenizer, template, tokens = parts
     media = media or []
     pieces = template.pieces(messages, media)
-    visuals = [Visual(np.zeros((len(m.timestamps_s), 1), np.float32), (1,) * len(m.timestamps_s), 0) for m in media]
+    visuals = [
+        VisualTokens(np.zeros((len(m.timestamps_s), 1), np.float32), (1,) * len(m.timestamps_s), 0) for m in media
+    ]
     placeholders = [tokens.image_id if m.kind == "image" else tokens.video_id for m in media]
     return splice(pieces, visuals, placeholders, tokenizer).ids.tolist()
 
@@ -53,16 +55,16 @@ def test_ids_equal_transformers(checkpoints: Callable[..., Path], tiny_bundle: P
     tokenizer, template, tokens = load_parts(tiny_bundle)
     content: list[dict[str, Any]] = []
     media: list[MediaItem] = []
-    visuals: list[Visual] = []
+    visuals: list[VisualTokens] = []
     if kind in ("video", "both"):
         frames = np.random.default_rng(0).integers(0, 256, (3, 56, 84, 3), dtype=np.uint8)
         content.append({"type": "video", "video": frames, "timestamps": [0.0, 1.0, 2.25]})
         media.append(MediaItem("video", (0.0, 1.0, 2.25)))
-        visuals.append(Visual(np.zeros((18, 1), np.float32), (6, 6, 6), 1))
+        visuals.append(VisualTokens(np.zeros((18, 1), np.float32), (6, 6, 6), 1))
     if kind in ("image", "both"):
         content.append({"type": "image", "image": np.zeros((56, 56, 3), np.uint8)})
         media.append(MediaItem("image", (0.0,)))
-        visuals.append(Visual(np.zeros((16, 1), np.float32), (16,), 2))
+        visuals.append(VisualTokens(np.zeros((16, 1), np.float32), (16,), 2))
     content.append({"type": "text", "text": text})
     messages = [
         {"role": "user", "content": content},

@@ -12,7 +12,7 @@ import pytest
 
 from vl3edge.runtime.errors import BundleError
 from vl3edge.runtime.prompt.chat_template import VisualSlot
-from vl3edge.runtime.prompt.splice import EmbeddingTable, SplicedPrompt, Visual, common_prefix, growing, splice
+from vl3edge.runtime.prompt.splice import EmbeddingTable, SplicedPrompt, VisualTokens, common_prefix, growing, splice
 
 VOCAB, HIDDEN = 11, 12
 NAMES = {"float16": "F16", "float32": "F32", "uint8": "U8"}
@@ -203,8 +203,8 @@ def tokens(count: int, first: float) -> np.ndarray:
     return (first + np.arange(count * HIDDEN, dtype=np.float32)).reshape(count, HIDDEN)
 
 
-CLIP = Visual(tokens(6, 100.0), (2, 0, 1, 3), 5)
-PHOTO = Visual(tokens(2, 500.0), (2,), 6)
+CLIP = VisualTokens(tokens(6, 100.0), (2, 0, 1, 3), 5)
+PHOTO = VisualTokens(tokens(2, 500.0), (2,), 6)
 PIECES = ["ab", VisualSlot(0, 0), 3, VisualSlot(0, 1), VisualSlot(0, 2), VisualSlot(1, 0), "c", VisualSlot(0, 3), "de"]
 IDS = [0, 1, 9, 9, 3, 9, 10, 10, 2, 9, 9, 9, 3, 4]
 

@@ -21,7 +21,7 @@ from vl3edge.runtime.vision.difffp_threshold import (
     fewest_tokens,
     noise_threshold,
 )
-from vl3edge.runtime.vision.engines import VisionPath
+from vl3edge.runtime.vision.engines import VisionEngines
 
 CLIP = Path(__file__).parents[2] / "fixtures" / "demo_clip.mp4"
 SHAPES = st.tuples(st.integers(1, 6), st.integers(1, 7))
@@ -152,8 +152,8 @@ CHOICES = {
 def test_a_chosen_threshold_gives_the_tokens_of_that_threshold(
     model: VideoLlama3, monkeypatch: pytest.MonkeyPatch, name: str, beside: bool
 ) -> None:
-    monkeypatch.setattr(VisionPath, "runs_beside_decoder", beside)
-    monkeypatch.setattr(VisionPath, "frames_per_call", lambda *_: 4)  # chunks with pairs across their borders
+    monkeypatch.setattr(VisionEngines, "runs_beside_decoder", beside)
+    monkeypatch.setattr(VisionEngines, "frames_per_call", lambda *_: 4)  # chunks with pairs across their borders
     pruning = CHOICES[name]
     clip = model.encode(CLIP, pruning=pruning)
     assert clip.threshold is not None

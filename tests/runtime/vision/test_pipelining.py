@@ -20,7 +20,7 @@ from vl3edge.runtime.errors import BackendError, ContextLengthError, MediaError
 from vl3edge.runtime.media.read_ahead import read_ahead
 from vl3edge.runtime.vision.clip import new_uid
 from vl3edge.runtime.vision.clip_encoder import PendingClip
-from vl3edge.runtime.vision.engines import VisionPath
+from vl3edge.runtime.vision.engines import VisionEngines
 
 CLIP = Path(__file__).parents[2] / "fixtures" / "demo_clip.mp4"
 DENSE = SamplingPlan(fps=8.0, max_frames=100)
@@ -55,8 +55,8 @@ def counts(answer: Answer) -> tuple[int, int, int]:
 
 @pytest.mark.parametrize("beside", [False, True], ids=["alternating", "beside"])
 def test_growing_prompt_equals_whole(model: VideoLlama3, monkeypatch: pytest.MonkeyPatch, beside: bool) -> None:
-    monkeypatch.setattr(VisionPath, "runs_beside_decoder", beside)
-    monkeypatch.setattr(VisionPath, "frames_per_call", lambda *_: 5)  # many chunks
+    monkeypatch.setattr(VisionEngines, "runs_beside_decoder", beside)
+    monkeypatch.setattr(VisionEngines, "frames_per_call", lambda *_: 5)  # many chunks
     clip = model.encode(CLIP, DENSE, WHOLE)
     forget(model)
     whole = model.ask(clip, "Describe this video.", CONFIG)
@@ -89,7 +89,7 @@ def test_growing_prompt_reuses_what_is_cached(model: VideoLlama3) -> None:
 
 def test_prefill_starts_before_the_last_frame(model: VideoLlama3, monkeypatch: pytest.MonkeyPatch) -> None:
     """The decoder is at work when most of the clip is still to be encoded."""
-    monkeypatch.setattr(VisionPath, "frames_per_call", lambda *_: 4)
+    monkeypatch.setattr(VisionEngines, "frames_per_call", lambda *_: 4)
     pending = model.begin(CLIP, DENSE, WHOLE)
     decoder = model._generator._decoder
     seen: list[tuple[int, int]] = []
@@ -107,7 +107,7 @@ def test_prefill_starts_before_the_last_frame(model: VideoLlama3, monkeypatch: p
 
 
 def test_too_long_prompt_fails_before_all_is_encoded(model: VideoLlama3, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(VisionPath, "frames_per_call", lambda *_: 4)
+    monkeypatch.setattr(VisionEngines, "frames_per_call", lambda *_: 4)
     limit = model.bundle.manifest.text.max_position_embeddings
     clips = [model.begin(CLIP, DENSE, WHOLE) for _ in range(limit // 500 + 2)]  # over 500 tokens each
     with pytest.raises(ContextLengthError, match="context"):
@@ -160,7 +160,7 @@ def test_tokens_that_are_no_numbers_never_reach_the_cache(
     """There they would turn every later answer into NaN, too: a masked position counts 0 times NaN."""
     clip = model.encode(CLIP)
     sound = model.ask(clip, "Describe this video.", CONFIG).token_ids
-    tokens = VisionPath.tokens
+    tokens = VisionEngines.tokens
 
     def spoiled(*arguments: Any) -> np.ndarray:
         result = tokens(*arguments).copy()
@@ -168,7 +168,7 @@ def test_tokens_that_are_no_numbers_never_reach_the_cache(
         return result
 
     with monkeypatch.context() as patch:
-        patch.setattr(VisionPath, "tokens", spoiled)
+        patch.setattr(VisionEngines, "tokens", spoiled)
         with pytest.raises(BackendError, match="NaN or infinity"):
             model.ask(model.begin(CLIP), "Describe this video.", CONFIG)
     assert model.ask(clip, "Describe this video.", CONFIG).token_ids == sound

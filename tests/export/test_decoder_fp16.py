@@ -16,11 +16,11 @@ from cuda_kernels import without_kernel
 from onnx import TensorProto, helper
 from quantized import random_linear
 
-from vl3edge.export.calibrate.fp16_range import HalfRange
+from vl3edge.export.calibrate.fp16_range import Fp16Range
 from vl3edge.export.decoder_parity import reference_logits
 from vl3edge.export.errors import ExportError
 from vl3edge.export.graphs.decoder import PREFIX, DecoderBuilder, export_decoder, text_spec
-from vl3edge.export.graphs.decoder_fp16 import write_half_decoder
+from vl3edge.export.graphs.decoder_fp16 import write_fp16_decoder
 from vl3edge.export.graphs.decoder_int4 import HEAD, QuantizedDecoderBuilder, write_quantized_embeddings
 from vl3edge.export.graphs.embeddings import export_embeddings
 from vl3edge.export.parity import load_session
@@ -28,7 +28,7 @@ from vl3edge.export.pipeline import ExportOptions, Float32Source, export_bundle
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.quant.linear import LayerError, QuantizedLinear
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, open_bundle
-from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, HALF_DECODER_GRAPH, TextSpec
+from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, FP16_DECODER_GRAPH, TextSpec
 from vl3edge.runtime.bundle.onnx_external import external_files
 from vl3edge.runtime.decode.decoder import PREFILL_CHUNK, Decoder
 from vl3edge.runtime.decode.graph import DecoderGraph
@@ -90,7 +90,7 @@ def exported(
         export_decoder(
             lambda graph: QuantizedDecoderBuilder(graph, config, source, precision, linears, shared, 0), folder, table
         )
-    write_half_decoder(folder)
+    write_fp16_decoder(folder)
     return text_spec(config), folder
 
 
@@ -109,7 +109,7 @@ def test_prefills_steps_and_rewinds(exported: tuple[TextSpec, Path]) -> None:
     """In chunks, then step by step, back, and on."""
     spec, folder = exported
     half, whole = (
-        Decoder(DecoderGraph(load_session(folder / name)), spec) for name in (HALF_DECODER_GRAPH, DECODER_GRAPH)
+        Decoder(DecoderGraph(load_session(folder / name)), spec) for name in (FP16_DECODER_GRAPH, DECODER_GRAPH)
     )
     inputs = random_inputs(spec, PREFILL_CHUNK + 40)
     for decoder in (half, whole):
@@ -130,7 +130,7 @@ def test_prefills_steps_and_rewinds(exported: tuple[TextSpec, Path]) -> None:
 
 def test_rows_of_a_batch_are_what_they_are_alone(exported: tuple[TextSpec, Path]) -> None:
     spec, folder = exported
-    session = load_session(folder / HALF_DECODER_GRAPH)
+    session = load_session(folder / FP16_DECODER_GRAPH)
     batch = Decoder(DecoderGraph(session), spec)
     batch.resize(3, 256)
     lengths = (7, 70, 33)
@@ -148,10 +148,10 @@ def test_rows_of_a_batch_are_what_they_are_alone(exported: tuple[TextSpec, Path]
 def test_nothing_but_the_graph_is_added(exported: tuple[TextSpec, Path]) -> None:
     """No branch, no weight of its own, only operators that CUDA has, and in half what it computes in half alone."""
     _, folder = exported
-    path = folder / HALF_DECODER_GRAPH
+    path = folder / FP16_DECODER_GRAPH
     model = onnx.load(path, load_external_data=False)
     assert model.ir_version == 10
-    assert not list(folder.glob(f"{HALF_DECODER_GRAPH}.*"))
+    assert not list(folder.glob(f"{FP16_DECODER_GRAPH}.*"))
     assert external_files(path) <= external_files(folder / DECODER_GRAPH)
     assert path.stat().st_size < 1.5 * (folder / DECODER_GRAPH).stat().st_size
     graph = model.graph
@@ -172,7 +172,7 @@ def test_nothing_but_the_graph_is_added(exported: tuple[TextSpec, Path]) -> None
 def test_the_nodes_of_a_step(exported: tuple[TextSpec, Path]) -> None:
     """Four casts a layer, on either side of its norms; beside the layers a handful, most of them for the token."""
     spec, folder = exported
-    graph = onnx.load(folder / HALF_DECODER_GRAPH, load_external_data=False).graph
+    graph = onnx.load(folder / FP16_DECODER_GRAPH, load_external_data=False).graph
     stored = {tensor.name for tensor in graph.initializer}
     ops = Counter(node.op_type for node in graph.node if not {name for name in node.input if name} <= stored)
     for op in ("GroupQueryAttention", "QuickGelu", "Mul"):
@@ -186,7 +186,7 @@ def test_the_nodes_of_a_step(exported: tuple[TextSpec, Path]) -> None:
 
 def test_the_nodes_of_the_demo_model() -> None:
     """All there are, in 6 layers: 15 each, two casts of the rotary tables, which are folded at load, and 15 more."""
-    graph = onnx.load(DEMO_BUNDLE / HALF_DECODER_GRAPH, load_external_data=False).graph
+    graph = onnx.load(DEMO_BUNDLE / FP16_DECODER_GRAPH, load_external_data=False).graph
     assert len(graph.node) == 6 * 15 + 2 + 15
 
 
@@ -207,7 +207,7 @@ class Greedy:
         graph = helper.make_graph(nodes, "decoder", [given], [logits, token], [one])
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
         (folder / DECODER_GRAPH).write_bytes(model.SerializeToString())
-        self.path = write_half_decoder(folder)
+        self.path = write_fp16_decoder(folder)
         self._session = load_session(self.path)
 
     def __call__(self, logits: np.ndarray) -> list[int]:
@@ -253,26 +253,26 @@ def test_the_manifest_says_how_near_it_is(checkpoints: Callable[..., Path], tmp_
     export_bundle(Checkpoint.open(checkpoints("tiny")), tmp_path / "b", ExportOptions(targets=("cuda",)))
     manifest = open_bundle(tmp_path / "b").manifest
     assert manifest.targets == ("cuda",)
-    assert HALF_DECODER_GRAPH in manifest.files
-    half, whole = manifest.measured["decoder-half"], manifest.measured["decoder"]
+    assert FP16_DECODER_GRAPH in manifest.files
+    half, whole = manifest.measured["decoder-fp16"], manifest.measured["decoder"]
     assert whole["max_abs_diff"] < half["max_abs_diff"] < 1.5e-2 * half["max_abs"]
 
 
 def test_bundles_for_cpus_have_none(bundle: Path) -> None:
-    assert HALF_DECODER_GRAPH not in open_bundle(bundle).manifest.files
+    assert FP16_DECODER_GRAPH not in open_bundle(bundle).manifest.files
 
 
 @pytest.mark.parametrize("part", ["decoder", "vision path"])
 def test_values_beyond_float16_are_refused(
     checkpoints: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
-    def too_large(self: HalfRange, what: str) -> None:
+    def too_large(self: Fp16Range, what: str) -> None:
         if part in what:
             self.largest["layers.1.mlp.down_proj"] = 1e5
         checked(self, what)
 
-    checked = HalfRange.check
-    monkeypatch.setattr(HalfRange, "check", too_large)
+    checked = Fp16Range.check
+    monkeypatch.setattr(Fp16Range, "check", too_large)
     with pytest.raises(ExportError, match=rf"float16, which the {part} for GPUs computes in: layers.1.mlp.down_proj"):
         export_bundle(Checkpoint.open(checkpoints("tiny")), tmp_path / "b", ExportOptions(targets=("cuda",)))
     assert not (tmp_path / "b").exists()
@@ -280,9 +280,9 @@ def test_values_beyond_float16_are_refused(
 
 def test_products_of_every_layer_are_watched(checkpoints: Callable[..., Path], tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(checkpoints("tiny"))
-    seen = HalfRange()
+    seen = Fp16Range()
     spec = text_spec(checkpoint.config.text)
-    reference_logits(checkpoint, [torch.from_numpy(random_inputs(spec, 5))], [1], half_range=seen)
+    reference_logits(checkpoint, [torch.from_numpy(random_inputs(spec, 5))], [1], fp16_range=seen)
     assert len(seen.largest) == 7 * spec.num_layers
     assert all(0 < value < 1e3 for value in seen.largest.values())
 
@@ -292,4 +292,4 @@ def test_an_operator_it_does_not_know_is_an_error(bundle: Path, tmp_path: Path) 
     model.graph.node[-1].op_type = "Softplus"
     (tmp_path / DECODER_GRAPH).write_bytes(model.SerializeToString())
     with pytest.raises(ExportError, match="Softplus"):
-        write_half_decoder(tmp_path)
+        write_fp16_decoder(tmp_path)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from vl3edge.export.calibrate.smoothquant import find_smoothing
+from vl3edge.export.calibrate.smoothquant import find_smoothquant
 from vl3edge.export.calibrate.vision import calibrate_vision
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.demo.twin import write_outlier_twin
@@ -71,7 +71,7 @@ def test_a_channel_that_is_never_heard_keeps_its_scale(checkpoints: Callable[...
     encoder = VisionEncoder.from_checkpoint(Checkpoint.open(checkpoints("tiny")))
     widths = {name: weight.shape[0] for name, weight in encoder.named_parameters() if weight.ndim == 2}
     silent = {name.removesuffix(".weight"): np.zeros(width, np.float32) for name, width in widths.items()}
-    for name, factors in find_smoothing(encoder, silent).read.items():
+    for name, factors in find_smoothquant(encoder, silent).read.items():
         assert np.array_equal(factors, np.ones(80, np.float32)), name
 
 

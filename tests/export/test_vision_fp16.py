@@ -15,14 +15,14 @@ from cuda_kernels import without_kernel
 from onnx import TensorProto
 
 from vl3edge.export.errors import ExportError
-from vl3edge.export.graphs.vision_fp16 import write_half_vision
+from vl3edge.export.graphs.vision_fp16 import write_fp16_vision
 from vl3edge.export.parity import load_session
 from vl3edge.export.pipeline import ExportOptions, export_bundle
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.projector import Projector
 from vl3edge.models.vision import VisionEncoder
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, open_bundle
-from vl3edge.runtime.bundle.manifest import VISION_GRAPHS, half_graph
+from vl3edge.runtime.bundle.manifest import VISION_GRAPHS, fp16_file
 from vl3edge.runtime.bundle.onnx_external import external_files
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -55,7 +55,7 @@ def test_features_are_near_float32(exported: tuple[str, Checkpoint, Path], count
     frames = np.random.default_rng(rows).integers(0, 256, shape, np.uint8)
     with torch.inference_mode():
         expected = VisionEncoder.from_checkpoint(checkpoint)(torch.from_numpy(frames)).numpy()
-    (features,) = load_session(folder / "vision-half.onnx").run(None, {"frames": frames})
+    (features,) = load_session(folder / "vision-fp16.onnx").run(None, {"frames": frames})
     assert features.dtype == np.float16
     assert features.shape == expected.shape
     assert 1e-5 < relative(features, expected) < LIMITS[kind]
@@ -74,7 +74,7 @@ def test_tokens_are_near_float32(exported: tuple[str, Checkpoint, Path], kind: s
     with torch.inference_mode():
         given = torch.from_numpy(features.astype(np.float32))
         expected = Projector.from_checkpoint(checkpoint, merge)(given, torch.from_numpy(keep)).numpy()
-    (tokens,) = load_session(folder / f"projector-{kind}-half.onnx").run(None, {"features": features, "keep": keep})
+    (tokens,) = load_session(folder / f"projector-{kind}-fp16.onnx").run(None, {"features": features, "keep": keep})
     assert tokens.dtype == np.float32
     assert relative(tokens, expected) < 2e-3
 
@@ -83,7 +83,7 @@ def test_nothing_but_the_graphs_is_added(exported: tuple[str, Checkpoint, Path])
     """They read the bytes that are there, and only operators that CUDA has, in float16 what is costly."""
     _, _, folder = exported
     for graph in VISION_GRAPHS:
-        path = folder / half_graph(graph)
+        path = folder / fp16_file(graph)
         model = onnx.load(path, load_external_data=False)
         assert external_files(path) <= external_files(folder / f"{graph}.onnx")
         assert not list(folder.glob(f"{path.name}.*"))
@@ -91,13 +91,13 @@ def test_nothing_but_the_graphs_is_added(exported: tuple[str, Checkpoint, Path])
         assert without_kernel(model) == set()
         names = [name for node in model.graph.node for name in node.output if name]
         assert len(names) == len(set(names))
-    assert open_bundle(folder).manifest.measured.keys() >= {Path(half_graph(graph)).stem for graph in VISION_GRAPHS}
+    assert open_bundle(folder).manifest.measured.keys() >= {Path(fp16_file(graph)).stem for graph in VISION_GRAPHS}
 
 
 def test_where_float16_begins_and_ends(exported: tuple[str, Checkpoint, Path]) -> None:
     """Products and attention are float16; norms and what is added to the residual stream are float32."""
     _, checkpoint, folder = exported
-    model = onnx.load(folder / "vision-half.onnx", load_external_data=False)
+    model = onnx.load(folder / "vision-fp16.onnx", load_external_data=False)
     dtypes = _dtypes(model)
     layers = checkpoint.config.vision.num_layers
     seen = Counter((node.op_type, dtypes.get(node.output[0])) for node in model.graph.node)
@@ -123,14 +123,14 @@ def _dtypes(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def test_bundles_for_cpus_have_none(bundle: Path) -> None:
-    assert not {half_graph(graph) for graph in VISION_GRAPHS} & set(open_bundle(bundle).manifest.files)
+    assert not {fp16_file(graph) for graph in VISION_GRAPHS} & set(open_bundle(bundle).manifest.files)
 
 
 def test_the_demo_bundle_has_them() -> None:
     manifest = open_bundle(DEMO_BUNDLE).manifest
-    graphs = [half_graph(graph) for graph in VISION_GRAPHS]
+    graphs = [fp16_file(graph) for graph in VISION_GRAPHS]
     assert sum(manifest.files[name].bytes for name in graphs) < 32_000
-    assert manifest.measured["vision-half"]["max_abs_diff"] < 2e-3 * manifest.measured["vision-half"]["max_abs"]
+    assert manifest.measured["vision-fp16"]["max_abs_diff"] < 2e-3 * manifest.measured["vision-fp16"]["max_abs"]
 
 
 def test_an_operator_it_does_not_know_is_an_error(bundle: Path, tmp_path: Path) -> None:
@@ -141,4 +141,4 @@ def test_an_operator_it_does_not_know_is_an_error(bundle: Path, tmp_path: Path) 
                 node.op_type = "Softplus"
         (tmp_path / f"{graph}.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(ExportError, match=r"vision\.onnx has a node Softplus"):
-        write_half_vision(tmp_path)
+        write_fp16_vision(tmp_path)
