@@ -26,7 +26,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.get_closest_marker("torch") and find_spec("torch") is None:
+    wanted = item.get_closest_marker("torch") or "checkpoints" in getattr(item, "fixturenames", ())
+    if wanted and find_spec("torch") is None:
         pytest.skip("torch is not installed")
 
 

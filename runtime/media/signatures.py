@@ -8,7 +8,8 @@ TGA has no signature at all.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from PIL import Image
@@ -102,8 +103,15 @@ def _accepting(prefix: bytes) -> list[str]:
     return [
         name
         for name, (_, accept) in Image.OPEN.items()
-        if name not in NOT_PICTURES | {"AVIF", "DIB", "HEIF"} and accept is not None and accept(prefix)
+        if name not in NOT_PICTURES | {"AVIF", "DIB", "HEIF"} and accept is not None and _accepts(accept, prefix)
     ]
+
+
+def _accepts(accept: Callable[[bytes], bool | str], prefix: bytes) -> bool:
+    try:
+        return bool(accept(prefix))
+    except (IndexError, struct.error):  # some look at bytes that a tiny file lacks
+        return False
 
 
 def _opens(file: BinaryIO, name: str) -> bool:

@@ -74,6 +74,7 @@ def test_media_from_stdin(
 
 
 def test_inspect_says_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
     status, _, err = run(capsys, "inspect", "-", "-o", tmp_path / "report")
     assert status == 1
     assert "-: media are not read from stdin" in err

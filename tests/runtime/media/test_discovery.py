@@ -35,7 +35,7 @@ def frames_in(folder: Path, count: int = 4, name: str = "frame_{:03}.png", **opt
 
 def dated() -> Image.Exif:
     exif = Image.Exif()
-    exif.get_ifd(0x8769)[0x9003] = "2024:01:01 12:30:00"
+    exif[0x8769] = {0x9003: "2024:01:01 12:30:00"}
     return exif
 
 

@@ -87,6 +87,8 @@ def test_any_frames_are_those_of_decoding_everything(clip: Callable[[str], Path]
 def test_sampling_equals_ffmpegs_fps_filter(clip: Callable[[str], Path], name: str, rate: str) -> None:
     if name == "nasa_13013.mp4" and float(rate) > 3:
         pytest.skip("390 large frames; the rate is tested on the others")
+    if name == "ntsc.mp4" and rate != "0.5" and int(av.__version__.split(".")[0]) < 16:
+        pytest.skip("this FFmpeg tells the filter no durations, so that it ends where the last frame begins")
     # The one difference: a clip too short for the filter gives its last frame.
     expected = fps_filter(clip(name), rate) or every_frame(clip(name))[-1:]
     video = read_video(clip(name), SamplingPlan(fps=float(rate), max_frames=10_000))
@@ -337,7 +339,8 @@ def test_cover_pictures_are_not_video(tmp_path: Path) -> None:
         sound = container.add_stream_from_template(source.streams.audio[0])
         cover = container.add_stream("mjpeg", rate=1)
         cover.width, cover.height, cover.pix_fmt = 96, 64, "yuvj420p"
-        cover.disposition = av.stream.Disposition.attached_pic
+        attached = av.stream.Disposition.attached_pic
+        cover.disposition = attached if int(av.__version__.split(".")[0]) >= 16 else attached.value
         container.mux(cover.encode(av.VideoFrame.from_ndarray(picture(0), format="rgb24")))
         container.mux(cover.encode(None))
         for packet in source.demux(audio=0):
