@@ -39,8 +39,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .captions.captioner import Captioner as ClipCaptioner
-from .captions.captioner import CaptionRequest
+from .captions.captioner import CaptionRequest, CollectionCaptioner
 from .captions.parquet import record_table
 from .config import GenerationConfig, PruningConfig, SamplingPlan
 from .media.limits import MediaLimits
@@ -89,7 +88,7 @@ class Captioner:
             system=system,
             add_system_prompt=add_system_prompt,
         )
-        self._captioner = ClipCaptioner(VideoLlama3.load(bundle, backend, threads, memory_limit, limits), request)
+        self._captioner = CollectionCaptioner(VideoLlama3.load(bundle, backend, threads, memory_limit, limits), request)
 
     def __call__(self, batch: Mapping[str, Iterable[Any]]) -> Any:
         """A pyarrow.Table of COLUMNS, one row for each of the batch's `media`, in their order.

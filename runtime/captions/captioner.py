@@ -70,7 +70,7 @@ class _Piece:
     open_s: float
 
 
-class Captioner:
+class CollectionCaptioner:
     """Makes the records of one request with one model.
 
     output: what it has already is left out; None has nothing. retry: whether to try again what has an error record.

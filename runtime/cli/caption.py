@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..captions.captioner import Captioner, CaptionRequest, Outcome
+from ..captions.captioner import CaptionRequest, CollectionCaptioner, Outcome
 from ..captions.jsonl import State
 from ..captions.outputs import (
     DOCUMENTS,
@@ -82,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
                     output.records.forget(name)
         waiting = tally.waiting(media, output, options.retry_failed)
         if waiting:
-            captioner = Captioner(shared.load_model(options), request, output, options.retry_failed)
+            captioner = CollectionCaptioner(shared.load_model(options), request, output, options.retry_failed)
             for outcome in captioner.outcomes(waiting, in_order=isinstance(output, StreamOutput)):
                 try:
                     output.write(outcome.record)

@@ -1,4 +1,4 @@
-"""The session's clock: seconds since the first frame, ascending whatever the stream's own clock does; which frames are
+"""A live source's clock: seconds since the first frame, ascending whatever its own time stamps do; which frames are
 sampled by it, and the pace of a recording.
 
 Streams restart, jump back (a file in a loop), or jump far ahead (a camera that has learned the time of day). Then the

@@ -72,7 +72,7 @@ def as_fraction(value: float) -> Fraction:
     return simple if simple else Fraction(value)
 
 
-def choose(timeline: Timeline, plan: SamplingPlan, name: str) -> Samples:
+def choose_frames(timeline: Timeline, plan: SamplingPlan, name: str) -> Samples:
     """The frames of `timeline` that `plan` asks for, at least one. `name` is of the clip, for error messages.
 
     Raises MediaError if the part asked for lies outside the clip.

@@ -19,7 +19,7 @@ from ..errors import ConfigError, MediaError
 from .addresses import Fetched
 from .contents import PICTURE_SUFFIXES, first_frame, is_animated, pictures_in
 from .frame_sampling import Timeline, regular_timeline
-from .image import damage_reported, load_image, open_image, to_rgb
+from .image import damage_reported, image_rgb, load_image, open_image
 from .limits import DEFAULT_LIMITS, MediaLimits, ReadingClock
 
 Frame = npt.NDArray[np.uint8]
@@ -186,7 +186,7 @@ class Animation:
             for i in indices:
                 with damage_reported(f"{self.name}: frame {i} is damaged"):
                     self._load(image, i)
-                    frame = to_rgb(image)
+                    frame = image_rgb(image)
                 yield frame
 
     def _load(self, image: Image.Image, index: int) -> None:

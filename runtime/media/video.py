@@ -23,7 +23,7 @@ from ..config import SamplingPlan
 from ..errors import MediaError, MediaWarning
 from .addresses import Fetched, located
 from .contents import format_of
-from .frame_sampling import choose, regular_timeline
+from .frame_sampling import choose_frames, regular_timeline
 from .image_sequence import FOLDER_FPS, Animation, FrameArray, PictureList, timeline_of
 from .isolated import IsolatedSource
 from .limits import DEFAULT_LIMITS, MediaLimits
@@ -81,7 +81,7 @@ class VideoReader:
     """
 
     def __init__(self, source: FrameSource, plan: SamplingPlan) -> None:
-        samples = choose(source.timeline, plan, source.name)
+        samples = choose_frames(source.timeline, plan, source.name)
         self._source = source
         self._plan = plan
         self._indices = samples.indices
@@ -136,7 +136,7 @@ class VideoReader:
         Raises MediaError if a span lies outside the clip.
         """
         plans = [replace(self._plan, start_s=start, end_s=end) for start, end in spans]
-        indices = [choose(self._source.timeline, plan, self.name).indices for plan in plans]
+        indices = [choose_frames(self._source.timeline, plan, self.name).indices for plan in plans]
         source = OnePass(self._source, np.unique(np.concatenate(indices)).tolist() if indices else ())
         return [VideoReader(source, plan) for plan in plans]
 

@@ -33,7 +33,7 @@ from .frame_rate import ASSUMED_FPS, lacks_clock, must_be_counted, own_rate
 from .frame_sampling import Timeline, regular_timeline
 from .limits import DEFAULT_LIMITS, MediaLimits, ReadingClock
 from .packets import PacketTable, best_video_stream, clock_zero, open_container, read_packets, scan, time_base
-from .pixels import Frame, to_rgb
+from .pixels import Frame, frame_rgb
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -119,7 +119,7 @@ class VideoFile:
         # Each takes away from `wanted` what it has found; what failed once is not tried again.
         while wanted:
             with closing(attempts[self._first_attempt](wanted)) as found:
-                yield from (to_rgb(frame, self.name, self._limits) for frame in found)
+                yield from (frame_rgb(frame, self.name, self._limits) for frame in found)
             self._first_attempt += bool(wanted)
 
     def _decode_stretches(self, wanted: deque[int]) -> Generator[VideoFrame]:
@@ -214,7 +214,7 @@ class VideoFile:
             first = next(frames, None)
             if first is None:
                 raise self._undecodable()
-            pixels = to_rgb(first, self.name, self._limits)
+            pixels = frame_rgb(first, self.name, self._limits)
             if self._packets is not None:
                 if first.pts is not None:
                     self._packets = self._packets.seen_from(first.pts)
