@@ -31,7 +31,7 @@ from PIL import Image
 
 from vl3edge.runtime import GenerationConfig, PruningConfig, SamplingPlan, VideoLlama3
 from vl3edge.runtime.captions.captioner import CaptionRequest, CollectionCaptioner
-from vl3edge.runtime.captions.outputs import RecordOutput
+from vl3edge.runtime.captions.jsonl import RecordFile
 from vl3edge.runtime.host_trim import current_bytes
 
 RESULTS = Path(__file__).parent / "results" / "long_run.json"
@@ -91,12 +91,12 @@ def names(folder: Path, pool: list[Path], count: int) -> list[str]:
     return links
 
 
-def rounds(captioner: CollectionCaptioner, output: RecordOutput, media: list[str]) -> Iterator[Sample]:
+def rounds(captioner: CollectionCaptioner, output: RecordFile, media: list[str]) -> Iterator[Sample]:
     """Captions the media; a sample after every round."""
     errors, cpu, wall = 0, time.process_time(), time.perf_counter()
-    for number, outcome in enumerate(captioner.outcomes(media, in_order=False), 1):
-        output.write(outcome.record)
-        errors += outcome.record.error is not None
+    for number, result in enumerate(captioner.results(media, in_order=False), 1):
+        output.write(result)
+        errors += result.error is not None
         if number % POOL == 0:
             cpu_ms = 1e3 * (time.process_time() - cpu) / POOL
             wall_ms = 1e3 * (time.perf_counter() - wall) / POOL
@@ -185,7 +185,7 @@ def main() -> None:
     }
     samples: list[Sample] = []
     begin = time.perf_counter()
-    with closing(RecordOutput(records, keep=False, force=True)) as output:
+    with closing(RecordFile(records, keep=False, force=True)) as output:
         for sample in rounds(CollectionCaptioner(model, request, output, retry=False), output, media):
             samples.append(sample)
             report |= {"seconds": round(time.perf_counter() - begin, 1), "summary": summary(samples)}

@@ -46,7 +46,7 @@ from .media.limits import MediaLimits
 from .model import VideoLlama3
 
 COLUMNS = ("media", "caption", "finish_reason", "num_frames", "num_tokens", "seconds", "error")
-"""Of the table of captions; `CaptionRecord` says what they are. What a clip does not have is null."""
+"""Of the table of captions; `CaptionResult` says what they are. What a clip does not have is null."""
 
 
 class Captioner:
@@ -97,5 +97,4 @@ class Captioner:
         work with any clip, KeyError without `media`.
         """
         media = [str(name) for name in batch["media"]]
-        outcomes = self._captioner.outcomes(media, in_order=True)
-        return record_table([outcome.record for outcome in outcomes], COLUMNS)
+        return record_table(self._captioner.results(media, in_order=True), COLUMNS)

@@ -345,4 +345,4 @@ SharingMedia = OpenedMedia | Clip | PendingClip
 
 def source_name(source: Any) -> str:
     """What messages and records call a source."""
-    return str(source) if isinstance(source, str | Path | Fetched) else "the image given"
+    return str(source) if isinstance(source, str | Path) else str(getattr(source, "name", "the image given"))
