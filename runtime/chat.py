@@ -15,7 +15,7 @@ from .decode.generate import Answer, Chunk, join
 from .errors import Vl3EdgeError
 from .prompt.chat_template import media_items, question_about, with_system
 from .vision.clip import Clip
-from .vision.clip_encoder import PendingClip
+from .vision.pending_clip import PendingClip
 
 AnyClip = Clip | PendingClip
 Answerer = Callable[[Sequence[Mapping[str, Any]], Sequence[AnyClip], GenerationConfig], Iterator[Chunk]]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from .config import GenerationConfig, MediaKind, PruningConfig, SamplingPlan
@@ -18,7 +19,7 @@ from .media.addresses import clip_key
 from .prompt.chat_template import DESCRIBE, question_about
 from .prompt.splice import SplicedPrompt
 from .vision.clip import Clip
-from .vision.clip_encoder import PendingClip, source_name
+from .vision.pending_clip import PendingClip
 
 Key = tuple[str, "int | None"]
 _WRITTEN = (
@@ -206,7 +207,9 @@ def _reason(name: str, error: Exception) -> str:
 
 
 def _name(job: CaptionJob) -> str:
-    return source_name(job.media) if job.name is None else job.name
+    if job.name is not None:
+        return job.name
+    return str(job.media if isinstance(job.media, str | Path) else getattr(job.media, "name", "the media given"))
 
 
 def _clip(model: Answerer, job: CaptionJob) -> Clip | PendingClip:

@@ -31,8 +31,10 @@ from .prompt.messages import conversation_pieces
 from .prompt.splice import EmbeddingTable, SplicedPrompt, growing
 from .prompt.tokenizer import Tokenizer
 from .vision.clip import Clip
-from .vision.clip_encoder import ClipEncoder, OpenedMedia, PendingClip
+from .vision.clip_encoder import ClipEncoder
 from .vision.engines import VisionEngines
+from .vision.opened_media import OpenedMedia
+from .vision.pending_clip import PendingClip
 
 AnyClip = Clip | PendingClip
 TRAINING_TOKENS = 16384  # the longest sequences the released models were trained on

@@ -15,7 +15,7 @@ from ..config import GenerationConfig, MediaKind, PruningConfig, SamplingPlan
 from ..errors import ConfigError, MediaError
 from ..jobs import CaptionJob, CaptionResult
 from ..model import VideoLlama3
-from ..vision.clip_encoder import OpenedMedia
+from ..vision.opened_media import OpenedMedia
 from .grounding import grounding_question, read_span
 from .jsonl import State
 from .outputs import Output

@@ -32,10 +32,11 @@ from ..prompt.tokenizer import Tokenizer
 from ..roofline import cores, multiply_rate, read_bandwidth
 from ..terminal import one_line
 from ..vision.clip import new_uid
-from ..vision.clip_encoder import ClipEncoder, OpenedMedia
+from ..vision.clip_encoder import ClipEncoder
 from ..vision.difffp import token_differences
 from ..vision.difffp_threshold import check_budget, choose_threshold
 from ..vision.engines import VisionEngines
+from ..vision.opened_media import OpenedMedia
 
 LEVELS = 255.0
 """Thresholds here are times 255, as in the released model; the paper's, those of Run-Length Tokenization, are not."""
@@ -216,7 +217,7 @@ def inspect(
         model=manifest.name,
         question=question,
         source_size=(opened.height, opened.width),
-        duration_s=0.0 if opened.reader is None else opened.reader.duration_s,
+        duration_s=0.0 if opened.kind == "image" else opened.reader.duration_s,
         start_s=opened.start_s or 0.0,
         end_s=opened.end_s or 0.0,
         timestamps_s=opened.timestamps_s,
@@ -235,7 +236,7 @@ def inspect(
 def _threshold(
     encoder: ClipEncoder, media: OpenedMedia, pruning: PruningConfig, differences: npt.NDArray[np.float64]
 ) -> float | None:
-    if encoder.pruner(media, pruning) is None:
+    if encoder.pruner(media.kind, pruning) is None:
         return None
     if pruning.max_visual_tokens is not None:
         check_budget(media.name, len(differences), differences.shape[1], pruning.max_visual_tokens)

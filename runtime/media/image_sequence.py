@@ -109,17 +109,16 @@ class PictureList:
 class FrameArray:
     """Frames in memory: uint8 [F, H, W, 3]."""
 
-    name = "the array given"
     notes: tuple[str, ...] = ()
     num_lost = 0
 
-    def __init__(self, frames: npt.NDArray[np.uint8], timeline: Timeline, limits: MediaLimits = DEFAULT_LIMITS) -> None:
+    def __init__(self, frames: npt.NDArray[np.uint8], timeline: Timeline, name: str = "the array given") -> None:
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
             raise MediaError(f"frames must be uint8 [F, H, W, 3], not {frames.dtype} {list(frames.shape)}")
+        self.name = name
         self.timeline = timeline
         self._frames = frames
         self.height, self.width = frames.shape[1:3]
-        limits.check_pixels(self.name, self.height, self.width)
 
     def frames(self, indices: Sequence[int]) -> Iterator[Frame]:
         """The frames with these numbers: views of uint8 [H, W, 3]."""
