@@ -19,7 +19,7 @@ from .media.addresses import clip_key
 from .prompt.chat_template import DESCRIBE, question_about
 from .prompt.splice import SplicedPrompt
 from .vision.clip import Clip
-from .vision.pending_clip import PendingClip
+from .vision.pending_clip import AnyClip, PendingClip
 
 Key = tuple[str, "int | None"]
 _WRITTEN = (
@@ -212,7 +212,7 @@ def _name(job: CaptionJob) -> str:
     return str(job.media if isinstance(job.media, str | Path) else getattr(job.media, "name", "the media given"))
 
 
-def _clip(model: Answerer, job: CaptionJob) -> Clip | PendingClip:
+def _clip(model: Answerer, job: CaptionJob) -> AnyClip:
     if isinstance(job.media, Exception):
         raise job.media
     if isinstance(job.media, Clip | PendingClip):
@@ -220,5 +220,5 @@ def _clip(model: Answerer, job: CaptionJob) -> Clip | PendingClip:
     return model.begin(job.media, job.sampling, job.pruning, job.kind)
 
 
-def _question(job: CaptionJob, clip: Clip | PendingClip) -> str:
+def _question(job: CaptionJob, clip: AnyClip) -> str:
     return DESCRIBE[clip.kind] if job.question is None else job.question

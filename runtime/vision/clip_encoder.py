@@ -34,10 +34,10 @@ from .difffp_threshold import check_budget
 from .engines import VisionEngines
 from .frame_encoder import EncodedFrames, FrameEncoder
 from .opened_media import OpenedMedia
-from .pending_clip import PendingClip
+from .pending_clip import AnyClip, PendingClip
 from .stream_encoder import StreamFrames, frames_sharing_budget
 
-SharingMedia = OpenedMedia | Clip | PendingClip
+SharingMedia = OpenedMedia | AnyClip
 """What can share a pixel budget."""
 
 
@@ -97,6 +97,23 @@ class ClipEncoder:
         at_once = self._frames_per_call(media.name, shape, size)
         parts = self._parts(media, size, work, pruning, at_once)
         return PendingClip(media, size, work, read_ahead(parts) if self._vision.runs_beside_decoder else parts)
+
+    def begin_all(
+        self,
+        media: Sequence[tuple[MediaKind | None, Any]],
+        sampling: SamplingPlan | None,
+        pruning: PruningConfig | None,
+    ) -> list[AnyClip]:
+        """Media of one conversation, each of a kind (None tells it), and either a clip or what `open` takes."""
+        # All are opened before one is encoded: how the authors' layout sizes frames depends on all of them.
+        opened: list[SharingMedia] = []
+        for kind, source in media:
+            if not isinstance(source, AnyClip):
+                source = self.open(source, kind, sampling)
+            elif kind not in (None, source.kind):
+                raise ConfigError(f"{source.name} is given as {kind}, but was encoded as {source.kind}")
+            opened.append(source)
+        return [self.begin(item, pruning, opened) if isinstance(item, OpenedMedia) else item for item in opened]
 
     def stream(
         self, height: int, width: int, pruning: PruningConfig | None, frames_expected: int | None = None

@@ -85,3 +85,6 @@ class PendingClip:
             stats=EncodeStats(media.read_s + work.read_s, work.prune_s, work.vision_s, work.projector_s),
             visual=VisualTokens(tokens, kept, self.uid),
         )
+
+
+AnyClip = Clip | PendingClip
