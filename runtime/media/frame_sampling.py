@@ -52,6 +52,12 @@ class Timeline:
         """The time at which the last frame ends, in seconds."""
         return float(self.end * self.time_base)
 
+    @property
+    def span_s(self) -> float:
+        """How long the clip is, or by how much it starts late if that is more, in seconds."""
+        first = int(self.ticks[0])
+        return float(max(self.end - first, abs(first)) * self.time_base)
+
 
 @dataclass(frozen=True, eq=False)
 class Samples:

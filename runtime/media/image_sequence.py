@@ -146,9 +146,9 @@ class Animation:
         with closing(self.frames([0])) as frames:
             self.height, self.width = next(frames).shape[:2]
         starts = np.cumsum([0, *durations]).astype(np.int64)
-        self._limits.check_duration(self.name, int(starts[-1]) / 1000)
-        fps = len(durations) / (int(starts[-1]) / 1000)
-        self.timeline = Timeline(starts[:-1], int(starts[-1]), Fraction(1, 1000), fps)
+        end = int(starts[-1])
+        self.timeline = Timeline(starts[:-1], end, Fraction(1, 1000), len(durations) / (end / 1000))
+        limits.check_duration(self.name, self.timeline.span_s)
 
     def _durations(self, image: Image.Image) -> list[int]:
         """How long each frame is shown, in milliseconds, of those that can be read; at least one."""
