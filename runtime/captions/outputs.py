@@ -24,25 +24,29 @@ DOCUMENTS = ("srt", "vtt", "parquet")
 
 
 class Output(Protocol):
-    """Takes records, in any order, and knows what it has already."""
+    """Takes records, in any order, and knows what it has already: nothing, if its class does not say otherwise."""
 
     def state(self, media: str) -> State:
         """Of a clip."""
+        return State.WAITING
 
     def segment_state(self, media: str, number: int, of: int) -> State:
         """Of a segment of a clip."""
+        return State.WAITING
 
     def write(self, record: CaptionResult) -> None:
         """Takes a record; it is out (on disk, for a file) when this returns."""
 
     def finish(self) -> None:
         """To be called after the last record."""
+        return
 
     def close(self) -> None:
         """To be called in any case."""
+        return
 
 
-class StreamOutput:
+class StreamOutput(Output):
     """Records as text, JSON lines or subtitles, each written when it comes.
 
     several: whether there is more than one clip; plain text then names them.
@@ -56,12 +60,6 @@ class StreamOutput:
         if style == "vtt":
             write(VTT_HEADER.encode())
 
-    def state(self, media: str) -> State:
-        return State.WAITING
-
-    def segment_state(self, media: str, number: int, of: int) -> State:
-        return State.WAITING
-
     def write(self, record: CaptionResult) -> None:
         if self._style == "jsonl":
             self._write(json_line(record))
@@ -69,12 +67,6 @@ class StreamOutput:
             self._write(text_line(record, self._several).encode())
         elif is_shown(record):
             self._write(self._cues.next(record).encode())
-
-    def finish(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 class TextFileOutput(StreamOutput):
@@ -91,7 +83,7 @@ class TextFileOutput(StreamOutput):
         self._file.close()
 
 
-class FinishedOutput:
+class FinishedOutput(Output):
     """Subtitles that a run before has finished: nothing is left to be done."""
 
     def state(self, media: str) -> State:
@@ -102,12 +94,6 @@ class FinishedOutput:
 
     def write(self, record: CaptionResult) -> None:
         raise OutputError(f"{record.media}: nothing was to be written of it")
-
-    def finish(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 class DocumentOutput(RecordFile):

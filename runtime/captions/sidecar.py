@@ -16,13 +16,13 @@ from ..jobs import CaptionResult
 from ..media.addresses import clip_key, is_address
 from ..media.contents import PICTURE_SUFFIXES, VIDEO_SUFFIXES
 from .jsonl import State
-from .outputs import document
+from .outputs import Output, document
 
 SUFFIXES = {"text": ".txt", "srt": ".srt", "vtt": ".vtt", "jsonl": ".json"}
 """Of the sidecar, by format."""
 
 
-class SidecarOutput:
+class SidecarOutput(Output):
     """Writes each clip's file when all of its records are there, at one moment; a clip with an error gets none.
 
     `write` raises OutputError where only the clip at hand cannot have its file.
@@ -55,9 +55,6 @@ class SidecarOutput:
         done = self._keep and path is not None and os.path.exists(path)
         return State.DONE if done else State.WAITING
 
-    def segment_state(self, media: str, number: int, of: int) -> State:
-        return State.WAITING
-
     def write(self, record: CaptionResult) -> None:
         clip = clip_key(record.media)
         held = self._held.setdefault(clip, [])
@@ -83,12 +80,6 @@ class SidecarOutput:
             whole = records[0].to_json() if records[0].segment is None else [part.to_json() for part in records]
             return [f"{json.dumps(whole, ensure_ascii=True, indent=1)}\n".encode()]
         return list(document(lambda: records, self._style))
-
-    def finish(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 def _paths(media: Sequence[str], suffix: str) -> tuple[dict[str, Path], str | None]:

@@ -1,4 +1,4 @@
-"""The process behind `isolation.py`: answers requests over a socket until its other end is closed.
+"""The process behind `isolated.py`: answers requests over a socket until its other end is closed.
 
     python -m vl3edge.runtime.media.isolated_worker SOCKET MEMORY_BYTES
 
