@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from .backends.onnxruntime import PATCHES_PER_CALL, Backend
 from .bundle.bundle import Bundle
+from .bundle.manifest import DECODER_GRAPH, FP16_DECODER_GRAPH, PREFILL_GRAPH
 from .decode.batch import BatchGenerator
 from .decode.decoder import PREFILL_CHUNK, Decoder
 from .decode.generate import Generator
@@ -51,6 +53,37 @@ class LoadedBundle:
         self._decoder_graph = load_decoder_graph(backend, bundle)
         decoder = Decoder(self._decoder_graph, text, self._memory.check_context)
         self._generator = self._new_generator(decoder)
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What this model is and what it runs on, as plain values."""
+        manifest = self.bundle.manifest
+        decoder_graph = FP16_DECODER_GRAPH if self._backend.decodes_on_gpu else DECODER_GRAPH
+        return {
+            "bundle": str(self.bundle.folder),
+            "name": manifest.name,
+            "layout": manifest.layout,
+            "precision": manifest.precision,
+            "quantization": manifest.quantization.get("method", "none"),
+            "vision_bits": manifest.vision_quantization.bits,
+            "bundle_bytes": self.bundle.num_bytes,
+            "context_tokens": manifest.text.max_position_embeddings,
+            "generation": asdict(manifest.generation),
+            "backend": self._backend.name,
+            "vision_runtime": self._backend.vision_runtime,
+            "vision_graph": self._backend.vision_file(self.bundle),
+            "decoder_graph": decoder_graph,
+            "prompt_graph": decoder_graph if self._decoder_graph.prompts is None else PREFILL_GRAPH,
+            "cuda_graphs": self._decoder_graph.records,
+            "providers": list(self._backend.providers),
+            "onnxruntime": self._backend.version,
+            "num_threads": self._backend.num_threads or "one per physical core",
+        }
+
+    @property
+    def has_system_prompt(self) -> bool:
+        """Whether the chat template has a system text of its own, for add_system_prompt."""
+        return self._template.has_system_prompt
 
     def _new_generator(self, decoder: Decoder) -> Generator:
         manifest = self.bundle.manifest

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from .backends.onnxruntime import select_backend
 from .bundle.bundle import bundle_folder, open_bundle
-from .bundle.manifest import DECODER_GRAPH, FP16_DECODER_GRAPH, PREFILL_GRAPH
 from .chat import Chat
 from .config import GenerationConfig, MediaKind, PruningConfig, SamplingPlan
 from .decode.decoder import PREFILL_CHUNK, Decoder
@@ -67,37 +65,6 @@ class VideoLlama3(LoadedBundle):
         """
         chosen = select_backend(backend, num_threads)
         return cls(open_bundle(bundle_folder(bundle)), chosen, memory_limit, limits)
-
-    @property
-    def info(self) -> dict[str, Any]:
-        """What this model is and what it runs on, as plain values."""
-        manifest = self.bundle.manifest
-        decoder_graph = FP16_DECODER_GRAPH if self._backend.decodes_on_gpu else DECODER_GRAPH
-        return {
-            "bundle": str(self.bundle.folder),
-            "name": manifest.name,
-            "layout": manifest.layout,
-            "precision": manifest.precision,
-            "quantization": manifest.quantization.get("method", "none"),
-            "vision_bits": manifest.vision_quantization.bits,
-            "bundle_bytes": self.bundle.num_bytes,
-            "context_tokens": manifest.text.max_position_embeddings,
-            "generation": asdict(manifest.generation),
-            "backend": self._backend.name,
-            "vision_runtime": self._backend.vision_runtime,
-            "vision_graph": self._backend.vision_file(self.bundle),
-            "decoder_graph": decoder_graph,
-            "prompt_graph": decoder_graph if self._decoder_graph.prompts is None else PREFILL_GRAPH,
-            "cuda_graphs": self._decoder_graph.records,
-            "providers": list(self._backend.providers),
-            "onnxruntime": self._backend.version,
-            "num_threads": self._backend.num_threads or "one per physical core",
-        }
-
-    @property
-    def has_system_prompt(self) -> bool:
-        """Whether the chat template has a system text of its own, for add_system_prompt."""
-        return self._template.has_system_prompt
 
     def encode(
         self,
