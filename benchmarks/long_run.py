@@ -4,8 +4,8 @@
 
 Writes benchmarks/results/long_run.json, anew after every round, so that a run that is stopped loses nothing. The clips
 are a pool of 100 files (95 H.264 videos, 4 PNG pictures, 1 damaged video) under as many names as captions are wanted.
-They go the way of `vl3edge caption DIR -o FILE.jsonl`: `Captioner` with the demo bundle, every record on disk before
-the next clip. A round is the whole pool, so every round is the same work.
+They go the way of `vl3edge caption DIR -o FILE.jsonl`: `CollectionCaptioner` with the demo bundle, every record on
+disk before the next clip. A round is the whole pool, so every round is the same work.
 
 Time is compared as CPU time of the process, which other work on the machine disturbs less than time on the wall; that
 stands beside it.
@@ -30,8 +30,8 @@ from machine import describe
 from PIL import Image
 
 from vl3edge.runtime import GenerationConfig, PruningConfig, SamplingPlan, VideoLlama3
-from vl3edge.runtime.captions.captioner import Captioner, CaptionRequest
-from vl3edge.runtime.captions.outputs import RecordOutput
+from vl3edge.runtime.captions.captioner import CaptionRequest, CollectionCaptioner
+from vl3edge.runtime.captions.jsonl import RecordFile
 from vl3edge.runtime.host_trim import current_bytes
 
 RESULTS = Path(__file__).parent / "results" / "long_run.json"
@@ -91,12 +91,12 @@ def names(folder: Path, pool: list[Path], count: int) -> list[str]:
     return links
 
 
-def rounds(captioner: Captioner, output: RecordOutput, media: list[str]) -> Iterator[Sample]:
+def rounds(captioner: CollectionCaptioner, output: RecordFile, media: list[str]) -> Iterator[Sample]:
     """Captions the media; a sample after every round."""
     errors, cpu, wall = 0, time.process_time(), time.perf_counter()
-    for number, outcome in enumerate(captioner.outcomes(media, in_order=False), 1):
-        output.write(outcome.record)
-        errors += outcome.record.error is not None
+    for number, result in enumerate(captioner.results(media, in_order=False), 1):
+        output.write(result)
+        errors += result.error is not None
         if number % POOL == 0:
             cpu_ms = 1e3 * (time.process_time() - cpu) / POOL
             wall_ms = 1e3 * (time.perf_counter() - wall) / POOL
@@ -185,8 +185,8 @@ def main() -> None:
     }
     samples: list[Sample] = []
     begin = time.perf_counter()
-    with closing(RecordOutput(records, keep=False, force=True)) as output:
-        for sample in rounds(Captioner(model, request, output, retry=False), output, media):
+    with closing(RecordFile(records, keep=False, force=True)) as output:
+        for sample in rounds(CollectionCaptioner(model, request, output, retry=False), output, media):
             samples.append(sample)
             report |= {"seconds": round(time.perf_counter() - begin, 1), "summary": summary(samples)}
             report["samples"] = [asdict(sample) for sample in samples]

@@ -34,7 +34,8 @@ def class_section(name: str, item: type) -> Iterator[str]:
     yield f"### {name}\n\n{code(name + signature)}{inspect.getdoc(item)}"
     if is_error:
         return
-    for member_name, member in vars(item).items():
+    members = {name: member for part in item.__mro__[-2::-1] for name, member in vars(part).items()}
+    for member_name, member in members.items():
         if member_name.startswith("_"):
             continue
         doc = inspect.getdoc(member)

@@ -108,7 +108,7 @@ class DecoderLayer(nn.Module):
         return hidden + self.mlp(self.post_attention_layernorm(hidden)), present
 
 
-class Decoder(nn.Module):
+class TextDecoder(nn.Module):
     """inputs_embeds [B, S, H] -> logits [B, S, vocabulary], with an append-only cache of keys and values."""
 
     def __init__(self, config: TextConfig) -> None:
@@ -120,7 +120,7 @@ class Decoder(nn.Module):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint) -> Decoder:
+    def from_checkpoint(cls, checkpoint: Checkpoint) -> TextDecoder:
         with torch.device("meta"):
             decoder = cls(checkpoint.config.text)
         sources = {name: WeightSource(DECODER + name) for name, _ in decoder.named_parameters() if name != LM_HEAD}

@@ -17,7 +17,7 @@ from torch import nn
 from .checkpoint import Checkpoint
 
 
-class Turn(Protocol):
+class WeightTransform(Protocol):
     def __call__(self, stored: torch.Tensor) -> torch.Tensor: ...
 
 
@@ -34,7 +34,7 @@ class WeightSource:
     """One parameter: the canonical name of the stored tensor, and how its axes are turned."""
 
     name: str
-    turn: Turn = as_stored
+    turn: WeightTransform = as_stored
 
     def read(self, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The parameter, contiguous, in its own memory."""

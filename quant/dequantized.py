@@ -13,7 +13,7 @@ import torch
 
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.config import ModelConfig
-from vl3edge.models.decoder import Decoder, DecoderLayer
+from vl3edge.models.decoder import DecoderLayer, TextDecoder
 from vl3edge.models.tensor_names import LM_HEAD
 
 from .linear import LayerError, QuantizedLinear
@@ -61,8 +61,8 @@ class DequantizedCheckpoint:
     def release(self) -> None:
         self._checkpoint.release()
 
-    def decoder(self) -> Decoder:
-        return Decoder.from_checkpoint(cast(Checkpoint, self))
+    def decoder(self) -> TextDecoder:
+        return TextDecoder.from_checkpoint(cast(Checkpoint, self))
 
     def decoder_layer(self, index: int) -> DecoderLayer:
         return DecoderLayer.from_checkpoint(cast(Checkpoint, self), index)

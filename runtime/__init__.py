@@ -18,7 +18,8 @@ from .live.session import FrameReport, Session
 from .media.limits import MediaLimits
 from .model import VideoLlama3
 from .vision.clip import Clip
-from .vision.clip_encoder import OpenedMedia, PendingClip
+from .vision.opened_media import OpenedMedia
+from .vision.pending_clip import PendingClip
 
 __all__ = [
     "Answer",

@@ -51,7 +51,7 @@ class BenchPlan:
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageTime:
     """One stage: `count` of `unit` in `seconds`.
 
     arithmetic_s, bytes_s: the least it could take on this machine by its arithmetic, in float32 (8 bits may take less),
@@ -89,7 +89,7 @@ class Bench:
     bundle: Bundle
     backend: Backend
     plan: BenchPlan
-    stages: list[Stage] = field(default_factory=list)
+    stages: list[StageTime] = field(default_factory=list)
     bandwidth: float | None = None
     flops: float | None = None
 
@@ -177,7 +177,7 @@ class Bench:
             seconds.append(time.perf_counter() - begin)
         arithmetic_s = flops / self.flops if flops is not None and self.flops is not None else None
         bytes_s = read / self.bandwidth if read and self.bandwidth is not None else None
-        stage = Stage(name, count, unit, float(np.median(seconds)), arithmetic_s, bytes_s, peak_bytes())
+        stage = StageTime(name, count, unit, float(np.median(seconds)), arithmetic_s, bytes_s, peak_bytes())
         self.stages.append(stage)
 
     def _budget(self) -> PixelBudget:

@@ -15,10 +15,9 @@ from .decode.generate import Answer, Chunk, join
 from .errors import Vl3EdgeError
 from .prompt.chat_template import media_items, question_about, with_system
 from .vision.clip import Clip
-from .vision.clip_encoder import PendingClip
+from .vision.pending_clip import AnyClip
 
-AnyClip = Clip | PendingClip
-Answerer = Callable[[Sequence[Mapping[str, Any]], Sequence[AnyClip], GenerationConfig], Iterator[Chunk]]
+Answering = Callable[[Sequence[Mapping[str, Any]], Sequence[AnyClip], GenerationConfig], Iterator[Chunk]]
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Chat:
     turns: what was said so far.
     """
 
-    def __init__(self, encode: Callable[[Sequence[Any]], list[AnyClip]], answer: Answerer, system: str | None) -> None:
+    def __init__(self, encode: Callable[[Sequence[Any]], list[AnyClip]], answer: Answering, system: str | None) -> None:
         self.turns: list[Turn] = []
         self._encode = encode
         self._answer = answer

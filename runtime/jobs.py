@@ -6,17 +6,26 @@ Media are encoded one at a time, when there is a row of the batch for them: what
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from .config import GenerationConfig, MediaKind, PruningConfig, SamplingPlan
 from .decode.batch import BatchGenerator, BatchRequest
 from .decode.generate import Answer, Chunk, join
+from .errors import BackendError, ConfigError, ContextLengthError, MediaError, unexpected
+from .media.addresses import clip_key
 from .prompt.chat_template import DESCRIBE, question_about
 from .prompt.splice import SplicedPrompt
 from .vision.clip import Clip
-from .vision.clip_encoder import PendingClip
+from .vision.pending_clip import AnyClip, PendingClip
+
+Key = tuple[str, "int | None"]
+_WRITTEN = (
+    *("finish_reason", "num_frames", "num_tokens", "seconds"),
+    *("start_s", "end_s", "segment", "segments", "seen_start_s", "seen_end_s"),
+)
 
 
 @dataclass(frozen=True)
@@ -29,6 +38,7 @@ class CaptionJob:
     sampling, pruning, kind: see `VideoLlama3.encode`; for media that are not encoded yet.
     key: anything by which the caller knows the job again.
     system, add_system_prompt: see `VideoLlama3`.
+    name: of the media in the result; None takes their own.
     """
 
     media: Any
@@ -39,22 +49,69 @@ class CaptionJob:
     key: Any = None
     system: str | None = None
     add_system_prompt: bool = False
+    name: str | None = None
 
 
 @dataclass(frozen=True)
 class CaptionResult:
-    """What became of one job: clip and answer, or the error.
+    """What became of one job; also what a file says of it. error is None for an answer, else it says why there is none.
 
-    index: the job's place among the jobs, from 0. seconds: from the beginning of its encoding to its result; in a
-    batch, other jobs had their share of them.
+    media: the job's name. caption: what the model wrote; to `find`, its answer.
+    seconds: from the beginning of its encoding (or of opening the clip) to the end of the answer; in a batch, other
+        jobs had their share of them.
+    start_s, end_s: the part of the clip the caption is about, or the event found, in seconds on the clip's clock.
+    segment, segments: number of the piece, from 1, and of how many.
+    find, found: the event looked for, and whether the answer names its time.
+    seen_start_s, seen_end_s: the part of the clip in which it was looked for.
+
+    A file has none of the others. index: the job's place among the jobs, from 0. clip, answer: of a job that has them.
+    exception: the error as it was raised.
     """
 
-    index: int
-    job: CaptionJob
-    clip: Clip | None
-    answer: Answer | None
-    error: Exception | None
-    seconds: float
+    media: str
+    caption: str | None = None
+    finish_reason: str | None = None
+    num_frames: int | None = None
+    num_tokens: int | None = None
+    seconds: float | None = None
+    start_s: float | None = None
+    end_s: float | None = None
+    segment: int | None = None
+    segments: int | None = None
+    find: str | None = None
+    found: bool | None = None
+    seen_start_s: float | None = None
+    seen_end_s: float | None = None
+    error: str | None = None
+    index: int = 0
+    job: CaptionJob | None = None
+    clip: Clip | None = None
+    answer: Answer | None = None
+    exception: Exception | None = None
+
+    @property
+    def key(self) -> Key:
+        """Names what the result is about: the clip, as `clip_key` gives it, and the segment, if it has any."""
+        return clip_key(self.media), self.segment
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields of its line in a file: media, what was found out or the error, and what it has of the rest."""
+        head: dict[str, Any] = {"media": self.media}
+        if self.error is not None:
+            head |= {"error": self.error}
+        elif self.find is not None:
+            head |= {"find": self.find, "found": self.found, "answer": self.caption}
+        else:
+            head |= {"caption": self.caption}
+        return head | {name: value for name in _WRITTEN if (value := getattr(self, name)) is not None}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> CaptionResult:
+        """What `to_json` gave such fields of. Raises KeyError or TypeError for others."""
+        if not isinstance(fields["media"], str) or not {"caption", "answer", "error"} & set(fields):
+            raise TypeError("not a record")
+        known: dict[str, Any] = {name: fields.get(name) for name in ("find", "found", "error", *_WRITTEN)}
+        return cls(fields["media"], caption=fields.get("answer", fields.get("caption")), **known)
 
 
 class Answerer(Protocol):
@@ -81,9 +138,9 @@ def sequential(model: Answerer, jobs: Iterable[CaptionJob], config: GenerationCo
             answer = join(model.stream(clip, question, config, system=job.system, add_system_prompt=added))
             whole = clip if isinstance(clip, Clip) else clip.finish()
         except Exception as e:  # whatever is wrong with a clip costs that clip only
-            yield CaptionResult(index, job, None, None, e, time.perf_counter() - begin)
+            yield _failed(index, job, e, begin)
         else:
-            yield CaptionResult(index, job, whole, answer, None, time.perf_counter() - begin)
+            yield _answered(index, job, whole, answer, begin)
 
 
 def batched(
@@ -102,7 +159,7 @@ def batched(
                 messages, added = question_about([whole], _question(job, whole)), job.add_system_prompt
                 prompt = model.prompt(messages, [whole], system=job.system, add_system_prompt=added)
             except Exception as e:
-                failed.append(CaptionResult(index, job, None, None, e, time.perf_counter() - begin))
+                failed.append(_failed(index, job, e, begin))
             else:
                 begun[index] = job, whole, begin
                 yield BatchRequest(index, prompt, config)
@@ -111,15 +168,51 @@ def batched(
         yield from failed
         failed.clear()
         job, clip, begin = begun.pop(index)
-        seconds = time.perf_counter() - begin
         if isinstance(outcome, Answer):
-            yield CaptionResult(index, job, clip, outcome, None, seconds)
+            yield _answered(index, job, clip, outcome, begin)
         else:
-            yield CaptionResult(index, job, None, None, outcome, seconds)
+            yield _failed(index, job, outcome, begin)
     yield from failed
 
 
-def _clip(model: Answerer, job: CaptionJob) -> Clip | PendingClip:
+def _answered(index: int, job: CaptionJob, clip: Clip, answer: Answer, begin: float) -> CaptionResult:
+    return CaptionResult(
+        media=_name(job),
+        caption=answer.text,
+        finish_reason=answer.finish_reason,
+        num_frames=clip.num_frames,
+        num_tokens=clip.num_tokens,
+        seconds=time.perf_counter() - begin,
+        start_s=clip.start_s,
+        end_s=clip.end_s,
+        index=index,
+        job=job,
+        clip=clip,
+        answer=answer,
+    )
+
+
+def _failed(index: int, job: CaptionJob, error: Exception, begin: float) -> CaptionResult:
+    name, seconds = _name(job), time.perf_counter() - begin
+    return CaptionResult(name, seconds=seconds, error=_reason(name, error), index=index, job=job, exception=error)
+
+
+def _reason(name: str, error: Exception) -> str:
+    """What a result says of an error."""
+    if isinstance(error, MediaError | ContextLengthError | BackendError | ConfigError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return f"{name}: not enough memory for it; use fewer frames (--max-frames)"
+    return str(unexpected(name, error))
+
+
+def _name(job: CaptionJob) -> str:
+    if job.name is not None:
+        return job.name
+    return str(job.media if isinstance(job.media, str | Path) else getattr(job.media, "name", "the media given"))
+
+
+def _clip(model: Answerer, job: CaptionJob) -> AnyClip:
     if isinstance(job.media, Exception):
         raise job.media
     if isinstance(job.media, Clip | PendingClip):
@@ -127,5 +220,5 @@ def _clip(model: Answerer, job: CaptionJob) -> Clip | PendingClip:
     return model.begin(job.media, job.sampling, job.pruning, job.kind)
 
 
-def _question(job: CaptionJob, clip: Clip | PendingClip) -> str:
+def _question(job: CaptionJob, clip: AnyClip) -> str:
     return DESCRIBE[clip.kind] if job.question is None else job.question

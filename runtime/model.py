@@ -2,43 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .backends.onnxruntime import PATCHES_PER_CALL, Backend, select_backend
-from .bundle.bundle import Bundle, bundle_folder, open_bundle
-from .bundle.manifest import DECODER_GRAPH, FP16_DECODER_GRAPH, PREFILL_GRAPH
+from .backends.onnxruntime import select_backend
+from .bundle.bundle import bundle_folder, open_bundle
 from .chat import Chat
 from .config import GenerationConfig, MediaKind, PruningConfig, SamplingPlan
-from .decode.batch import BatchGenerator
 from .decode.decoder import PREFILL_CHUNK, Decoder
-from .decode.generate import Answer, Chunk, Generator, join
-from .decode.graph import load_decoder_graph
+from .decode.generate import Answer, Chunk, join
 from .decode.rope import Rotary
 from .errors import ConfigError
 from .host_trim import trimmed
 from .jobs import CaptionJob, CaptionResult, batched, sequential
 from .live.session import Session
 from .live.session_prompt import StreamFormat, StreamLayout
+from .loaded_bundle import LoadedBundle, Messages
 from .media.limits import DEFAULT_LIMITS, MediaLimits
-from .memory_budget import MemoryBudget
-from .memory_estimate import prefill_bytes, vision_bytes
-from .prompt.chat_template import DESCRIBE as DESCRIBE
-from .prompt.chat_template import MediaItem, PromptTemplate, media_items, question_about, with_system
-from .prompt.messages import conversation_pieces
-from .prompt.splice import EmbeddingTable, SplicedPrompt, growing
-from .prompt.tokenizer import Tokenizer
+from .prompt.chat_template import media_items, question_about, with_system
+from .prompt.splice import SplicedPrompt
 from .vision.clip import Clip
-from .vision.clip_encoder import ClipEncoder, OpenedMedia, PendingClip
-from .vision.engines import VisionEngines
+from .vision.opened_media import OpenedMedia
+from .vision.pending_clip import AnyClip, PendingClip
 
-AnyClip = Clip | PendingClip
 TRAINING_TOKENS = 16384  # the longest sequences the released models were trained on
 
 
-class VideoLlama3:
+class VideoLlama3(LoadedBundle):
     """A loaded bundle. Use `VideoLlama3.load`.
 
     Not thread-safe: one call at a time. Starting an answer ends an unfinished one of the same model. The KV cache of
@@ -51,29 +42,6 @@ class VideoLlama3:
     add_system_prompt: True puts the chat template's own system text where the conversation has no system message. A
         template without one ignores it; see `has_system_prompt`.
     """
-
-    def __init__(
-        self,
-        bundle: Bundle,
-        backend: Backend,
-        memory_limit: int | None = None,
-        limits: MediaLimits = DEFAULT_LIMITS,
-    ) -> None:
-        manifest = bundle.manifest
-        self.bundle = bundle
-        self._backend = backend
-        self._memory = MemoryBudget(manifest, backend, memory_limit)
-        self._memory.check_model()
-        self._encoder = ClipEncoder(
-            VisionEngines(bundle, backend), manifest.processor, manifest.vision.patch_size, limits, self._memory
-        )
-        self._tokenizer = Tokenizer(bundle.path("tokenizer.json"))
-        self._template = PromptTemplate(bundle.chat_template(), self._tokenizer, manifest.tokens, manifest.layout)
-        text = manifest.text
-        self._table = EmbeddingTable(bundle.path("embeddings.safetensors"), text.vocab_size, text.hidden_size)
-        self._decoder_graph = load_decoder_graph(backend, bundle)
-        decoder = Decoder(self._decoder_graph, text, self._memory.check_context)
-        self._generator = self._new_generator(decoder)
 
     @classmethod
     def load(
@@ -97,37 +65,6 @@ class VideoLlama3:
         """
         chosen = select_backend(backend, num_threads)
         return cls(open_bundle(bundle_folder(bundle)), chosen, memory_limit, limits)
-
-    @property
-    def info(self) -> dict[str, Any]:
-        """What this model is and what it runs on, as plain values."""
-        manifest = self.bundle.manifest
-        decoder_graph = FP16_DECODER_GRAPH if self._backend.decodes_on_gpu else DECODER_GRAPH
-        return {
-            "bundle": str(self.bundle.folder),
-            "name": manifest.name,
-            "layout": manifest.layout,
-            "precision": manifest.precision,
-            "quantization": manifest.quantization.get("method", "none"),
-            "vision_bits": manifest.vision_quantization.bits,
-            "bundle_bytes": self.bundle.num_bytes,
-            "context_tokens": manifest.text.max_position_embeddings,
-            "generation": asdict(manifest.generation),
-            "backend": self._backend.name,
-            "vision_runtime": self._backend.vision_runtime,
-            "vision_graph": self._backend.vision_file(self.bundle),
-            "decoder_graph": decoder_graph,
-            "prompt_graph": decoder_graph if self._decoder_graph.prompts is None else PREFILL_GRAPH,
-            "cuda_graphs": self._decoder_graph.records,
-            "providers": list(self._backend.providers),
-            "onnxruntime": self._backend.version,
-            "num_threads": self._backend.num_threads or "one per physical core",
-        }
-
-    @property
-    def has_system_prompt(self) -> bool:
-        """Whether the chat template has a system text of its own, for add_system_prompt."""
-        return self._template.has_system_prompt
 
     def encode(
         self,
@@ -180,7 +117,7 @@ class VideoLlama3:
         pictures and videos, by dividing all sides by the same number. Clips keep their size and count with it. Apart
         from that, it is the same as encoding one by one.
         """
-        pending = self._clips([(kind, source) for source in media], sampling, pruning)
+        pending = self._encoder.begin_all([(kind, source) for source in media], sampling, pruning)
         return [item if isinstance(item, Clip) else item.finish() for item in pending]
 
     def stream(
@@ -235,29 +172,11 @@ class VideoLlama3:
         config = config or GenerationConfig()
         if batch == 1:
             return sequential(self, trimmed(jobs), config)
-        manifest = self.bundle.manifest
-        decoder = Decoder(self._decoder_graph, manifest.text)
-        eos_ids = manifest.tokens.eos_ids
-        reserve = vision_bytes(manifest, PATCHES_PER_CALL, 1) + prefill_bytes(manifest, PREFILL_CHUNK, batch)
-        if memory_bytes is None:
-            memory_bytes = self._memory.cache_bytes()
-        check = self._memory.check_context
-        generator = BatchGenerator(
-            decoder,
-            self._table,
-            self._tokenizer,
-            eos_ids,
-            batch,
-            memory_bytes,
-            reserve,
-            check,
-            manifest.generation,
-        )
-        return batched(self, generator, trimmed(jobs), config)
+        return batched(self, self._batch_generator(batch, memory_bytes), trimmed(jobs), config)
 
     def generate(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Messages,
         config: GenerationConfig | None = None,
         sampling: SamplingPlan | None = None,
         pruning: PruningConfig | None = None,
@@ -281,7 +200,7 @@ class VideoLlama3:
 
     def stream_messages(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Messages,
         config: GenerationConfig | None = None,
         sampling: SamplingPlan | None = None,
         pruning: PruningConfig | None = None,
@@ -291,15 +210,11 @@ class VideoLlama3:
     ) -> Iterator[Chunk]:
         """Like `generate`, piece by piece."""
         messages = with_system(messages, system)
-        clips = self._clips(media_items(messages), sampling, pruning)
+        clips = self._encoder.begin_all(media_items(messages), sampling, pruning)
         return self._answer(messages, clips, config or GenerationConfig(), add_system_prompt)
 
     def _answer(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        clips: Sequence[AnyClip],
-        config: GenerationConfig,
-        add_system_prompt: bool,
+        self, messages: Messages, clips: Sequence[AnyClip], config: GenerationConfig, add_system_prompt: bool
     ) -> Iterator[Chunk]:
         if all(isinstance(clip, Clip) for clip in clips):
             return self._generator.stream(self.prompt(messages, clips, add_system_prompt=add_system_prompt), config)
@@ -307,7 +222,7 @@ class VideoLlama3:
 
     def prompt(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Messages,
         clips: Sequence[AnyClip],
         *,
         system: str | None = None,
@@ -315,21 +230,6 @@ class VideoLlama3:
     ) -> SplicedPrompt:
         """The token sequence of a conversation whose k-th image or video is clips[k]."""
         return list(self._prompts(with_system(messages, system), clips, None, add_system_prompt))[-1]
-
-    def _prompts(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        clips: Sequence[AnyClip],
-        every: int | None,
-        add_system_prompt: bool,
-    ) -> Iterator[SplicedPrompt]:
-        """The prompt of a conversation while its clips are encoded; see `growing`."""
-        tokens = self.bundle.manifest.tokens
-        media = [MediaItem(clip.kind, clip.timestamps_s) for clip in clips]
-        pieces = conversation_pieces(self._template, messages, media, add_system_prompt=add_system_prompt)
-        placeholders = [tokens.image_id if clip.kind == "image" else tokens.video_id for clip in clips]
-        visuals = [clip.visual if isinstance(clip, Clip) else clip for clip in clips]
-        return growing(pieces, visuals, placeholders, self._tokenizer, every)
 
     def chat(
         self,
@@ -345,11 +245,9 @@ class VideoLlama3:
         """
 
         def encode(media: Sequence[Any]) -> list[AnyClip]:
-            return self._clips([(None, source) for source in media], sampling, pruning)
+            return self._encoder.begin_all([(None, source) for source in media], sampling, pruning)
 
-        def answer(
-            messages: Sequence[Mapping[str, Any]], clips: Sequence[AnyClip], config: GenerationConfig
-        ) -> Iterator[Chunk]:
+        def answer(messages: Messages, clips: Sequence[AnyClip], config: GenerationConfig) -> Iterator[Chunk]:
             return self._answer(messages, clips, config, add_system_prompt)
 
         return Chat(encode, answer, system)
@@ -393,24 +291,3 @@ class VideoLlama3:
             manifest.tokens.video_id,
             max_tokens,
         )
-
-    def _new_generator(self, decoder: Decoder) -> Generator:
-        manifest = self.bundle.manifest
-        return Generator(decoder, self._table, self._tokenizer, manifest.tokens.eos_ids, manifest.generation)
-
-    def _clips(
-        self, media: Sequence[tuple[str | None, Any]], sampling: SamplingPlan | None, pruning: PruningConfig | None
-    ) -> list[AnyClip]:
-        # All are opened before one is encoded: how the authors' layout sizes frames depends on all of them.
-        opened: list[AnyClip | OpenedMedia] = []
-        for kind, source in media:
-            if isinstance(source, Clip | PendingClip):
-                if kind not in (None, source.kind):
-                    raise ConfigError(f"{source.name} is given as {kind}, but was encoded as {source.kind}")
-                opened.append(source)
-            else:
-                wanted: MediaKind | None = None if kind is None else "image" if kind == "image" else "video"
-                opened.append(self._encoder.open(source, wanted, sampling))
-        return [
-            self._encoder.begin(item, pruning, opened) if isinstance(item, OpenedMedia) else item for item in opened
-        ]

@@ -39,15 +39,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .captions.captioner import Captioner as ClipCaptioner
-from .captions.captioner import CaptionRequest
+from .captions.captioner import CaptionRequest, CollectionCaptioner
 from .captions.parquet import record_table
 from .config import GenerationConfig, PruningConfig, SamplingPlan
 from .media.limits import MediaLimits
 from .model import VideoLlama3
 
 COLUMNS = ("media", "caption", "finish_reason", "num_frames", "num_tokens", "seconds", "error")
-"""Of the table of captions; `CaptionRecord` says what they are. What a clip does not have is null."""
+"""Of the table of captions; `CaptionResult` says what they are. What a clip does not have is null."""
 
 
 class Captioner:
@@ -89,7 +88,7 @@ class Captioner:
             system=system,
             add_system_prompt=add_system_prompt,
         )
-        self._captioner = ClipCaptioner(VideoLlama3.load(bundle, backend, threads, memory_limit, limits), request)
+        self._captioner = CollectionCaptioner(VideoLlama3.load(bundle, backend, threads, memory_limit, limits), request)
 
     def __call__(self, batch: Mapping[str, Iterable[Any]]) -> Any:
         """A pyarrow.Table of COLUMNS, one row for each of the batch's `media`, in their order.
@@ -98,5 +97,4 @@ class Captioner:
         work with any clip, KeyError without `media`.
         """
         media = [str(name) for name in batch["media"]]
-        outcomes = self._captioner.outcomes(media, in_order=True)
-        return record_table([outcome.record for outcome in outcomes], COLUMNS)
+        return record_table(self._captioner.results(media, in_order=True), COLUMNS)

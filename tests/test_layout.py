@@ -49,6 +49,7 @@ RUNTIME_WINGS = (
     "live",
     "jobs",
     "chat",
+    "loaded_bundle",
     "model",
     "captions",
     "roofline",

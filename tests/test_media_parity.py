@@ -11,7 +11,7 @@ from clips import every_frame
 from reference import transformers_module
 
 from vl3edge.runtime.config import SamplingPlan
-from vl3edge.runtime.media.frame_sampling import choose
+from vl3edge.runtime.media.frame_sampling import choose_frames
 from vl3edge.runtime.media.image import load_image
 from vl3edge.runtime.media.resize import PixelBudget, resize_rgb, target_size
 from vl3edge.runtime.media.video import open_video
@@ -42,7 +42,7 @@ def test_videos(media: Path, name: str, limits: tuple[int, int]) -> None:
     if name == "video_90.mov":
         full = [np.rot90(frame, -1) for frame in full]
     processor = VideoLlama3VideoProcessor(size={"shortest_edge": limits[0], "longest_edge": limits[1]})
-    indices = choose(VideoFile(media / name).timeline, plan, name).indices
+    indices = choose_frames(VideoFile(media / name).timeline, plan, name).indices
     expected = processor(
         videos=[torch.from_numpy(np.stack([full[i] for i in indices])).permute(0, 3, 1, 2)],
         do_sample_frames=False,

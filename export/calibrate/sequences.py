@@ -64,8 +64,8 @@ class CalibrationEmbedder:
         opened = self._encoder.open(source, item.kind, SamplingPlan(max_frames=_FRAMES))
         clip = self._encoder.encode(opened, None)
         messages: list[dict[str, Any]] = [
-            {"role": "user", "content": [{"type": clip.kind}, {"type": "text", "text": item.turn.question}]},
-            {"role": "assistant", "content": [{"type": "text", "text": item.turn.answer}]},
+            {"role": "user", "content": [{"type": clip.kind}, {"type": "text", "text": item.exchange.question}]},
+            {"role": "assistant", "content": [{"type": "text", "text": item.exchange.answer}]},
         ]
         media = [MediaItem(clip.kind, clip.timestamps_s)]
         pieces = self._template.pieces(messages, media, add_generation_prompt=False)

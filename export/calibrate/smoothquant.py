@@ -21,7 +21,7 @@ from torch import nn
 
 from vl3edge.models.tensor_names import VISION
 from vl3edge.models.vision import VisionEncoder
-from vl3edge.models.weight_map import Turn, WeightSource
+from vl3edge.models.weight_map import WeightSource, WeightTransform
 
 from ..tensor_source import TensorSource
 
@@ -54,7 +54,7 @@ class Smoothing:
         """What goes into each product, by its name, float32 [in], after smoothing."""
         return {name: value / self.read.get(f"{name}.weight", np.float32(1)) for name, value in largest.items()}
 
-    def _turn(self, name: str, before: Turn) -> Turn:
+    def _turn(self, name: str, before: WeightTransform) -> WeightTransform:
         made, read = self.made.get(name), self.read.get(name)
         if made is None and read is None:
             return before

@@ -14,7 +14,7 @@ from vl3edge.runtime.media.contents import media_kind
 from vl3edge.runtime.media.discovery import expand
 from vl3edge.runtime.media.image import load_image
 from vl3edge.runtime.media.video import open_video
-from vl3edge.runtime.model import DESCRIBE
+from vl3edge.runtime.prompt.chat_template import DESCRIBE
 
 from .reference import PreparedMedia, prepare, prompt_ids
 

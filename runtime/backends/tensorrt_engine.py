@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..bundle.plans import PlanSpec, TensorSpec
-from ..bundle.profiles import choose
+from ..bundle.profiles import profile_for
 from ..errors import BackendError
 from .buffers import DeviceBuffer
 from .cuda import Device
@@ -142,7 +142,7 @@ class TensorRtEngine:
         return array
 
     def _set_profile(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        index = choose(self._spec.profiles, shapes)
+        index = profile_for(self._spec.profiles, shapes)
         if index is None:
             limits = "; ".join(
                 f"{profile.name}: " + ", ".join(f"{name} {list(sizes.max)}" for name, sizes in profile.inputs.items())

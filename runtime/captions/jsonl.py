@@ -14,8 +14,9 @@ from pathlib import Path
 
 from ..errors import ConfigError
 from ..files import LockedFile
+from ..jobs import CaptionResult, Key
 from ..media.addresses import clip_key
-from .records import CaptionRecord, Key, json_line
+from .records import json_line
 
 
 class State(Enum):
@@ -52,7 +53,7 @@ class RecordFile:
         size = 0
         for number, line in enumerate(self._file.lines() if self._file.is_regular else (), 1):
             try:
-                record = CaptionRecord.from_json(json.loads(line))
+                record = CaptionResult.from_json(json.loads(line))
             except (ValueError, KeyError, TypeError, AttributeError) as e:
                 raise ConfigError(
                     f"{path} line {number} is not a record of this command, so it is not continued; "
@@ -62,7 +63,7 @@ class RecordFile:
             size += len(line)
         return size
 
-    def _note(self, record: CaptionRecord) -> None:
+    def _note(self, record: CaptionResult) -> None:
         self._states[record.key] = State.DONE if record.error is None else State.FAILED
         if record.segments is not None:
             self._segments[record.key[0]] = record.segments
@@ -88,7 +89,7 @@ class RecordFile:
             )
         return self._states.get((clip, number), State.WAITING)
 
-    def write(self, record: CaptionRecord) -> None:
+    def write(self, record: CaptionResult) -> None:
         """Adds a record; it is on disk when this returns. It takes the place of an error of the same clip or segment.
 
         Raises OSError, with nothing changed.
@@ -111,17 +112,20 @@ class RecordFile:
 
     def _without(self, keys: set[Key], last: bytes) -> Iterator[bytes]:
         for line in self._file.lines():
-            if CaptionRecord.from_json(json.loads(line)).key not in keys:
+            if CaptionResult.from_json(json.loads(line)).key not in keys:
                 yield line
         yield last
 
-    def records(self) -> Iterator[CaptionRecord]:
+    def records(self) -> Iterator[CaptionResult]:
         """All records, in the order written."""
-        return (CaptionRecord.from_json(json.loads(line)) for line in self._file.lines())
+        return (CaptionResult.from_json(json.loads(line)) for line in self._file.lines())
 
     def remove(self) -> None:
         """Deletes the file."""
         self._file.path.unlink()
+
+    def finish(self) -> None:
+        """All is on disk already."""
 
     def close(self) -> None:
         """Gives the file free for other processes."""

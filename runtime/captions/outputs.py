@@ -12,9 +12,10 @@ from typing import Protocol, TextIO
 
 from ..errors import ConfigError, OutputError
 from ..files import LockedFile, write_whole
+from ..jobs import CaptionResult
 from .jsonl import RecordFile, State
 from .parquet import parquet_bytes
-from .records import CaptionRecord, json_line, text_line
+from .records import json_line, text_line
 from .subtitles import VTT_HEADER, Cues, is_shown, subtitles
 
 FORMATS = ("text", "jsonl", "srt", "vtt", "parquet")
@@ -23,25 +24,29 @@ DOCUMENTS = ("srt", "vtt", "parquet")
 
 
 class Output(Protocol):
-    """Takes records, in any order, and knows what it has already."""
+    """Takes records, in any order, and knows what it has already: nothing, if its class does not say otherwise."""
 
     def state(self, media: str) -> State:
         """Of a clip."""
+        return State.WAITING
 
     def segment_state(self, media: str, number: int, of: int) -> State:
         """Of a segment of a clip."""
+        return State.WAITING
 
-    def write(self, record: CaptionRecord) -> None:
+    def write(self, record: CaptionResult) -> None:
         """Takes a record; it is out (on disk, for a file) when this returns."""
 
     def finish(self) -> None:
         """To be called after the last record."""
+        return
 
     def close(self) -> None:
         """To be called in any case."""
+        return
 
 
-class StreamOutput:
+class StreamOutput(Output):
     """Records as text, JSON lines or subtitles, each written when it comes.
 
     several: whether there is more than one clip; plain text then names them.
@@ -55,25 +60,13 @@ class StreamOutput:
         if style == "vtt":
             write(VTT_HEADER.encode())
 
-    def state(self, media: str) -> State:
-        return State.WAITING
-
-    def segment_state(self, media: str, number: int, of: int) -> State:
-        return State.WAITING
-
-    def write(self, record: CaptionRecord) -> None:
+    def write(self, record: CaptionResult) -> None:
         if self._style == "jsonl":
             self._write(json_line(record))
         elif self._style == "text":
             self._write(text_line(record, self._several).encode())
         elif is_shown(record):
             self._write(self._cues.next(record).encode())
-
-    def finish(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 class TextFileOutput(StreamOutput):
@@ -90,7 +83,7 @@ class TextFileOutput(StreamOutput):
         self._file.close()
 
 
-class FinishedOutput:
+class FinishedOutput(Output):
     """Subtitles that a run before has finished: nothing is left to be done."""
 
     def state(self, media: str) -> State:
@@ -99,33 +92,11 @@ class FinishedOutput:
     def segment_state(self, media: str, number: int, of: int) -> State:
         return State.DONE
 
-    def write(self, record: CaptionRecord) -> None:
+    def write(self, record: CaptionResult) -> None:
         raise OutputError(f"{record.media}: nothing was to be written of it")
 
-    def finish(self) -> None:
-        pass
 
-    def close(self) -> None:
-        pass
-
-
-class RecordOutput:
-    """Records in a file of JSON lines."""
-
-    def __init__(self, path: Path, keep: bool, force: bool) -> None:
-        self.records = RecordFile(path, keep, force)
-        self.state = self.records.state
-        self.segment_state = self.records.segment_state
-        self.write = self.records.write
-
-    def finish(self) -> None:
-        pass
-
-    def close(self) -> None:
-        self.records.close()
-
-
-class DocumentOutput(RecordOutput):
+class DocumentOutput(RecordFile):
     """A document made at the end, from records in a file of JSON lines beside it.
 
     The records of subtitles are deleted when all is well; those of a Parquet file are kept, so that a later run can add
@@ -133,7 +104,7 @@ class DocumentOutput(RecordOutput):
     """
 
     def __init__(self, path: Path, style: str, keep: bool, force: bool) -> None:
-        self._path = path
+        self._document = path
         self._style = style
         journal = records_of(path)
         if path.exists() and not force and not (keep and journal.exists()):
@@ -141,9 +112,9 @@ class DocumentOutput(RecordOutput):
         super().__init__(journal, keep, force)
 
     def finish(self) -> None:
-        write_whole(self._path, document(self.records.records, self._style))
-        if self._style != "parquet" and not any(record.error for record in self.records.records()):
-            self.records.remove()
+        write_whole(self._document, document(self.records, self._style))
+        if self._style != "parquet" and not any(record.error for record in self.records()):
+            self.remove()
 
 
 def records_of(path: Path) -> Path:
@@ -151,7 +122,7 @@ def records_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.jsonl")
 
 
-def document(records: Callable[[], Iterable[CaptionRecord]], style: str) -> Iterator[bytes]:
+def document(records: Callable[[], Iterable[CaptionResult]], style: str) -> Iterator[bytes]:
     """A file of one of the formats, in parts. records: gives all of them, each time it is called."""
     if style == "parquet":
         yield from parquet_bytes(records())

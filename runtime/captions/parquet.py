@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ..errors import ConfigError
-from .records import CaptionRecord
+from ..jobs import CaptionResult
 
 _ROWS = 4096  # of a batch: bounds the memory, and how far a reader must look for one column
 COLUMNS = {
@@ -36,7 +36,7 @@ def check_pyarrow() -> None:
         raise ConfigError("--format parquet needs pyarrow: pip install 'vl3edge[parquet]'")
 
 
-def parquet_bytes(records: Iterable[CaptionRecord]) -> Iterator[bytes]:
+def parquet_bytes(records: Iterable[CaptionResult]) -> Iterator[bytes]:
     """The file, in parts. A name that is not UTF-8 has its bytes as \\xNN."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -50,16 +50,16 @@ def parquet_bytes(records: Iterable[CaptionRecord]) -> Iterator[bytes]:
     yield sink.take()
 
 
-def record_table(records: Sequence[CaptionRecord], names: Iterable[str] = COLUMNS) -> Any:
+def record_table(records: Iterable[CaptionResult], names: Iterable[str] = COLUMNS) -> Any:
     """The columns `names` of the records as a pyarrow.Table, of the same types whatever is null in them."""
     import pyarrow as pa
 
     names = tuple(names)
     schema = pa.schema([(name, pa.type_for_alias(COLUMNS[name])) for name in names])
-    return pa.table({name: [_value(record, name) for record in records] for name in names}, schema=schema)
+    return pa.Table.from_pylist([{name: _value(record, name) for name in names} for record in records], schema)
 
 
-def _value(record: CaptionRecord, name: str) -> Any:
+def _value(record: CaptionResult, name: str) -> Any:
     value = getattr(record, name)
     if name == "media":
         return os.fsencode(value).decode("utf-8", "backslashreplace")

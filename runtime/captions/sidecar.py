@@ -7,21 +7,22 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ..errors import ConfigError, OutputError
 from ..files import write_whole
+from ..jobs import CaptionResult
 from ..media.addresses import clip_key, is_address
 from ..media.contents import PICTURE_SUFFIXES, VIDEO_SUFFIXES
 from .jsonl import State
-from .outputs import document
-from .records import CaptionRecord
+from .outputs import Output, document
 
 SUFFIXES = {"text": ".txt", "srt": ".srt", "vtt": ".vtt", "jsonl": ".json"}
 """Of the sidecar, by format."""
 
 
-class SidecarOutput:
+class SidecarOutput(Output):
     """Writes each clip's file when all of its records are there, at one moment; a clip with an error gets none.
 
     `write` raises OutputError where only the clip at hand cannot have its file.
@@ -41,7 +42,7 @@ class SidecarOutput:
         self._paths, self.note = _paths(media, suffix)
         self._force = force
         self._keep = keep
-        self._held: dict[str, list[CaptionRecord]] = {}
+        self._held: dict[str, list[CaptionResult]] = {}
         existing = [path for path in self._paths.values() if os.path.exists(path)]
         if existing and not (keep or force):
             raise ConfigError(
@@ -54,13 +55,10 @@ class SidecarOutput:
         done = self._keep and path is not None and os.path.exists(path)
         return State.DONE if done else State.WAITING
 
-    def segment_state(self, media: str, number: int, of: int) -> State:
-        return State.WAITING
-
-    def write(self, record: CaptionRecord) -> None:
+    def write(self, record: CaptionResult) -> None:
         clip = clip_key(record.media)
         held = self._held.setdefault(clip, [])
-        held.append(record)
+        held.append(replace(record, job=None, clip=None, exception=None))  # its visual tokens are large
         if record.segment is not None and len(held) < (record.segments or 0):
             return
         del self._held[clip]
@@ -77,17 +75,11 @@ class SidecarOutput:
                 raise  # the next clip would fare no better
             raise OutputError(f"{path}: {e.strerror or e}") from e
 
-    def _content(self, records: list[CaptionRecord]) -> Sequence[bytes]:
+    def _content(self, records: list[CaptionResult]) -> Sequence[bytes]:
         if self._style == "jsonl":
             whole = records[0].to_json() if records[0].segment is None else [part.to_json() for part in records]
             return [f"{json.dumps(whole, ensure_ascii=True, indent=1)}\n".encode()]
         return list(document(lambda: records, self._style))
-
-    def finish(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 def _paths(media: Sequence[str], suffix: str) -> tuple[dict[str, Path], str | None]:

@@ -14,22 +14,22 @@ import math
 import re
 from collections.abc import Iterable
 
+from ..jobs import CaptionResult
 from ..terminal import printable
-from .records import CaptionRecord
 
 VTT_HEADER = "WEBVTT\n\n"
 _MIN_CUE_MS = 1000  # an event found at one moment, and a picture, are shown for so long
 _WORD_JOINER = "\u2060"
 
 
-def subtitles(records: Iterable[CaptionRecord], style: str) -> str:
+def subtitles(records: Iterable[CaptionResult], style: str) -> str:
     """A whole subtitle file, cues in order of their times. style: "srt" or "vtt"."""
     shown = sorted((r for r in records if is_shown(r)), key=lambda r: (r.start_s or 0.0, r.end_s or 0.0))
     cues = Cues(style)
     return (VTT_HEADER if style == "vtt" else "") + "".join(cues.next(record) for record in shown)
 
 
-def is_shown(record: CaptionRecord) -> bool:
+def is_shown(record: CaptionResult) -> bool:
     """Whether a record has anything to show: not errors, events that were not found, or empty captions."""
     return record.error is None and record.found is not False and bool(_text(record))
 
@@ -42,7 +42,7 @@ class Cues:
         self._count = 0
         self._end_ms = 0
 
-    def next(self, record: CaptionRecord) -> str:
+    def next(self, record: CaptionResult) -> str:
         """One cue with the blank line that ends it."""
         start, end = _span_ms(record)
         start = max(start, self._end_ms)
@@ -57,7 +57,7 @@ class Cues:
         return f"{self._count}\n{_time(start, ',')} --> {_time(end, ',')}\n{text}\n\n"
 
 
-def _span_ms(record: CaptionRecord) -> tuple[int, int]:
+def _span_ms(record: CaptionResult) -> tuple[int, int]:
     """When a record is shown, in milliseconds."""
     start, end = _milliseconds(record.start_s or 0.0), _milliseconds(record.end_s or 0.0)
     if end > start and record.find is None:
@@ -73,7 +73,7 @@ def _milliseconds(seconds: float) -> int:
     return math.floor(seconds * 1000 + 0.5)
 
 
-def _text(record: CaptionRecord) -> str:
+def _text(record: CaptionResult) -> str:
     """What a cue says, on one line: the caption, or which event happens here."""
     return " ".join(printable(record.find or record.caption or "").split())
 

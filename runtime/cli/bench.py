@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..backends.onnxruntime import BACKENDS, select_backend
-from ..bench import Bench, BenchPlan, Stage
+from ..bench import Bench, BenchPlan, StageTime
 from ..bundle.bundle import bundle_folder, open_bundle
 from ..errors import ConfigError
 from ..roofline import cores
@@ -83,7 +83,7 @@ def _table(bench: Bench) -> list[str]:
     return lines
 
 
-def _line(stage: Stage) -> str:
+def _line(stage: StageTime) -> str:
     floor = share = ""
     if stage.share_of_limit is not None:
         kind = "bytes" if (stage.bytes_s or 0) > (stage.arithmetic_s or 0) else "FLOPs"

@@ -11,25 +11,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..captions.captioner import Captioner, CaptionRequest, Outcome
-from ..captions.jsonl import State
+from ..captions.captioner import CaptionRequest, CollectionCaptioner
+from ..captions.jsonl import RecordFile, State
 from ..captions.outputs import (
     DOCUMENTS,
     FORMATS,
     DocumentOutput,
     FinishedOutput,
     Output,
-    RecordOutput,
     StreamOutput,
     TextFileOutput,
     records_of,
     stream_to,
 )
 from ..captions.parquet import check_pyarrow
-from ..captions.records import CaptionRecord
 from ..captions.segments import plan_segments
 from ..captions.sidecar import SUFFIXES, SidecarOutput
 from ..errors import ConfigError, OutputError, no_such_file
+from ..jobs import CaptionResult
 from ..media.addresses import is_address
 from ..media.discovery import WANTED, matches
 from . import options as shared
@@ -77,18 +76,18 @@ def run(options: argparse.Namespace) -> int:
         for argument, names in arguments:
             if not names:
                 _record_missing(argument, output, options.retry_failed, tally)
-            elif options.retry_failed and isinstance(output, RecordOutput):
+            elif options.retry_failed and isinstance(output, RecordFile):
                 for name in {argument, *_folders(names)} - set(names):
-                    output.records.forget(name)
+                    output.forget(name)
         waiting = tally.waiting(media, output, options.retry_failed)
         if waiting:
-            captioner = Captioner(shared.load_model(options), request, output, options.retry_failed)
-            for outcome in captioner.outcomes(waiting, in_order=isinstance(output, StreamOutput)):
+            captioner = CollectionCaptioner(shared.load_model(options), request, output, options.retry_failed)
+            for result in captioner.results(waiting, in_order=isinstance(output, StreamOutput)):
                 try:
-                    output.write(outcome.record)
+                    output.write(result)
                 except OutputError as e:
-                    outcome = Outcome(replace(outcome.record, error=str(e)))
-                tally.add(outcome)
+                    result = replace(result, clip=None, error=str(e))
+                tally.add(result)
         output.finish()
     shared.progress(f"{tally.summary(request.find is not None)}, {time.perf_counter() - begin:.1f} s")
     return 1 if tally.failed or tally.failed_before else 0
@@ -115,18 +114,17 @@ class _Tally:
             shared.progress(f"{skipped} of {len(media)} have a record already")
         return waiting
 
-    def add(self, outcome: Outcome) -> None:
-        record = outcome.record
-        place = f"{self._clips.get(record.media, '')} {record.media}".strip()
-        if record.segment is not None:
-            place += f" segment {record.segment}/{record.segments}"
-        if outcome.clip is None or outcome.stats is None:
+    def add(self, result: CaptionResult) -> None:
+        place = f"{self._clips.get(result.media, '')} {result.media}".strip()
+        if result.segment is not None:
+            place += f" segment {result.segment}/{result.segments}"
+        if result.clip is None or result.answer is None:
             self.failed += 1
-            shared.progress(f"{place}: error: {record.error}")
+            shared.progress(f"{place}: error: {result.error}")
         else:
             self.done += 1
-            self.found += record.found is True
-            shared.progress(f"{place}: {shared.time_report(outcome.clip, outcome.stats)}")
+            self.found += result.found is True
+            shared.progress(f"{place}: {shared.time_report(result.clip, result.answer.stats)}")
 
     def summary(self, find: bool) -> str:
         before = f" ({self.failed_before} failed: --retry-failed tries again)" if self.failed_before else ""
@@ -138,9 +136,9 @@ def _record_missing(argument: str, output: Output, retry: bool, tally: _Tally) -
     """An argument that matches nothing is a failed clip of its own."""
     state = output.state(argument)
     if state is State.WAITING or (retry and state is State.FAILED):
-        record = CaptionRecord(argument, error=no_such_file(argument, WANTED))
-        output.write(record)
-        tally.add(Outcome(record))
+        result = CaptionResult(argument, error=no_such_file(argument, WANTED))
+        output.write(result)
+        tally.add(result)
     else:
         tally.skipped += 1
         tally.failed_before += 1
@@ -209,4 +207,4 @@ def _output(options: argparse.Namespace, style: str, media: Sequence[str]) -> Ou
         return DocumentOutput(options.output, style, keep, options.force)
     if style == "text":
         return TextFileOutput(options.output, len(media) > 1, options.force)
-    return RecordOutput(options.output, keep, options.force)
+    return RecordFile(options.output, keep, options.force)

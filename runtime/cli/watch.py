@@ -19,8 +19,9 @@ from ..live.change import DEFAULT_SHARE, ChangeDetector
 from ..live.events import LiveEvent
 from ..live.output import FORMATS, AnswerWriter, WatchState, clock_text
 from ..live.reader import LiveReader
+from ..live.session import Session
 from ..live.source import Reconnection, SourceOptions
-from ..live.watch import WatchConfig, WatchSession, watch
+from ..live.watch import WatchConfig, watch
 from . import options as shared
 
 DEFAULT_EVERY_S = 10.0
@@ -138,11 +139,11 @@ def _when(inquiry: WatchConfig) -> str:
     return f"asking {' and '.join(times)}"
 
 
-def _state(reader: LiveReader, session: WatchSession) -> WatchState:
+def _state(reader: LiveReader, session: Session) -> WatchState:
     return WatchState(session.num_frames, session.num_tokens, reader.counts.dropped, session.dropped_frames)
 
 
-def _summary(reader: LiveReader, session: WatchSession, num_answers: int) -> str:
+def _summary(reader: LiveReader, session: Session, num_answers: int) -> str:
     counts = reader.counts
     parts = [
         f"{counts.received} frames received",

@@ -145,7 +145,7 @@ class BatchGenerator:
         assert sequence is not None
         outcome: Answer | Exception
         try:
-            sequence.answer.choose(int(self._decoder.tokens[row]), lambda: self._decoder.logits[row])
+            sequence.answer.append_choice(int(self._decoder.tokens[row]), lambda: self._decoder.logits[row])
         except BackendError as e:
             outcome = e
             self._decoder.cache.wipe(row)

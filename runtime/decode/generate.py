@@ -150,7 +150,7 @@ class Generator:
         self._hold(prompt, self.reusable(prompt), np.zeros(answer.max_length - len(prompt), np.int64))
         while True:
             try:
-                token = answer.choose(decoder.token, lambda: decoder.logits[0])
+                token = answer.append_choice(decoder.token, lambda: decoder.logits[0])
             except BackendError:
                 decoder.wipe()
                 raise

@@ -20,7 +20,7 @@ class Sampler:
         self._random = np.random.default_rng(config.seed)
         self.needs_logits = bool(self._config.temperature) or self._config.repetition_penalty != 1.0
 
-    def choose(self, logits: np.ndarray, history: np.ndarray) -> int:
+    def sample(self, logits: np.ndarray, history: np.ndarray) -> int:
         """The next token's id, from logits float32 [vocab] and the ids int64 [n] that the penalty counts.
 
         Raises BackendError as `check_logits` does.

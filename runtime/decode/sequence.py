@@ -82,14 +82,14 @@ class SequenceState:
             return "stop"
         return "length" if self.length == self.max_length else None
 
-    def choose(self, greedy: int, logits: Callable[[], np.ndarray]) -> int:
+    def append_choice(self, greedy: int, logits: Callable[[], np.ndarray]) -> int:
         """The next token, from the decoder's own greedy choice or its logits float32 [vocab], asked for if needed.
 
         Raises BackendError for logits that are NaN or infinite; what is cached then must not be used again.
         """
         token = greedy
         if self._sampler.needs_logits:
-            token = self._sampler.choose(logits(), self._history[self._penalized_from : self.length])
+            token = self._sampler.sample(logits(), self._history[self._penalized_from : self.length])
         elif greedy == 0:  # what argmax says of nothing but NaN
             check_logits(logits())
         self._history[self.length] = token

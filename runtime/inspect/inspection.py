@@ -1,6 +1,6 @@
 """What the pipeline makes of a clip, found out without running a model: frames, pruning, context, memory, least time.
 
-Frames are sampled, resized and pruned by the code that encodes them (`encoder.py`, `pruning.py`), and the prompt is
+Frames are sampled, resized and pruned by the code that encodes them (`clip_encoder.py`, `difffp.py`), and the prompt is
 spliced by the code that asks about them, so the counts are those of a real call. Memory is the estimate of
 `memory_estimate.py`; times are floors, float32 arithmetic and bytes over what this machine's CPU does at best, and no
 predictions: stages that compute in 8 bits may pass them, all others take longer.
@@ -32,10 +32,11 @@ from ..prompt.tokenizer import Tokenizer
 from ..roofline import cores, multiply_rate, read_bandwidth
 from ..terminal import one_line
 from ..vision.clip import new_uid
-from ..vision.clip_encoder import ClipEncoder, OpenedMedia
+from ..vision.clip_encoder import ClipEncoder
 from ..vision.difffp import token_differences
 from ..vision.difffp_threshold import check_budget, choose_threshold
 from ..vision.engines import VisionEngines
+from ..vision.opened_media import OpenedMedia
 
 LEVELS = 255.0
 """Thresholds here are times 255, as in the released model; the paper's, those of Run-Length Tokenization, are not."""
@@ -216,7 +217,7 @@ def inspect(
         model=manifest.name,
         question=question,
         source_size=(opened.height, opened.width),
-        duration_s=0.0 if opened.reader is None else opened.reader.duration_s,
+        duration_s=0.0 if opened.kind == "image" else opened.reader.duration_s,
         start_s=opened.start_s or 0.0,
         end_s=opened.end_s or 0.0,
         timestamps_s=opened.timestamps_s,
@@ -235,7 +236,7 @@ def inspect(
 def _threshold(
     encoder: ClipEncoder, media: OpenedMedia, pruning: PruningConfig, differences: npt.NDArray[np.float64]
 ) -> float | None:
-    if encoder.pruner(media, pruning) is None:
+    if encoder.pruner(media.kind, pruning) is None:
         return None
     if pruning.max_visual_tokens is not None:
         check_budget(media.name, len(differences), differences.shape[1], pruning.max_visual_tokens)

@@ -1,4 +1,4 @@
-"""The session's clock: seconds since the first frame, ascending whatever the stream's own clock does; which frames are
+"""A live source's clock: seconds since the first frame, ascending whatever its own time stamps do; which frames are
 sampled by it, and the pace of a recording.
 
 Streams restart, jump back (a file in a loop), or jump far ahead (a camera that has learned the time of day). Then the
@@ -80,8 +80,9 @@ class Sample(Generic[T]):
 class IntervalSampler(Generic[T]):
     """The last frame of every interval of 1/fps seconds that has one; holds one frame.
 
-    These are the frames and times that a file is sampled to (`timeline.py`, rule "fps"), but for intervals without a
-    frame: nothing was seen in them, so nothing stands for them. An interval's frame is known when the next one begins.
+    These are the frames and times that a file is sampled to (`frame_sampling.py`, rule "fps"), but for intervals
+    without a frame: nothing was seen in them, so nothing stands for them. An interval's frame is known when the next
+    one begins.
     """
 
     def __init__(self, fps: float) -> None:

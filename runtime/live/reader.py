@@ -24,10 +24,10 @@ import numpy.typing as npt
 from ..config import check_rate
 from ..errors import ConfigError, MediaError, Vl3EdgeError, unexpected
 from ..media.packets import time_base
-from ..media.pixels import to_rgb
+from ..media.pixels import frame_rgb
 from .clock import IntervalSampler, RealtimePacer, Sample, StreamClock
 from .events import EventLog, LiveEvent
-from .source import OpenSource, Reconnection, SourceLost, SourceOptions, open_source, reason, shown_name
+from .source import LiveSource, Reconnection, SourceLost, SourceOptions, open_live_source, reason, shown_name
 
 if TYPE_CHECKING:
     from av.packet import Packet
@@ -168,7 +168,7 @@ class LiveReader:
     def _connect(self) -> bool:
         """Reads the source until it ends. Whether it is to be opened again."""
         try:
-            opened = open_source(self._source, self._options)
+            opened = open_live_source(self._source, self._options)
             with opened.container:
                 self._count(connections=1)
                 self._clock.restart(float("inf") if opened.is_recording else JUMP_S)
@@ -190,7 +190,7 @@ class LiveReader:
         self._stopped.wait(pause_s)
         return True
 
-    def _read(self, opened: OpenSource) -> None:
+    def _read(self, opened: LiveSource) -> None:
         """Every packet until the end. Raises SourceLost where a live source breaks off; a recording is cut short."""
         pace = RealtimePacer(self._speed, self._stopped) if opened.is_recording else None
         heard_s = time.monotonic()
@@ -211,7 +211,7 @@ class LiveReader:
         finally:
             self._offer(self._sampler.flush())
 
-    def _decode(self, packet: Packet | None, opened: OpenSource, pace: RealtimePacer | None) -> None:
+    def _decode(self, packet: Packet | None, opened: LiveSource, pace: RealtimePacer | None) -> None:
         """The frames of a packet; with None those that the decoder still holds."""
         if packet is not None and packet.is_corrupt:
             self._damaged()
@@ -224,7 +224,7 @@ class LiveReader:
         for frame in frames:
             self._accept(frame, opened, pace)
 
-    def _accept(self, frame: VideoFrame, opened: OpenSource, pace: RealtimePacer | None) -> None:
+    def _accept(self, frame: VideoFrame, opened: LiveSource, pace: RealtimePacer | None) -> None:
         """One decoded frame: when it is shown, and whether an interval ended with the one before."""
         if frame.is_corrupt:
             self._damaged()
@@ -249,7 +249,7 @@ class LiveReader:
         if sample is None:
             return
         try:
-            pixels = to_rgb(sample.frame, self.name)
+            pixels = frame_rgb(sample.frame, self.name)
         except MediaError:
             self._damaged()
             return
@@ -258,7 +258,7 @@ class LiveReader:
             self._waiting = LiveFrame(pixels, sample.timestamp_s)
             self._changed.notify_all()
 
-    def _describe(self, frame: VideoFrame, opened: OpenSource) -> None:
+    def _describe(self, frame: VideoFrame, opened: LiveSource) -> None:
         """Tells what the source is, or that it is back."""
         if not self._described:
             kind = "played at its own speed" if self._speed == 1 else f"played {self._speed:g} times as fast"

@@ -23,7 +23,7 @@ from ..prompt.splice import SplicedPrompt, VisualTokens, common_prefix, splice
 from ..prompt.tokenizer import Tokenizer
 from ..vision.clip import new_uid
 from ..vision.stream_encoder import StreamFrames
-from .session_clock import StreamClock
+from .session_clock import SessionClock
 from .session_prompt import AnswerEntry, Entry, FrameEntry, StreamLayout
 
 _KEPT_SHARE = 0.75  # of the room for frames, when the oldest leave
@@ -87,7 +87,7 @@ class Session:
         self._placeholder_id = placeholder_id
         self._frames: StreamFrames | None = None
         self._source_size = (0, 0)
-        self._clock = StreamClock()
+        self._clock = SessionClock()
         self._placed: list[_Placed] = []
         self._context = _NOTHING
         self._unreported_s: list[float] = []
@@ -184,7 +184,7 @@ class Session:
         self._append(entry, SplicedPrompt(np.append(prompt.ids, said), np.append(prompt.keys, said), ()), len(ids))
 
     def _notes(
-        self, frame: np.ndarray, frames: StreamFrames, timestamp_s: float, clock: StreamClock
+        self, frame: np.ndarray, frames: StreamFrames, timestamp_s: float, clock: SessionClock
     ) -> tuple[str, ...]:
         """What is unusual about a frame."""
         notes = []

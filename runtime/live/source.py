@@ -98,7 +98,7 @@ class Reconnection:
 
 
 @dataclass(frozen=True, eq=False)
-class OpenSource:
+class LiveSource:
     """An open source. is_recording: it has an end; has_clock: its frames carry times of their own.
 
     fps: by which the frames of a recording are counted that have none, or of which another rate is known.
@@ -122,7 +122,7 @@ def shown_name(source: str) -> str:
     return re.sub(r"(?<=://)([^/@:]*):[^/@]*@", r"\1:***@", source)
 
 
-def open_source(source: str, options: SourceOptions) -> OpenSource:
+def open_live_source(source: str, options: SourceOptions) -> LiveSource:
     """Opens a source; the caller closes its container.
 
     Raises SourceLost where trying again may help; MediaError where it will not (no such file or camera, no video).
@@ -151,13 +151,13 @@ def open_source(source: str, options: SourceOptions) -> OpenSource:
         if options.source_fps is not None:
             container.close()
             raise ConfigError(f"{name}: what comes as it happens has the clock of its coming: leave out source_fps")
-        return OpenSource(container, stream, recording, not lacks_clock(container))
+        return LiveSource(container, stream, recording, not lacks_clock(container))
     if options.source_fps is not None:
-        return OpenSource(container, stream, recording, False, as_fraction(options.source_fps))
+        return LiveSource(container, stream, recording, False, as_fraction(options.source_fps))
     if not must_be_counted(container):
-        return OpenSource(container, stream, recording, True)
+        return LiveSource(container, stream, recording, True)
     rate = own_rate(container, stream)
-    return OpenSource(container, stream, recording, False, rate or ASSUMED_FPS, rate is None)
+    return LiveSource(container, stream, recording, False, rate or ASSUMED_FPS, rate is None)
 
 
 def _open(source: str, name: str, options: SourceOptions) -> InputContainer:

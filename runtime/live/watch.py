@@ -9,9 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
-
-import numpy as np
+from typing import Literal
 
 from ..config import GenerationConfig
 from ..decode.generate import Chunk
@@ -19,34 +17,12 @@ from ..errors import ConfigError, MediaError
 from .change import ChangeDetector
 from .events import LiveEvent
 from .reader import LiveFrame, LiveReader
+from .session import Session
 
 POLL_S = 0.2
 """How long a wish to stop may wait while no frame comes."""
 
 Cause = Literal["time", "change", "end"]
-
-
-class Report(Protocol):
-    """Of a pushed frame: `vl3edge.runtime.live.session.FrameReport`."""
-
-    @property
-    def notes(self) -> tuple[str, ...]: ...
-    @property
-    def dropped_frames(self) -> int: ...
-
-
-class WatchSession(Protocol):
-    """What watching needs of `vl3edge.runtime.live.session.Session`."""
-
-    @property
-    def num_frames(self) -> int: ...
-    @property
-    def num_tokens(self) -> int: ...
-
-    dropped_frames: int
-
-    def push(self, frame: np.ndarray, timestamp_s: float) -> Report: ...
-    def ask(self, question: str, config: GenerationConfig | None, keep: bool) -> Iterator[Chunk]: ...
 
 
 @dataclass(frozen=True)
@@ -90,7 +66,7 @@ class AnswerPart:
 
 def watch(
     reader: LiveReader,
-    session: WatchSession,
+    session: Session,
     inquiry: WatchConfig,
     config: GenerationConfig | None = None,
     stopped: Callable[[], bool] = lambda: False,
@@ -108,7 +84,7 @@ class _Watch:
     def __init__(
         self,
         reader: LiveReader,
-        session: WatchSession,
+        session: Session,
         inquiry: WatchConfig,
         config: GenerationConfig | None,
         stopped: Callable[[], bool],

@@ -20,7 +20,7 @@ from ..config import MediaKind
 from ..errors import ConfigError, MediaError
 from .addresses import Fetched, is_address, suffix_of
 from .image import damage_reported, open_image
-from .isolated import told
+from .isolated import ask_worker
 from .limits import DEFAULT_LIMITS, MediaLimits
 from .packets import open_container
 from .signatures import TGA_SUFFIXES, picture_format
@@ -50,7 +50,7 @@ def media_kind(source: Any, limits: MediaLimits = DEFAULT_LIMITS) -> MediaKind:
         return "video" if source.ndim == 4 else "image"
     if isinstance(source, str | Path | Fetched):
         if limits.isolate:
-            kind: MediaKind = told("kind", str(source), source, limits)
+            kind: MediaKind = ask_worker("kind", str(source), source, limits)
             return kind
         return _file_kind(source, limits)
     if isinstance(source, Sequence) and not isinstance(source, bytes):

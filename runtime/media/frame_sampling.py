@@ -52,6 +52,12 @@ class Timeline:
         """The time at which the last frame ends, in seconds."""
         return float(self.end * self.time_base)
 
+    @property
+    def span_s(self) -> float:
+        """How long the clip is, or by how much it starts late if that is more, in seconds."""
+        first = int(self.ticks[0])
+        return float(max(self.end - first, abs(first)) * self.time_base)
+
 
 @dataclass(frozen=True, eq=False)
 class Samples:
@@ -72,7 +78,7 @@ def as_fraction(value: float) -> Fraction:
     return simple if simple else Fraction(value)
 
 
-def choose(timeline: Timeline, plan: SamplingPlan, name: str) -> Samples:
+def choose_frames(timeline: Timeline, plan: SamplingPlan, name: str) -> Samples:
     """The frames of `timeline` that `plan` asks for, at least one. `name` is of the clip, for error messages.
 
     Raises MediaError if the part asked for lies outside the clip.

@@ -40,10 +40,10 @@ def load_image(
         return _from_array(source, limits)
     if isinstance(source, Image.Image):
         limits.check_pixels("the image given", source.height, source.width)
-        return to_rgb(source)
+        return image_rgb(source)
     source = located(source, limits)
     with open_image(source, limits) as image, damage_reported(f"{source}: the image is damaged or cut short"):
-        return to_rgb(image)
+        return image_rgb(image)
 
 
 @contextmanager
@@ -118,7 +118,7 @@ def _formats(source: Path | Fetched) -> list[str]:
     return [name] if name else [known for known in Image.OPEN if known not in NOT_PICTURES]
 
 
-def to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
+def image_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
     """The current frame of a Pillow image, upright: uint8 [H, W, 3]."""
     upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith("I;16") or (upright.mode == "I" and upright.format == "PNG"):

@@ -1,6 +1,6 @@
 """Videos that are not video files: folders of pictures, animated pictures, and frames already in memory.
 
-All of them offer what `videofile.VideoFile` offers: height, width, a timeline, and the frames wanted, one by one.
+All of them offer what `video_file.VideoFile` offers: height, width, a timeline, and the frames wanted, one by one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..errors import ConfigError, MediaError
 from .addresses import Fetched
 from .contents import PICTURE_SUFFIXES, first_frame, is_animated, pictures_in
 from .frame_sampling import Timeline, regular_timeline
-from .image import damage_reported, load_image, open_image, to_rgb
+from .image import damage_reported, image_rgb, load_image, open_image
 from .limits import DEFAULT_LIMITS, MediaLimits, ReadingClock
 
 Frame = npt.NDArray[np.uint8]
@@ -109,17 +109,16 @@ class PictureList:
 class FrameArray:
     """Frames in memory: uint8 [F, H, W, 3]."""
 
-    name = "the array given"
     notes: tuple[str, ...] = ()
     num_lost = 0
 
-    def __init__(self, frames: npt.NDArray[np.uint8], timeline: Timeline, limits: MediaLimits = DEFAULT_LIMITS) -> None:
+    def __init__(self, frames: npt.NDArray[np.uint8], timeline: Timeline, name: str = "the array given") -> None:
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
             raise MediaError(f"frames must be uint8 [F, H, W, 3], not {frames.dtype} {list(frames.shape)}")
+        self.name = name
         self.timeline = timeline
         self._frames = frames
         self.height, self.width = frames.shape[1:3]
-        limits.check_pixels(self.name, self.height, self.width)
 
     def frames(self, indices: Sequence[int]) -> Iterator[Frame]:
         """The frames with these numbers: views of uint8 [H, W, 3]."""
@@ -147,9 +146,9 @@ class Animation:
         with closing(self.frames([0])) as frames:
             self.height, self.width = next(frames).shape[:2]
         starts = np.cumsum([0, *durations]).astype(np.int64)
-        self._limits.check_duration(self.name, int(starts[-1]) / 1000)
-        fps = len(durations) / (int(starts[-1]) / 1000)
-        self.timeline = Timeline(starts[:-1], int(starts[-1]), Fraction(1, 1000), fps)
+        end = int(starts[-1])
+        self.timeline = Timeline(starts[:-1], end, Fraction(1, 1000), len(durations) / (end / 1000))
+        limits.check_duration(self.name, self.timeline.span_s)
 
     def _durations(self, image: Image.Image) -> list[int]:
         """How long each frame is shown, in milliseconds, of those that can be read; at least one."""
@@ -186,7 +185,7 @@ class Animation:
             for i in indices:
                 with damage_reported(f"{self.name}: frame {i} is damaged"):
                     self._load(image, i)
-                    frame = to_rgb(image)
+                    frame = image_rgb(image)
                 yield frame
 
     def _load(self, image: Image.Image, index: int) -> None:

@@ -17,16 +17,14 @@ from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import MediaError
-from .addresses import Fetched
-from .frame_sampling import Timeline
 from .limits import MediaLimits, ReadingClock
+from .one_pass import FrameSource
 
 Frame = npt.NDArray[np.uint8]
 _WORKER = "vl3edge.runtime.media.isolated_worker"
@@ -134,19 +132,18 @@ def ask(name: str, limits: MediaLimits, request: tuple[Any, ...]) -> Generator[A
 class IsolatedSource:
     """A media file that another process reads: what `video.open_source` gives, with the same frames."""
 
-    def __init__(self, source: str | Path | Fetched, source_fps: float | None, limits: MediaLimits) -> None:
-        """Raises MediaError for what cannot be read, within the limits, without harm."""
+    def __init__(self, opened: FrameSource, limits: MediaLimits) -> None:
+        """opened: what the process made of the file."""
         self._limits = limits
-        self._source = next(ask(str(source), limits, ("open", source, source_fps, replace(limits, isolate=False))))
-        self.name: str = self._source.name
-        self.height: int = self._source.height
-        self.width: int = self._source.width
-        self.timeline: Timeline = self._source.timeline
+        self._source = opened
+        self.name = opened.name
+        self.height, self.width = opened.height, opened.width
+        self.timeline = opened.timeline
         self.num_lost = 0
 
     @property
     def notes(self) -> tuple[str, ...]:
-        return tuple(self._source.notes)
+        return self._source.notes
 
     def frames(self, indices: Sequence[int]) -> Generator[Frame]:
         """The frames with these numbers of the timeline, ascending: uint8 [H, W, 3] each."""
@@ -157,13 +154,7 @@ class IsolatedSource:
             self.num_lost = self._source.num_lost
 
 
-def load_image_isolated(source: str | Path | Fetched, limits: MediaLimits) -> Frame:
-    """`image.load_image` of a file, in another process."""
-    image: Frame = told("image", str(source), source, limits)
-    return image
-
-
-def told(question: str, name: str, subject: Any, limits: MediaLimits) -> Any:
+def ask_worker(question: str, name: str, subject: Any, limits: MediaLimits, *rest: Any) -> Any:
     """What another process answers to one of `isolated_worker.QUESTIONS`; name: for messages. Raises MediaError."""
-    with closing(ask(name, limits, (question, subject, replace(limits, isolate=False)))) as found:
+    with closing(ask(name, limits, (question, subject, replace(limits, isolate=False), *rest))) as found:
         return next(found)

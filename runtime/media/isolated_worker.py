@@ -1,4 +1,4 @@
-"""The process behind `isolation.py`: answers requests over a socket until its other end is closed.
+"""The process behind `isolated.py`: answers requests over a socket until its other end is closed.
 
     python -m vl3edge.runtime.media.isolated_worker SOCKET MEMORY_BYTES
 
@@ -17,13 +17,12 @@ from typing import Any
 
 from ..errors import MediaError, unexpected
 from .contents import media_kind
-from .image import load_image
 from .photographs import why_photographs
 from .video import open_source
 
 QUESTIONS: dict[str, Callable[..., Any]] = {
-    "image": load_image,
     "kind": media_kind,
+    "open": open_source,
     "photographs": why_photographs,
 }
 
@@ -33,9 +32,6 @@ def answers(request: tuple[Any, ...]) -> Iterator[Any]:
     kind, subject, *rest = request
     if kind in QUESTIONS:
         yield QUESTIONS[kind](subject, *rest)
-    elif kind == "open":
-        source_fps, limits = rest
-        yield open_source(subject, source_fps, None, limits)
     else:
         yield from subject.frames(*rest)
         yield subject

@@ -28,7 +28,7 @@ class MediaLimits:
     max_duration_s: of a clip, as its times say.
     max_read_s: seconds of reading and decoding one clip, opening it included; encoding it does not count.
     max_fetch_bytes: of a picture at an address. max_silence_s: of a server, after which it counts as lost.
-    isolate: read media files in a process of their own (`isolation.py`): a crash or a hang inside a codec costs that
+    isolate: read media files in a process of their own (`isolated.py`): a crash or a hang inside a codec costs that
         clip alone. max_isolated_bytes: of memory that this process may take.
     """
 

@@ -18,7 +18,7 @@ from ..errors import MediaError, MediaWarning
 from .contents import is_animated
 from .image import open_image
 from .image_sequence import pictures_of
-from .isolated import told
+from .isolated import ask_worker
 from .limits import DEFAULT_LIMITS, MediaLimits
 
 _LOOKED_AT = 24
@@ -30,7 +30,7 @@ def why_photographs(pictures: Sequence[str | Path], limits: MediaLimits = DEFAUL
     """Why the pictures of a folder are taken for photographs; None for the frames of a video."""
     if limits.isolate:
         try:
-            why: str | None = told("photographs", str(Path(pictures[0]).parent), list(pictures), limits)
+            why: str | None = ask_worker("photographs", str(Path(pictures[0]).parent), list(pictures), limits)
         except MediaError:  # it comes again, with the name of the picture, when that is read
             why = None
         return why

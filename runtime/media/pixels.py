@@ -39,7 +39,7 @@ if "_missing_" not in vars(SideDataType):
     SideDataType._missing_ = classmethod(_unnamed)  # type: ignore[assignment,method-assign]
 
 
-def to_rgb(frame: VideoFrame, name: str, limits: MediaLimits = DEFAULT_LIMITS) -> Frame:
+def frame_rgb(frame: VideoFrame, name: str, limits: MediaLimits = DEFAULT_LIMITS) -> Frame:
     """The upright pixels of a decoded frame of `name`, uint8 [H, W, 3]. Raises MediaError if there are too many."""
     limits.check_pixels(name, frame.height, frame.width)
     try:

@@ -13,19 +13,20 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ..config import SamplingPlan
+from ..config import MediaKind, SamplingPlan
 from ..errors import MediaError, MediaWarning
 from .addresses import Fetched, located
 from .contents import format_of
-from .frame_sampling import choose, regular_timeline
+from .frame_sampling import choose_frames, regular_timeline
+from .image import load_image
 from .image_sequence import FOLDER_FPS, Animation, FrameArray, PictureList, timeline_of
-from .isolated import IsolatedSource
+from .isolated import IsolatedSource, ask_worker
 from .limits import DEFAULT_LIMITS, MediaLimits
 from .one_pass import FrameSource, OnePass
 from .resize import BudgetRule, PixelBudget, resize_rgb, target_size
@@ -81,7 +82,7 @@ class VideoReader:
     """
 
     def __init__(self, source: FrameSource, plan: SamplingPlan) -> None:
-        samples = choose(source.timeline, plan, source.name)
+        samples = choose_frames(source.timeline, plan, source.name)
         self._source = source
         self._plan = plan
         self._indices = samples.indices
@@ -136,7 +137,7 @@ class VideoReader:
         Raises MediaError if a span lies outside the clip.
         """
         plans = [replace(self._plan, start_s=start, end_s=end) for start, end in spans]
-        indices = [choose(self._source.timeline, plan, self.name).indices for plan in plans]
+        indices = [choose_frames(self._source.timeline, plan, self.name).indices for plan in plans]
         source = OnePass(self._source, np.unique(np.concatenate(indices)).tolist() if indices else ())
         return [VideoReader(source, plan) for plan in plans]
 
@@ -175,7 +176,7 @@ def open_video(
         plan = replace(plan, source_fps=source_fps)
     if isinstance(source, str | Path):
         source = located(source, limits)
-    return VideoReader(open_source(source, plan.source_fps, timestamps_s, limits), plan)
+    return VideoReader(open_source(source, limits, plan.source_fps, timestamps_s=timestamps_s), plan)
 
 
 def read_video(
@@ -194,25 +195,36 @@ def read_video(
 
 
 def open_source(
-    source: VideoSource, source_fps: float | None, timestamps_s: Sequence[float] | None, limits: MediaLimits
+    source: Any,
+    limits: MediaLimits,
+    source_fps: float | None = None,
+    kind: MediaKind = "video",
+    timestamps_s: Sequence[float] | None = None,
 ) -> FrameSource:
-    """What `open_video` samples from; arguments as there, the source as `located` gave it."""
+    """What a reader samples from; arguments as of `open_video`, the source as `located` gave it.
+
+    kind: "image" takes what `load_image` does, as a video of one frame.
+    """
+    if limits.isolate and isinstance(source, str | Path | Fetched):
+        opened: FrameSource = ask_worker("open", str(source), source, limits, source_fps, kind)
+        return opened if kind == "image" else IsolatedSource(opened, limits)  # an image has come with its pixels
+    if kind == "image":
+        name = str(source) if isinstance(source, str | Path | Fetched) else "the image given"
+        return FrameArray(load_image(source, limits)[None], regular_timeline(1, 1.0), name)
     if isinstance(source, np.ndarray):
-        return FrameArray(source, timeline_of(len(source), source_fps, timestamps_s), limits)
+        frames = FrameArray(source, timeline_of(len(source), source_fps, timestamps_s))
+        limits.check_pixels(frames.name, frames.height, frames.width)
+        return frames
     if not isinstance(source, str | Path | Fetched):
         if not len(source):
             raise MediaError("the list of images is empty")
         if source_fps is None and timestamps_s is None:
             source_fps = FOLDER_FPS
         return PictureList("the list of images", source, timeline_of(len(source), source_fps, timestamps_s), limits)
-    if limits.isolate:
-        return IsolatedSource(source, source_fps, limits)
-    if isinstance(source, Fetched):
+    if isinstance(source, Fetched) or (not os.path.isdir(source) and format_of(source) is not None):
         return _at_rate(Animation(source, limits), source_fps, limits)
     if os.path.isdir(source):  # False, not an error, where it may not be looked up: opening it says so
         return _at_rate(PictureList.from_folder(source, limits), source_fps, limits)
-    if format_of(source) is not None:
-        return _at_rate(Animation(source, limits), source_fps, limits)
     return _at_rate(VideoFile(source, limits), source_fps, limits)
 
 

@@ -33,7 +33,7 @@ from .frame_rate import ASSUMED_FPS, lacks_clock, must_be_counted, own_rate
 from .frame_sampling import Timeline, regular_timeline
 from .limits import DEFAULT_LIMITS, MediaLimits, ReadingClock
 from .packets import PacketTable, best_video_stream, clock_zero, open_container, read_packets, scan, time_base
-from .pixels import Frame, to_rgb
+from .pixels import Frame, frame_rgb
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -78,7 +78,7 @@ class VideoFile:
             self._step = max(1, round(1 / (rate * base))) if rate else 1
             scanned = scan(container, stream, self.name, limits, self._clock)
             self._packets: PacketTable | None = scanned.packets
-            self._ticks, first = self._look(base)
+            self._ticks, first = self._look()
         self.height, self.width = first.shape[:2]
         self.notes: tuple[str, ...] = ()
         if missing := scanned.num_missing:
@@ -91,16 +91,15 @@ class VideoFile:
             self.notes += (f"the file is damaged: {damaged} of its {total} frames cannot be decoded",)
         fps = float(rate) if rate else None
         self.timeline = regular_timeline(len(self._ticks), fps) if fps and is_even else self._timeline(base, zero, fps)
+        limits.check_duration(self.name, self.timeline.span_s)
 
     def _timeline(self, base: Fraction, zero: int, rate: float | None) -> Timeline:
-        """Ticks counted from `zero`; `rate` is the one stated. Raises MediaError for a clip that is too long."""
+        """Ticks counted from `zero`; `rate` is the one stated."""
         first, last = int(self._ticks[0]) - zero, int(self._ticks[-1]) - zero
         duration = self._packets.last_duration if self._packets else 0
         if not duration:
             duration = last + zero - int(self._ticks[-2]) if len(self._ticks) > 1 else self._step
         end = last + max(1, duration)
-        # A clip may start late, by as much as it may last.
-        self._limits.check_duration(self.name, float(max(end - first, abs(first)) * base))
         counted = float(len(self._ticks) / ((end - first) * base))
         return Timeline(self._ticks - zero, end, base, rate or counted)
 
@@ -119,7 +118,7 @@ class VideoFile:
         # Each takes away from `wanted` what it has found; what failed once is not tried again.
         while wanted:
             with closing(attempts[self._first_attempt](wanted)) as found:
-                yield from (to_rgb(frame, self.name, self._limits) for frame in found)
+                yield from (frame_rgb(frame, self.name, self._limits) for frame in found)
             self._first_attempt += bool(wanted)
 
     def _decode_stretches(self, wanted: deque[int]) -> Generator[VideoFrame]:
@@ -207,14 +206,14 @@ class VideoFile:
         else:
             yield from ((frame.pts, frame) for frame in frames if frame.pts is not None)
 
-    def _look(self, base: Fraction) -> tuple[npt.NDArray[np.int64], Frame]:
+    def _look(self) -> tuple[npt.NDArray[np.int64], Frame]:
         """When each frame is shown, ascending, at least one, and the pixels of the first; from the packets, or by
         decoding everything if need be."""
         with closing(self._decode_all()) as frames:
             first = next(frames, None)
             if first is None:
                 raise self._undecodable()
-            pixels = to_rgb(first, self.name, self._limits)
+            pixels = frame_rgb(first, self.name, self._limits)
             if self._packets is not None:
                 if first.pts is not None:
                     self._packets = self._packets.seen_from(first.pts)
@@ -228,9 +227,7 @@ class VideoFile:
                 self._limits.check_frames(self.name, len(times))
         if self._is_bare:
             times = [(None, None)] * len(times)
-        shown = _shown_at(times, self._step)
-        self._limits.check_duration(self.name, float((shown[-1] - shown[0]) * base))
-        return np.array(shown, np.int64), pixels
+        return np.array(_shown_at(times, self._step), np.int64), pixels
 
     def _stream(self, container: InputContainer, options: dict[str, str]) -> VideoStream:
         stream = next((s for s in container.streams.video if s.index == self._stream_index), None)

@@ -23,6 +23,7 @@ from typing import Any, Protocol
 import jinja2
 
 from ..bundle.manifest import TokenSpec
+from ..config import MediaKind
 from ..errors import BundleError, ConfigError
 from .sandbox import TemplateSandbox, refuse
 from .tokenizer import Tokenizer
@@ -223,9 +224,9 @@ class _Escape:
         return self._marked.sub(meant, text)  # templates may hold marks, too
 
 
-def media_items(messages: Sequence[Mapping[str, Any]]) -> list[tuple[str, Any]]:
+def media_items(messages: Sequence[Mapping[str, Any]]) -> list[tuple[MediaKind | None, Any]]:
     """(kind, source) of every image and video of a conversation, in order; ConfigError for malformed messages."""
-    found = []
+    found: list[tuple[MediaKind | None, Any]] = []
     for message in messages:
         if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
             raise ConfigError("each message must be a mapping with 'role' and 'content'")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vl3edge.models.checkpoint import Checkpoint
-from vl3edge.models.decoder import Decoder
+from vl3edge.models.decoder import TextDecoder
 from vl3edge.models.demo.twin import write_outlier_twin
 from vl3edge.models.vision import VisionEncoder
 
@@ -21,7 +21,7 @@ def test_twin_is_the_same_function_with_louder_channels(
 ) -> None:
     source = Checkpoint.open(checkpoints("tiny", layout))
     twin = Checkpoint.open(write_outlier_twin(source, tmp_path / "twin", seed=1))
-    decoders = [Decoder.from_checkpoint(checkpoint) for checkpoint in (source, twin)]
+    decoders = [TextDecoder.from_checkpoint(checkpoint) for checkpoint in (source, twin)]
     x = torch.randn(1, 40, 96, generator=torch.Generator().manual_seed(0))
     loudest: list[list[float]] = []
     logits = []

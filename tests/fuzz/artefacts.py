@@ -30,8 +30,9 @@ from vl3edge.runtime import GenerationConfig, VideoLlama3
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, hash_file, open_bundle
 from vl3edge.runtime.bundle.manifest import sealed
 from vl3edge.runtime.captions.jsonl import RecordFile
-from vl3edge.runtime.captions.records import CaptionRecord, json_line
+from vl3edge.runtime.captions.records import json_line
 from vl3edge.runtime.errors import ConfigError, Vl3EdgeError
+from vl3edge.runtime.jobs import CaptionResult
 from vl3edge.runtime.prompt.chat_template import MediaItem, PromptTemplate
 from vl3edge.runtime.prompt.tokenizer import Tokenizer
 
@@ -169,7 +170,7 @@ def records(rng: random.Random, folder: Path) -> str:
             raise RuntimeError("not just the last line, cut short, was removed")
         for record in made:
             if file.state(record.media).name != "DONE":
-                file.write(CaptionRecord(record.media, caption="again"))
+                file.write(CaptionResult(record.media, caption="again"))
     finally:
         file.close()
     names = Counter(json.loads(line)["media"] for line in path.read_bytes().splitlines())
@@ -178,13 +179,13 @@ def records(rng: random.Random, folder: Path) -> str:
     return f"{len(names)} records"
 
 
-def _record(rng: random.Random, folder: Path, number: int) -> CaptionRecord:
+def _record(rng: random.Random, folder: Path, number: int) -> CaptionResult:
     name = rng.choice(("a", "ü 🦀", "b\nc", "\udcff", '"\\', "\u2028", "</b>"))
     media = str(folder / f"{name}{number}.mp4")
     if rng.random() < 0.3:
-        return CaptionRecord(media, error="damaged " * rng.randint(1, 50))
+        return CaptionResult(media, error="damaged " * rng.randint(1, 50))
     caption = "".join(rng.choices('ab \n"\\\x1b🦀é\u2028', k=rng.randint(0, 80)))
-    return CaptionRecord(media, caption=caption, finish_reason="stop", num_frames=2, seconds=0.1)
+    return CaptionResult(media, caption=caption, finish_reason="stop", num_frames=2, seconds=0.1)
 
 
 def fuzz(numbers: range, seconds: float) -> Report:

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from transformers import GPTQConfig  # noqa: E402
 
 from vl3edge.models.checkpoint import Checkpoint  # noqa: E402
-from vl3edge.models.decoder import Decoder  # noqa: E402
+from vl3edge.models.decoder import TextDecoder  # noqa: E402
 from vl3edge.models.demo.stock import VideoLlama3ForConditionalGeneration  # noqa: E402
 from vl3edge.models.synthetic.random import preset, write_random_checkpoint  # noqa: E402
 from vl3edge.models.tensor_names import DECODER  # noqa: E402
@@ -114,7 +114,7 @@ def test_gptqmodel_s_checkpoint_is_read(
     with torch.inference_mode():
         wanted, _ = DequantizedCheckpoint(read, linears).decoder()(x)
         got = theirs.model(inputs_embeds=x.half()).logits
-        original, _ = Decoder.from_checkpoint(checkpoint)(x)
+        original, _ = TextDecoder.from_checkpoint(checkpoint)(x)
     assert_close(got, wanted)
     changed = (wanted - original).square().mean().sqrt() / original.square().mean().sqrt()
     assert changed > 3 * _TOLERANCE if bits == 4 else changed < 0.05, f"{changed:.3f}"
@@ -132,7 +132,7 @@ def _as_qwen2(checkpoint: Checkpoint, folder: Path) -> Path:
         max_position_embeddings=text.max_position_embeddings,
     )  # fmt: skip
     model = Qwen2ForCausalLM(config)
-    state = Decoder.from_checkpoint(checkpoint).state_dict()
+    state = TextDecoder.from_checkpoint(checkpoint).state_dict()
     prefixed = {name if name.startswith("lm_head") else f"model.{name}": value for name, value in state.items()}
     model.load_state_dict(prefixed)
     model.half().save_pretrained(folder)
@@ -165,5 +165,5 @@ def test_both_fixtures_are_one_model(checkpoint: Checkpoint, tmp_path: Path) -> 
     model = Qwen2ForCausalLM.from_pretrained(_as_qwen2(checkpoint, tmp_path / "qwen2"), dtype=torch.float32)
     x = embeddings(checkpoint)
     with torch.inference_mode():
-        wanted, _ = Decoder.from_checkpoint(checkpoint)(x)
+        wanted, _ = TextDecoder.from_checkpoint(checkpoint)(x)
         assert_close(model(inputs_embeds=x).logits, wanted)

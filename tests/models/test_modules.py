@@ -13,7 +13,7 @@ from reference import VisualInput, load_reference, reference_features, reference
 
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.config import ModelConfig
-from vl3edge.models.decoder import Decoder, DecoderLayer, rotary
+from vl3edge.models.decoder import DecoderLayer, TextDecoder, rotary
 from vl3edge.models.projector import Projector
 from vl3edge.models.synthetic.random import preset, write_random_checkpoint
 from vl3edge.models.vision import VisionEncoder
@@ -85,7 +85,7 @@ def test_tokens_equal_transformers(pair: tuple[Checkpoint, Any], merge_size: int
 
 def test_logits_equal_transformers(pair: tuple[Checkpoint, Any]) -> None:
     checkpoint, model = pair
-    decoder = Decoder.from_checkpoint(checkpoint)
+    decoder = TextDecoder.from_checkpoint(checkpoint)
     ids = torch.randint(0, checkpoint.config.text.vocab_size, (2, 40), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         logits, _ = decoder(decoder.embed_tokens(ids))
@@ -95,7 +95,7 @@ def test_logits_equal_transformers(pair: tuple[Checkpoint, Any]) -> None:
 def test_cached_pieces_equal_one_pass(pair: tuple[Checkpoint, Any]) -> None:
     """A prompt in pieces of several lengths, one of them a single token, gives the logits of the whole."""
     checkpoint, _ = pair
-    decoder = Decoder.from_checkpoint(checkpoint)
+    decoder = TextDecoder.from_checkpoint(checkpoint)
     hidden = torch.randn(2, 23, checkpoint.config.text.hidden_size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         whole, _ = decoder(hidden)
@@ -109,7 +109,7 @@ def test_cached_pieces_equal_one_pass(pair: tuple[Checkpoint, Any]) -> None:
 def test_layer_by_layer_equals_decoder(pair: tuple[Checkpoint, Any]) -> None:
     checkpoint, _ = pair
     text = checkpoint.config.text
-    decoder = Decoder.from_checkpoint(checkpoint)
+    decoder = TextDecoder.from_checkpoint(checkpoint)
     start = torch.randn(1, 11, text.hidden_size, generator=torch.Generator().manual_seed(3))
     with torch.inference_mode():
         hidden = start

@@ -6,7 +6,7 @@ import torch
 from quantized import random_sequences
 
 from vl3edge.models.checkpoint import Checkpoint
-from vl3edge.models.decoder import Decoder
+from vl3edge.models.decoder import TextDecoder
 from vl3edge.models.synthetic.random import preset, write_random_checkpoint
 from vl3edge.models.tensor_names import DECODER, LM_HEAD
 from vl3edge.quant import comparison
@@ -30,7 +30,7 @@ def test_figures_are_those_of_two_whole_decoders(checkpoint, tmp_path, monkeypat
     sequences = random_sequences(checkpoint.config.text.hidden_size)
     result = compare(checkpoint, linears, sequences)
 
-    original, changed = Decoder.from_checkpoint(checkpoint), Decoder.from_checkpoint(checkpoint)
+    original, changed = TextDecoder.from_checkpoint(checkpoint), TextDecoder.from_checkpoint(checkpoint)
     changed.lm_head.weight = torch.nn.Parameter(changed.lm_head.weight.clone())
     for name in linears.names:
         own = "lm_head" if name == "lm_head" else name.removeprefix(DECODER)

@@ -12,7 +12,7 @@ from plain_gptq import plain_gptq
 from quantized import random_sequences
 
 from vl3edge.models.checkpoint import Checkpoint
-from vl3edge.models.decoder import Decoder
+from vl3edge.models.decoder import TextDecoder
 from vl3edge.models.synthetic.random import preset, write_random_checkpoint
 from vl3edge.models.tensor_names import DECODER
 from vl3edge.quant import decoder as decoders
@@ -53,7 +53,7 @@ def plain_inputs(decoder, sequences, name):
 
 @torch.inference_mode()
 def test_every_layer_equals_plain_gptq_on_quantized_upstream_layers(checkpoint, sequences, quantized):
-    decoder = Decoder.from_checkpoint(checkpoint).double()
+    decoder = TextDecoder.from_checkpoint(checkpoint).double()
     decoder.lm_head.weight = torch.nn.Parameter(decoder.lm_head.weight.clone())
     groups = [[f"layers.{i}.{n}" for n in group] for i in range(3) for group in GROUPS] + [[HEAD]]
     different = total = 0

@@ -11,7 +11,7 @@ import pytest
 from vl3edge.runtime import host_trim as resident
 from vl3edge.runtime import roofline_workload as workload
 from vl3edge.runtime.backends.onnxruntime import select_backend
-from vl3edge.runtime.bench import Bench, BenchPlan, Stage
+from vl3edge.runtime.bench import Bench, BenchPlan, StageTime
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, open_bundle
 from vl3edge.runtime.cli.main import main
 from vl3edge.runtime.errors import ConfigError
@@ -90,9 +90,9 @@ def test_vision_flops_count_weights_and_attention() -> None:
 
 
 def test_share_of_limit_takes_the_larger_floor() -> None:
-    stage = Stage("decode", 10, "tokens", seconds=2.0, arithmetic_s=0.5, bytes_s=1.0)
+    stage = StageTime("decode", 10, "tokens", seconds=2.0, arithmetic_s=0.5, bytes_s=1.0)
     assert (stage.share_of_limit, stage.rate) == (0.5, 5.0)
-    assert Stage("read", 10, "frames", 2.0).share_of_limit is None
+    assert StageTime("read", 10, "frames", 2.0).share_of_limit is None
 
 
 def test_no_floors_for_a_backend_that_is_not_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,10 +60,10 @@ def test_every_job_has_one_result_and_it_is_what_the_job_gives_alone(model: Vide
     for result in by_index:
         assert result.seconds >= 0
         if result.job.key in failed:
-            assert isinstance(result.error, failed[result.job.key])
+            assert isinstance(result.exception, failed[result.job.key])
             assert (result.clip, result.answer) == (None, None)
             continue
-        assert result.error is None
+        assert result.exception is None
         assert result.answer is not None
         assert result.clip is not None
     for index in (0, 1, 3, 4, 9):

@@ -10,9 +10,9 @@ from vl3edge.runtime.bundle.profiles import (
     Profile,
     ShapeRange,
     activation_bytes,
-    choose,
     frames_per_call,
     max_patches,
+    profile_for,
     projector_profiles,
     vision_profiles,
 )
@@ -82,7 +82,7 @@ def test_every_number_of_frames_and_patches_fits(name: str) -> None:
         at_once = frames_per_call(profiles, int(patches))
         for frames in {1, max(1, at_once // 2), at_once}:
             shapes = {"patches": (frames, int(patches), 588), "positions": (int(patches), 2)}
-            index = choose(profiles, shapes)
+            index = profile_for(profiles, shapes)
             assert index is not None
             assert profiles[index].holds(shapes)
             assert index == 0 or not profiles[index - 1].holds(shapes)
@@ -97,7 +97,7 @@ def test_the_projector_takes_all_that_one_call_gives(merge_sizes: tuple[int, int
     for merge_size in merge_sizes:
         tokens, averaged = patches // merge_size**2, {1: 1, 2: 4, 3: 1, 4: 4}[merge_size]
         for kept in (1, tokens):
-            assert choose(profiles, {"features": (patches, 1152), "blocks": (kept, averaged)}) is not None
+            assert profile_for(profiles, {"features": (patches, 1152), "blocks": (kept, averaged)}) is not None
 
 
 def test_too_little_memory_is_an_error_that_says_how_much_it_takes() -> None:

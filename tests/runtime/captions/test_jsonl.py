@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from vl3edge.runtime.captions.jsonl import RecordFile, State
-from vl3edge.runtime.captions.records import CaptionRecord, json_line
+from vl3edge.runtime.captions.records import json_line
 from vl3edge.runtime.errors import ConfigError, OutputError
 from vl3edge.runtime.files import LockedFile, write_whole
+from vl3edge.runtime.jobs import CaptionResult
 from vl3edge.runtime.media.addresses import clip_key
 
 
@@ -28,7 +29,7 @@ def lines(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_bytes().splitlines()]
 
 
-def filled(path: Path, *records: CaptionRecord) -> None:
+def filled(path: Path, *records: CaptionResult) -> None:
     file = RecordFile(path)
     for record in records:
         file.write(record)
@@ -38,17 +39,17 @@ def filled(path: Path, *records: CaptionRecord) -> None:
 def test_a_record_replaces_the_error_of_its_clip_and_no_other(path: Path) -> None:
     filled(
         path,
-        CaptionRecord("a.mp4", error="broken"),
-        CaptionRecord("b.mp4", caption="two"),
-        CaptionRecord("c.mp4", error="broken"),
+        CaptionResult("a.mp4", error="broken"),
+        CaptionResult("b.mp4", caption="two"),
+        CaptionResult("c.mp4", error="broken"),
     )
     file = RecordFile(path, keep=True)
     assert [file.state(name) for name in ("a.mp4", "b.mp4", "d.mp4")] == [State.FAILED, State.DONE, State.WAITING]
-    file.write(CaptionRecord("a.mp4", caption="one"))
+    file.write(CaptionResult("a.mp4", caption="one"))
     assert [line["media"] for line in lines(path)] == ["b.mp4", "c.mp4", "a.mp4"]
-    file.write(CaptionRecord("c.mp4", error="still broken"))
+    file.write(CaptionResult("c.mp4", error="still broken"))
     assert [line.get("error") for line in lines(path)] == [None, None, "still broken"]
-    file.write(CaptionRecord("d.mp4", caption="new"))
+    file.write(CaptionResult("d.mp4", caption="new"))
     assert [line["media"] for line in lines(path)] == ["b.mp4", "a.mp4", "c.mp4", "d.mp4"]
     file.forget("c.mp4")
     file.forget("b.mp4")
@@ -59,7 +60,7 @@ def test_a_record_replaces_the_error_of_its_clip_and_no_other(path: Path) -> Non
 
 def test_names_of_one_clip_are_one_clip(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(path.parent)
-    filled(path, CaptionRecord("./a.mp4", caption="one"), CaptionRecord("rtsp://camera/./b", caption="two"))
+    filled(path, CaptionResult("./a.mp4", caption="one"), CaptionResult("rtsp://camera/./b", caption="two"))
     file = RecordFile(path, keep=True)
     assert file.state("a.mp4") is State.DONE
     assert file.state(str(path.parent / "a.mp4")) is State.DONE
@@ -69,28 +70,28 @@ def test_names_of_one_clip_are_one_clip(path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_line_holds_no_control_character_and_comes_back() -> None:
-    record = CaptionRecord("a\n\x1b[2J\x7f\x9b\udce9.mp4", caption="ü\x85\r\u2028")
+    record = CaptionResult("a\n\x1b[2J\x7f\x9b\udce9.mp4", caption="ü\x85\r\u2028")
     line = json_line(record)
     assert not [c for c in line.decode().rstrip("\n") if c < " " or "\x7f" <= c <= "\x9f"]
-    assert CaptionRecord.from_json(json.loads(line)) == record
+    assert CaptionResult.from_json(json.loads(line)) == record
 
 
 def test_segments_are_counted(path: Path) -> None:
     filled(
         path,
-        CaptionRecord("a.mp4", error="could not be opened"),
-        CaptionRecord("a.mp4", caption="one", segment=1, segments=3),
+        CaptionResult("a.mp4", error="could not be opened"),
+        CaptionResult("a.mp4", caption="one", segment=1, segments=3),
     )
     assert [line.get("segment") for line in lines(path)] == [1]
     file = RecordFile(path, keep=True)
     assert file.state("a.mp4") is State.WAITING
-    file.write(CaptionRecord("a.mp4", caption="three", segment=3, segments=3))
-    file.write(CaptionRecord("a.mp4", error="broken", segment=2, segments=3))
+    file.write(CaptionResult("a.mp4", caption="three", segment=3, segments=3))
+    file.write(CaptionResult("a.mp4", error="broken", segment=2, segments=3))
     assert file.state("a.mp4") is State.FAILED
     assert [file.segment_state("a.mp4", n, 3) for n in (1, 2, 3)] == [State.DONE, State.FAILED, State.DONE]
     with pytest.raises(ConfigError, match="in 3 segments, not 4"):
         file.segment_state("a.mp4", 1, 4)
-    file.write(CaptionRecord("a.mp4", caption="two", segment=2, segments=3))
+    file.write(CaptionResult("a.mp4", caption="two", segment=2, segments=3))
     assert file.state("a.mp4") is State.DONE
     assert sorted(str(line["caption"]) for line in lines(path)) == ["one", "three", "two"]
     file.close()
@@ -98,14 +99,14 @@ def test_segments_are_counted(path: Path) -> None:
 
 @pytest.mark.parametrize("cut", [1, 10, 40])
 def test_a_line_cut_short_is_removed(path: Path, cut: int) -> None:
-    filled(path, CaptionRecord("a.mp4", caption="one"), CaptionRecord("b.mp4", caption="two"))
+    filled(path, CaptionResult("a.mp4", caption="one"), CaptionResult("b.mp4", caption="two"))
     whole = path.read_bytes()
     first = whole.index(b"\n") + 1
     path.write_bytes(whole[: first + min(cut, len(whole) - first - 1)])
     file = RecordFile(path, keep=True)
     assert path.read_bytes() == whole[:first]
     assert file.state("b.mp4") is State.WAITING
-    file.write(CaptionRecord("b.mp4", caption="two"))
+    file.write(CaptionResult("b.mp4", caption="two"))
     file.close()
     assert path.read_bytes() == whole
 
@@ -125,7 +126,7 @@ def test_force_replaces_with_the_first_record_and_not_before(path: Path) -> None
     file = RecordFile(path, force=True)
     assert path.read_text() == "precious\n"
     assert list(file.records()) == []
-    file.write(CaptionRecord("a.mp4", caption="one"))
+    file.write(CaptionResult("a.mp4", caption="one"))
     assert [line["caption"] for line in lines(path)] == ["one"]
     file.close()
 
@@ -135,10 +136,10 @@ def test_a_second_process_is_refused_until_the_first_dies(path: Path) -> None:
 import sys, time
 from pathlib import Path
 from vl3edge.runtime.captions.jsonl import RecordFile
-from vl3edge.runtime.captions.records import CaptionRecord
+from vl3edge.runtime.jobs import CaptionResult
 file = RecordFile(Path({str(path)!r}))
-file.write(CaptionRecord("a.mp4", error="broken"))
-file.write(CaptionRecord("a.mp4", caption="one"))  # the file has been replaced: the lock must have moved along
+file.write(CaptionResult("a.mp4", error="broken"))
+file.write(CaptionResult("a.mp4", caption="one"))  # the file has been replaced: the lock must have moved along
 print("locked", flush=True)
 time.sleep(60)
 """
@@ -156,18 +157,18 @@ time.sleep(60)
 @pytest.mark.parametrize("room", [0, 1, 150, 299])
 def test_a_full_disk_leaves_whole_lines(path: Path, room: int) -> None:
     """A limit on the file's size stands for the disk: the write that passes it is cut short, then fails."""
-    filled(path, CaptionRecord("a.mp4", caption="x" * 200))
+    filled(path, CaptionResult("a.mp4", caption="x" * 200))
     before = path.read_bytes()
     code = f"""
 import errno, resource
 from pathlib import Path
 from vl3edge.runtime.captions.jsonl import RecordFile
-from vl3edge.runtime.captions.records import CaptionRecord
+from vl3edge.runtime.jobs import CaptionResult
 path = Path({str(path)!r})
 file = RecordFile(path, keep=True)
 resource.setrlimit(resource.RLIMIT_FSIZE, ({len(before) + room},) * 2)
 try:
-    file.write(CaptionRecord("b.mp4", caption="y" * 300))
+    file.write(CaptionResult("b.mp4", caption="y" * 300))
 except OSError as e:
     print(errno.errorcode[e.errno], e.filename)
 """
@@ -175,7 +176,7 @@ except OSError as e:
     assert done.stdout.split() == ["EFBIG", str(path)]
     assert path.read_bytes() == before
     file = RecordFile(path, keep=True)
-    file.write(CaptionRecord("b.mp4", caption="y" * 300))
+    file.write(CaptionResult("b.mp4", caption="y" * 300))
     file.close()
     assert [line["media"] for line in lines(path)] == ["a.mp4", "b.mp4"]
 

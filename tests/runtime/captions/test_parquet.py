@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from vl3edge.runtime.captions.parquet import COLUMNS, parquet_bytes
-from vl3edge.runtime.captions.records import CaptionRecord
 from vl3edge.runtime.cli.main import main
+from vl3edge.runtime.jobs import CaptionResult
 
 RECORDS = [
-    CaptionRecord("a.mp4", "A cat.\n<b>", "stop", 12, 340, 1.25, 0.0, 12.0),
-    CaptionRecord("b.mp4", error="broken"),
-    CaptionRecord("c.mp4", "Two 🙂.", "length", 5, 6, 0.5, 60.0, 75.5, segment=2, segments=2),
-    CaptionRecord("c.mp4", "Never.", "stop", 5, 6, 0.5, find="it stops", found=False),
+    CaptionResult("a.mp4", "A cat.\n<b>", "stop", 12, 340, 1.25, 0.0, 12.0),
+    CaptionResult("b.mp4", error="broken"),
+    CaptionResult("c.mp4", "Two 🙂.", "length", 5, 6, 0.5, 60.0, 75.5, segment=2, segments=2),
+    CaptionResult("c.mp4", "Never.", "stop", 5, 6, 0.5, find="it stops", found=False),
 ]
 
 
@@ -33,7 +33,7 @@ def test_more_rows_than_a_batch_and_names_that_are_not_utf8(tmp_path: Path) -> N
     parquet = pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "records.parquet"
     names = [os.fsdecode(b"caf\xe9 %d.mp4" % number) for number in range(10_000)]
-    path.write_bytes(b"".join(parquet_bytes(CaptionRecord(name, caption="x") for name in names)))
+    path.write_bytes(b"".join(parquet_bytes(CaptionResult(name, caption="x") for name in names)))
     media = parquet.read_table(path)["media"].to_pylist()
     assert media == [rf"caf\xe9 {number}.mp4" for number in range(10_000)]
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import av
 import pytest
 
-from vl3edge.runtime.captions.records import CaptionRecord, text_line
+from vl3edge.runtime.captions.records import text_line
 from vl3edge.runtime.captions.subtitles import subtitles
+from vl3edge.runtime.jobs import CaptionResult
 
 Cue = tuple[float, float, str]
 
@@ -40,13 +41,13 @@ def played(text: str, style: str, folder: Path) -> list[Cue]:
 @pytest.mark.parametrize("style", ["srt", "vtt"])
 def test_a_player_reads_every_cue(style: str, tmp_path: Path) -> None:
     records = [
-        CaptionRecord("a.mp4", caption="Third: ünï 🙂 日本", start_s=36000.0, end_s=36061.25),
-        CaptionRecord("a.mp4", caption="First", start_s=0.0, end_s=59.9996),
-        CaptionRecord("a.mp4", caption="Second\n\nline\ttwo", start_s=60.0, end_s=120.5),
-        CaptionRecord("a.mp4", error="broken", start_s=120.5, end_s=130.0),
-        CaptionRecord("a.mp4", caption=" \n", start_s=130.0, end_s=140.0),
-        CaptionRecord("a.mp4", caption="It never stops.", find="it stops", found=False),
-        CaptionRecord("a.mp4", caption="At 3.0s.", find="it stops", found=True, start_s=150.0, end_s=150.0),
+        CaptionResult("a.mp4", caption="Third: ünï 🙂 日本", start_s=36000.0, end_s=36061.25),
+        CaptionResult("a.mp4", caption="First", start_s=0.0, end_s=59.9996),
+        CaptionResult("a.mp4", caption="Second\n\nline\ttwo", start_s=60.0, end_s=120.5),
+        CaptionResult("a.mp4", error="broken", start_s=120.5, end_s=130.0),
+        CaptionResult("a.mp4", caption=" \n", start_s=130.0, end_s=140.0),
+        CaptionResult("a.mp4", caption="It never stops.", find="it stops", found=False),
+        CaptionResult("a.mp4", caption="At 3.0s.", find="it stops", found=True, start_s=150.0, end_s=150.0),
     ]
     assert played(subtitles(records, style), style, tmp_path) == [
         (0.0, 60.0, "First"),
@@ -56,15 +57,15 @@ def test_a_player_reads_every_cue(style: str, tmp_path: Path) -> None:
     ]
 
 
-def event(start: float, end: float, seen: tuple[float, float]) -> CaptionRecord:
-    return CaptionRecord(
+def event(start: float, end: float, seen: tuple[float, float]) -> CaptionResult:
+    return CaptionResult(
         "a.mp4", "?", start_s=start, end_s=end, find="x", found=True, seen_start_s=seen[0], seen_end_s=seen[1]
     )
 
 
-TIGHT: dict[str, tuple[list[CaptionRecord], list[tuple[float, float]]]] = {
+TIGHT: dict[str, tuple[list[CaptionResult], list[tuple[float, float]]]] = {
     "tenths": (
-        [CaptionRecord("a.mp4", "x", start_s=k / 10, end_s=(k + 1) / 10) for k in range(30)],
+        [CaptionResult("a.mp4", "x", start_s=k / 10, end_s=(k + 1) / 10) for k in range(30)],
         [(k / 10, (k + 1) / 10) for k in range(30)],
     ),
     "an event at the end of the film": ([event(9.0, 9.0, (0.0, 9.0))], [(8.0, 9.0)]),
@@ -74,10 +75,10 @@ TIGHT: dict[str, tuple[list[CaptionRecord], list[tuple[float, float]]]] = {
         [event(9.0, 9.0, (6.0, 9.0)), event(9.0, 9.0, (9.0, 12.0))],
         [(8.0, 9.0), (9.0, 10.0)],
     ),
-    "a picture": ([CaptionRecord("a.jpg", "x")], [(0.0, 1.0)]),
-    "a film of a moment": ([CaptionRecord("a.gif", "x", start_s=0.0, end_s=0.04)], [(0.0, 0.04)]),
+    "a picture": ([CaptionResult("a.jpg", "x")], [(0.0, 1.0)]),
+    "a film of a moment": ([CaptionResult("a.gif", "x", start_s=0.0, end_s=0.04)], [(0.0, 0.04)]),
     "hundredths from an odd time": (
-        [CaptionRecord("a.mp4", "x", start_s=0.0005 + k / 100, end_s=0.0105 + k / 100) for k in range(3)],
+        [CaptionResult("a.mp4", "x", start_s=0.0005 + k / 100, end_s=0.0105 + k / 100) for k in range(3)],
         [(0.001, 0.011), (0.011, 0.021), (0.021, 0.031)],
     ),
 }
@@ -108,8 +109,8 @@ HOSTILE = [
 @pytest.mark.parametrize("caption", HOSTILE)
 def test_a_caption_cannot_steer_the_player(caption: str, style: str, tmp_path: Path) -> None:
     records = [
-        CaptionRecord("a.mp4", caption=caption, start_s=0.0, end_s=2.0),
-        CaptionRecord("a.mp4", caption="end", start_s=2.0, end_s=4.0),
+        CaptionResult("a.mp4", caption=caption, start_s=0.0, end_s=2.0),
+        CaptionResult("a.mp4", caption="end", start_s=2.0, end_s=4.0),
     ]
     cues = played(subtitles(records, style), style, tmp_path)
     assert [(start, end) for start, end, _ in cues] == [(0.0, 2.0), (2.0, 4.0)]
@@ -121,11 +122,11 @@ def test_a_caption_cannot_steer_the_player(caption: str, style: str, tmp_path: P
 
 
 def test_plain_text() -> None:
-    piece = CaptionRecord("a\n.mp4", caption="A cat.", start_s=59.96, end_s=3600.0, segment=2, segments=3)
+    piece = CaptionResult("a\n.mp4", caption="A cat.", start_s=59.96, end_s=3600.0, segment=2, segments=3)
     assert text_line(piece, several=True) == "a .mp4: [0:01:00.0 - 1:00:00.0] A cat.\n"
-    assert text_line(CaptionRecord("a.mp4", caption="A cat."), several=False) == "A cat.\n"
-    assert text_line(CaptionRecord("a.mp4", error="broken"), several=True) == ""
-    found = CaptionRecord("a.mp4", caption="At 3 s.", find="x", found=True, start_s=3.0, end_s=4.5)
+    assert text_line(CaptionResult("a.mp4", caption="A cat."), several=False) == "A cat.\n"
+    assert text_line(CaptionResult("a.mp4", error="broken"), several=True) == ""
+    found = CaptionResult("a.mp4", caption="At 3 s.", find="x", found=True, start_s=3.0, end_s=4.5)
     assert text_line(found, several=False) == "0:00:03.0 - 0:00:04.5\n"
-    missing = CaptionRecord("a.mp4", caption="Never.", find="x", found=False)
+    missing = CaptionResult("a.mp4", caption="Never.", find="x", found=False)
     assert text_line(missing, several=False) == "not found: Never.\n"

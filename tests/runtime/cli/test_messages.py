@@ -38,8 +38,8 @@ def test_the_question_is_blamed_where_it_is_too_long(demo: VideoLlama3) -> None:
     ]
     for batch in (1, 2):
         (result,) = demo.caption_all([CaptionJob(CLIP, LONG)], batch=batch)
-        assert isinstance(result.error, ContextLengthError)
-        messages.append(str(result.error))
+        assert isinstance(result.exception, ContextLengthError)
+        messages.append(str(result.exception))
     for message in messages:
         assert SHORTEN in message
         assert FEWER not in message

@@ -76,10 +76,10 @@ def test_draws_follow_the_distribution_and_the_seed() -> None:
     config = GenerationConfig(temperature=1.0, top_k=10, seed=3)
     history = np.zeros(0, np.int64)
     sampler, again = Sampler(config), Sampler(config)
-    draws = [sampler.choose(logits, history) for _ in range(20_000)]
-    assert draws == [again.choose(logits, history) for _ in range(20_000)]
+    draws = [sampler.sample(logits, history) for _ in range(20_000)]
+    assert draws == [again.sample(logits, history) for _ in range(20_000)]
     assert draws[:50] != [
-        Sampler(GenerationConfig(temperature=1.0, top_k=10, seed=s)).choose(logits, history) for s in range(50)
+        Sampler(GenerationConfig(temperature=1.0, top_k=10, seed=s)).sample(logits, history) for s in range(50)
     ]
     frequencies = np.bincount(draws, minlength=50) / len(draws)
     np.testing.assert_allclose(frequencies, filtered_probabilities(logits, config), atol=0.012)
@@ -99,7 +99,7 @@ def test_the_greatest_draw_is_the_last_token_although_the_sum_is_below_one() -> 
     assert np.cumsum(filtered_probabilities(logits, config))[-1] < 1 - 2**-50
     sampler = Sampler(config)
     sampler._random = SimpleNamespace(random=lambda: 1 - 2**-53)  # type: ignore[assignment]
-    assert sampler.choose(logits, np.zeros(0, np.int64)) == 999
+    assert sampler.sample(logits, np.zeros(0, np.int64)) == 999
 
 
 def test_penalties_push_scores_of_either_sign_away() -> None:
@@ -126,8 +126,8 @@ def test_logits_are_read_only_where_they_decide(settings: dict[str, float], need
 def test_greedy_with_a_penalty_takes_the_best_penalized() -> None:
     logits = np.array([1.0, 3.0, 2.9, -1.0], np.float32)
     sampler = Sampler(GenerationConfig(repetition_penalty=2.0))
-    assert sampler.choose(logits, np.array([1])) == 2
-    assert sampler.choose(logits, np.array([1, 2])) == 1
+    assert sampler.sample(logits, np.array([1])) == 2
+    assert sampler.sample(logits, np.array([1, 2])) == 1
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -136,6 +136,6 @@ def test_logits_that_are_no_numbers_are_an_error(config: GenerationConfig, value
     """A draw from them would be an id beyond the vocabulary."""
     logits = np.full(5, value, np.float32)
     with pytest.raises(BackendError, match="NaN or infinity"):
-        Sampler(config).choose(logits, np.array([0]))
+        Sampler(config).sample(logits, np.array([0]))
     masked = np.array([-np.inf, 1.0, -np.inf], np.float32)
-    assert Sampler(config).choose(masked, np.array([0])) == 1
+    assert Sampler(config).sample(masked, np.array([0])) == 1

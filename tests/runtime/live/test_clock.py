@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from vl3edge.runtime.config import SamplingPlan
 from vl3edge.runtime.live.clock import IntervalSampler, RealtimePacer, StreamClock
-from vl3edge.runtime.media.frame_sampling import Timeline, choose
+from vl3edge.runtime.media.frame_sampling import Timeline, choose_frames
 
 SECOND = Fraction(1)
 
@@ -84,7 +84,9 @@ def test_whatever_comes_times_ascend(own: list[Fraction | None], pauses: list[fl
 def test_samples_are_those_of_a_file_but_for_empty_intervals(gaps: list[int], fps: float) -> None:
     base = Fraction(1, 25)
     ticks = np.cumsum([0, *gaps])
-    offline = choose(Timeline(ticks, int(ticks[-1]) + 1, base, 25.0), SamplingPlan(fps=fps, max_frames=10_000), "clip")
+    offline = choose_frames(
+        Timeline(ticks, int(ticks[-1]) + 1, base, 25.0), SamplingPlan(fps=fps, max_frames=10_000), "clip"
+    )
     sampler: IntervalSampler[int] = IntervalSampler(fps)
     samples = [sampler.push(int(tick) * base, index) for index, tick in enumerate(ticks)]
     live = {s.frame: s.timestamp_s for s in [*samples, sampler.flush()] if s is not None}

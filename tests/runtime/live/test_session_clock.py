@@ -7,11 +7,11 @@ import math
 import pytest
 
 from vl3edge.runtime.errors import ConfigError
-from vl3edge.runtime.live.session_clock import StreamClock
+from vl3edge.runtime.live.session_clock import SessionClock
 
 
 def times(*stamps: float) -> list[tuple[float | None, bool]]:
-    clock, seen = StreamClock(), []
+    clock, seen = SessionClock(), []
     for stamp in stamps:
         clock = clock.follow(stamp)
         seen.append((clock.last_s, clock.jumped))
@@ -50,4 +50,4 @@ def test_times_below_zero_begin_at_zero() -> None:
 @pytest.mark.parametrize("stamp", [math.nan, math.inf, -math.inf])
 def test_what_is_no_time_is_refused(stamp: float) -> None:
     with pytest.raises(ConfigError, match="number of seconds"):
-        StreamClock(3.0, 1.0).follow(stamp)
+        SessionClock(3.0, 1.0).follow(stamp)

@@ -26,7 +26,7 @@ from vl3edge.runtime.config import SamplingPlan
 from vl3edge.runtime.errors import MediaError, MediaWarning
 from vl3edge.runtime.live.reader import LiveReader
 from vl3edge.runtime.media.limits import DEFAULT_LIMITS, MediaLimits
-from vl3edge.runtime.media.pixels import to_rgb
+from vl3edge.runtime.media.pixels import frame_rgb
 from vl3edge.runtime.media.video import open_video, read_video
 from vl3edge.runtime.media.video_file import VideoFile
 
@@ -307,9 +307,9 @@ def test_a_colour_space_that_the_converter_does_not_know_is_an_unspecified_one(c
     levels = picture(1)
     frame = av.VideoFrame.from_ndarray(levels, format="rgb24").reformat(format="yuv420p")
     frame.colorspace = 2
-    plain = to_rgb(frame, "a clip")
+    plain = frame_rgb(frame, "a clip")
     frame.colorspace = colorspace
-    shown = to_rgb(frame, "a clip")
+    shown = frame_rgb(frame, "a clip")
     assert shown.shape == levels.shape
     if colorspace in (3, 14, 15, 17, 200):
         np.testing.assert_array_equal(shown, plain)
@@ -340,7 +340,7 @@ def test_whatever_a_library_raises_is_a_media_error(
     def fail(*_: object, **__: object) -> None:
         raise kind("x is not a valid Y")
 
-    monkeypatch.setattr("vl3edge.runtime.media.video_file.to_rgb", fail)
+    monkeypatch.setattr("vl3edge.runtime.media.video_file.frame_rgb", fail)
     with pytest.raises(MediaError, match=f"clip.mp4: {kind.__name__}: .*not expected") as caught:
         VideoFile(path) if where == "opening" else list(video.frames([0]))
     assert type(caught.value.__cause__) is kind
@@ -352,7 +352,7 @@ def test_a_watch_ends_with_a_media_error_too(tmp_path: Path, monkeypatch: pytest
     def fail(*_: object) -> None:
         raise ValueError("x is not a valid Y")
 
-    monkeypatch.setattr("vl3edge.runtime.live.reader.to_rgb", fail)
+    monkeypatch.setattr("vl3edge.runtime.live.reader.frame_rgb", fail)
     with LiveReader(str(path), fps=25.0, speed=100.0) as reader, pytest.raises(MediaError, match="ValueError"):
         reader.take(timeout_s=5.0)
 

@@ -200,7 +200,7 @@ def test_the_model_sees_pictures_as_pictures(tmp_path: Path, model: VideoLlama3)
     assert model.encode(moving, kind="image").num_frames == 1
     assert [clip.kind for clip in model.encode_all(paths, kind="video")] == ["video", "video"]
     content = [{"type": "image", "image": moving}, {"type": "video", "video": paths[0]}, {"type": "text", "text": "?"}]
-    items = model._clips([(item["type"], item[item["type"]]) for item in content[:2]], None, None)
+    items = model._encoder.begin_all([(item["type"], item[item["type"]]) for item in content[:2]], None, None)
     assert [(item.kind, item.num_frames) for item in items] == [("image", 1), ("video", 1)]
 
 

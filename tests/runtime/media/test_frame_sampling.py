@@ -9,11 +9,11 @@ import pytest
 
 from vl3edge.runtime.config import SamplingPlan
 from vl3edge.runtime.errors import MediaError
-from vl3edge.runtime.media.frame_sampling import Timeline, as_fraction, choose, regular_timeline
+from vl3edge.runtime.media.frame_sampling import Timeline, as_fraction, choose_frames, regular_timeline
 
 
 def chosen(timeline: Timeline, **plan: object) -> tuple[list[int], list[float]]:
-    samples = choose(timeline, SamplingPlan(**plan), "clip")  # type: ignore[arg-type]
+    samples = choose_frames(timeline, SamplingPlan(**plan), "clip")  # type: ignore[arg-type]
     return samples.indices.tolist(), [round(t, 6) for t in samples.timestamps_s]
 
 
@@ -66,19 +66,19 @@ def test_a_stream_that_starts_late_is_counted_on_the_clips_clock() -> None:
 @pytest.mark.parametrize("plan", [{"start_s": 10.0}, {"start_s": 11.0, "end_s": 12.0}])
 def test_a_part_outside_the_clip_is_an_error(plan: dict[str, float]) -> None:
     with pytest.raises(MediaError, match=r"clip: nothing to see.*runs from 0\.000 to 10\.000 s"):
-        choose(regular_timeline(100, 10.0), SamplingPlan(**plan), "clip")
+        choose_frames(regular_timeline(100, 10.0), SamplingPlan(**plan), "clip")
 
 
 def test_the_part_that_was_asked_for_is_named_as_it_was_asked() -> None:
     with pytest.raises(MediaError, match=r"nothing to see from 500 s on: "):
-        choose(regular_timeline(100, 10.0), SamplingPlan(start_s=500), "clip")
+        choose_frames(regular_timeline(100, 10.0), SamplingPlan(start_s=500), "clip")
     with pytest.raises(MediaError, match=r"nothing to see from 10 s to 12\.5 s: "):
-        choose(regular_timeline(100, 10.0), SamplingPlan(start_s=10, end_s=12.5), "clip")
+        choose_frames(regular_timeline(100, 10.0), SamplingPlan(start_s=10, end_s=12.5), "clip")
 
 
 def test_labels_are_spaced_as_numpy_arange_does() -> None:
     late = Timeline(np.arange(1, 400), 400, Fraction(1, 7), 7.0)
-    times = choose(late, SamplingPlan(fps=3.3, max_frames=1000), "clip").timestamps_s
+    times = choose_frames(late, SamplingPlan(fps=3.3, max_frames=1000), "clip").timestamps_s
     assert list(times) == np.arange(1 / 7, 1 / 7 + 60, 1 / 3.3)[: len(times)].tolist()
 
 
@@ -112,7 +112,7 @@ def test_index_rule_equals_transformers() -> None:
         # Where total / (total / n) comes out above n, transformers asks for a frame past the end, and gets none.
         expected = expected[expected < total]
         metadata.frames_indices = expected.tolist()
-        samples = choose(
+        samples = choose_frames(
             regular_timeline(total, source_fps), SamplingPlan(fps=fps, max_frames=max_frames, rule="index"), "clip"
         )
         assert samples.indices.tolist() == expected.tolist(), (total, source_fps, fps, max_frames)

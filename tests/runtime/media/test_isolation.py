@@ -20,9 +20,9 @@ from vl3edge.runtime.config import SamplingPlan
 from vl3edge.runtime.errors import MediaError, MediaWarning
 from vl3edge.runtime.media import isolated as isolation
 from vl3edge.runtime.media.image import load_image
-from vl3edge.runtime.media.isolated import GRACE_S, load_image_isolated
+from vl3edge.runtime.media.isolated import GRACE_S
 from vl3edge.runtime.media.limits import MediaLimits
-from vl3edge.runtime.media.video import open_video
+from vl3edge.runtime.media.video import open_source, open_video
 
 ISOLATED = MediaLimits(isolate=True)
 PLAN = SamplingPlan(fps=5)
@@ -30,6 +30,10 @@ PLAN = SamplingPlan(fps=5)
 
 def frames(path: Path, limits: MediaLimits) -> list[np.ndarray]:
     return [frame.pixels for frame in open_video(path, PLAN, limits=limits).frames((56, 84))]
+
+
+def image_pixels(path: Path, limits: MediaLimits) -> np.ndarray:
+    return next(iter(open_source(path, limits, kind="image").frames([0])))
 
 
 def process() -> isolation.ReaderProcess:
@@ -60,7 +64,7 @@ def test_the_frames_are_the_same(media: Path, name: str) -> None:
 
 def test_pictures_folders_and_animations(tmp_path: Path) -> None:
     Image.fromarray(picture(1)).save(tmp_path / "a.png")
-    np.testing.assert_array_equal(load_image_isolated(tmp_path / "a.png", ISOLATED), load_image(tmp_path / "a.png"))
+    np.testing.assert_array_equal(image_pixels(tmp_path / "a.png", ISOLATED), load_image(tmp_path / "a.png"))
     for source in (tmp_path, tmp_path / "a.png"):
         np.testing.assert_array_equal(frames(source, ISOLATED), frames(source, MediaLimits()))
 
@@ -109,8 +113,8 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
     Image.new("RGB", (8000, 8000)).save(path)
     tight = MediaLimits(isolate=True, max_isolated_bytes=300_000_000)
     with pytest.raises(MediaError, match=r"large\.png: reading it takes more than 0\.3 GB \(max_isolated_bytes\)"):
-        load_image_isolated(path, tight)
-    assert load_image_isolated(path, ISOLATED).shape == (8000, 8000, 3)
+        image_pixels(path, tight)
+    assert image_pixels(path, ISOLATED).shape == (8000, 8000, 3)
 
 
 def test_frames_that_nobody_takes_any_more(clip: Path) -> None:

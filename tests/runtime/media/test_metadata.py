@@ -11,7 +11,7 @@ import pytest
 from clips import every_frame, picture, write_clip
 from streams import http_stream, paced, transport_stream
 
-from vl3edge.runtime.live.source import SourceOptions, open_source
+from vl3edge.runtime.live.source import SourceOptions, open_live_source
 from vl3edge.runtime.media.video_file import VideoFile
 
 TITLE = b"the title of a clip"
@@ -57,7 +57,7 @@ def test_a_title_that_is_not_utf8_stops_no_clip(tmp_path: Path, kind: str, part:
     path.write_bytes(with_title(path.read_bytes(), ENCODED[encoding]))
     for frame, decoded in zip(VideoFile(path).frames(range(12)), expected, strict=True):
         np.testing.assert_array_equal(frame, decoded)
-    source = open_source(str(path), SourceOptions())
+    source = open_live_source(str(path), SourceOptions())
     assert source.is_recording
     source.container.close()
 
@@ -67,7 +67,7 @@ def test_nor_one_of_a_network_stream(encoding: str) -> None:
     pieces = transport_stream([picture(number) for number in range(12)], fps=12, title=TITLE.decode())
     script = paced([with_title(pieces[0], ENCODED[encoding]), *pieces[1:]], 0.0)
     with http_stream(lambda _: script) as (address, _):
-        source = open_source(address, SourceOptions(timeout_s=5.0))
+        source = open_live_source(address, SourceOptions(timeout_s=5.0))
         assert (source.stream.height, source.stream.width) == (64, 96)
         source.container.close()
 

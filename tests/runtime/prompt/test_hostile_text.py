@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from vl3edge.runtime import GenerationConfig, VideoLlama3
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE
 from vl3edge.runtime.bundle.manifest import sealed
-from vl3edge.runtime.captions.records import CaptionRecord, json_line
+from vl3edge.runtime.captions.records import json_line
 from vl3edge.runtime.cli.main import main
+from vl3edge.runtime.jobs import CaptionResult
 from vl3edge.runtime.prompt.tokenizer import Tokenizer
 from vl3edge.runtime.terminal import one_line, printable
 
@@ -44,7 +45,7 @@ def model() -> VideoLlama3:
 def test_what_steers_a_terminal_is_not_shown(character: str) -> None:
     assert printable(f"a{character}b") == "ab"
     assert character not in one_line(f"a{character}b")
-    line = json_line(CaptionRecord(f"x{character}.mp4", caption=f"c{character}"))
+    line = json_line(CaptionResult(f"x{character}.mp4", caption=f"c{character}"))
     assert character not in line.decode()
     assert json.loads(line) == {"media": f"x{character}.mp4", "caption": f"c{character}"}
 
@@ -52,13 +53,13 @@ def test_what_steers_a_terminal_is_not_shown(character: str) -> None:
 @pytest.mark.parametrize("text", KEPT)
 def test_what_scripts_and_emoji_need_is_shown(text: str) -> None:
     assert printable(text) == text
-    assert json_line(CaptionRecord("x", caption=text)).decode().count("\\u") == 0
+    assert json_line(CaptionResult("x", caption=text)).decode().count("\\u") == 0
 
 
 @given(st.text(st.characters(codec=None), max_size=60))
 @settings(max_examples=200, deadline=None)
 def test_json_lines_are_one_line_and_read_back_the_same(text: str) -> None:
-    line = json_line(CaptionRecord(text, caption=text))
+    line = json_line(CaptionResult(text, caption=text))
     assert len(line.decode().splitlines()) == 1
     assert json.loads(line)["caption"] == json.loads(line)["media"] == text
     assert printable(printable(text)) == printable(text)

@@ -1,0 +1,115 @@
+"""A bundle's parts, loaded and wired up: what `VideoLlama3` answers with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from .backends.onnxruntime import PATCHES_PER_CALL, Backend
+from .bundle.bundle import Bundle
+from .bundle.manifest import DECODER_GRAPH, FP16_DECODER_GRAPH, PREFILL_GRAPH
+from .decode.batch import BatchGenerator
+from .decode.decoder import PREFILL_CHUNK, Decoder
+from .decode.generate import Generator
+from .decode.graph import load_decoder_graph
+from .media.limits import DEFAULT_LIMITS, MediaLimits
+from .memory_budget import MemoryBudget
+from .memory_estimate import prefill_bytes, vision_bytes
+from .prompt.chat_template import MediaItem, PromptTemplate
+from .prompt.messages import conversation_pieces
+from .prompt.splice import EmbeddingTable, SplicedPrompt, growing
+from .prompt.tokenizer import Tokenizer
+from .vision.clip import Clip
+from .vision.clip_encoder import ClipEncoder
+from .vision.engines import VisionEngines
+from .vision.pending_clip import AnyClip
+
+Messages = Sequence[Mapping[str, Any]]
+
+
+class LoadedBundle:
+    """Encoder, template, tokenizer, embeddings and decoder of one bundle on one backend."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        memory_limit: int | None = None,
+        limits: MediaLimits = DEFAULT_LIMITS,
+    ) -> None:
+        manifest = bundle.manifest
+        self.bundle = bundle
+        self._backend = backend
+        self._memory = MemoryBudget(manifest, backend, memory_limit)
+        self._memory.check_model()
+        self._encoder = ClipEncoder(
+            VisionEngines(bundle, backend), manifest.processor, manifest.vision.patch_size, limits, self._memory
+        )
+        self._tokenizer = Tokenizer(bundle.path("tokenizer.json"))
+        self._template = PromptTemplate(bundle.chat_template(), self._tokenizer, manifest.tokens, manifest.layout)
+        text = manifest.text
+        self._table = EmbeddingTable(bundle.path("embeddings.safetensors"), text.vocab_size, text.hidden_size)
+        self._decoder_graph = load_decoder_graph(backend, bundle)
+        decoder = Decoder(self._decoder_graph, text, self._memory.check_context)
+        self._generator = self._new_generator(decoder)
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What this model is and what it runs on, as plain values."""
+        manifest = self.bundle.manifest
+        decoder_graph = FP16_DECODER_GRAPH if self._backend.decodes_on_gpu else DECODER_GRAPH
+        return {
+            "bundle": str(self.bundle.folder),
+            "name": manifest.name,
+            "layout": manifest.layout,
+            "precision": manifest.precision,
+            "quantization": manifest.quantization.get("method", "none"),
+            "vision_bits": manifest.vision_quantization.bits,
+            "bundle_bytes": self.bundle.num_bytes,
+            "context_tokens": manifest.text.max_position_embeddings,
+            "generation": asdict(manifest.generation),
+            "backend": self._backend.name,
+            "vision_runtime": self._backend.vision_runtime,
+            "vision_graph": self._backend.vision_file(self.bundle),
+            "decoder_graph": decoder_graph,
+            "prompt_graph": decoder_graph if self._decoder_graph.prompts is None else PREFILL_GRAPH,
+            "cuda_graphs": self._decoder_graph.records,
+            "providers": list(self._backend.providers),
+            "onnxruntime": self._backend.version,
+            "num_threads": self._backend.num_threads or "one per physical core",
+        }
+
+    @property
+    def has_system_prompt(self) -> bool:
+        """Whether the chat template has a system text of its own, for add_system_prompt."""
+        return self._template.has_system_prompt
+
+    def _new_generator(self, decoder: Decoder) -> Generator:
+        manifest = self.bundle.manifest
+        return Generator(decoder, self._table, self._tokenizer, manifest.tokens.eos_ids, manifest.generation)
+
+    def _batch_generator(self, batch: int, memory_bytes: int | None) -> BatchGenerator:
+        manifest = self.bundle.manifest
+        return BatchGenerator(
+            Decoder(self._decoder_graph, manifest.text),
+            self._table,
+            self._tokenizer,
+            manifest.tokens.eos_ids,
+            batch,
+            self._memory.cache_bytes() if memory_bytes is None else memory_bytes,
+            vision_bytes(manifest, PATCHES_PER_CALL, 1) + prefill_bytes(manifest, PREFILL_CHUNK, batch),
+            self._memory.check_context,
+            manifest.generation,
+        )
+
+    def _prompts(
+        self, messages: Messages, clips: Sequence[AnyClip], every: int | None, add_system_prompt: bool
+    ) -> Iterator[SplicedPrompt]:
+        """The prompt of a conversation while its clips are encoded; see `growing`."""
+        tokens = self.bundle.manifest.tokens
+        media = [MediaItem(clip.kind, clip.timestamps_s) for clip in clips]
+        pieces = conversation_pieces(self._template, messages, media, add_system_prompt=add_system_prompt)
+        placeholders = [tokens.image_id if clip.kind == "image" else tokens.video_id for clip in clips]
+        visuals = [clip.visual if isinstance(clip, Clip) else clip for clip in clips]
+        return growing(pieces, visuals, placeholders, self._tokenizer, every)
