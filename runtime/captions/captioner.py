@@ -49,7 +49,7 @@ class CaptionRequest:
 
     def __post_init__(self) -> None:
         if self.batch < 1:
-            raise ConfigError(f"a batch is 1 or more, not {self.batch}")
+            raise ConfigError(f"batch must be at least 1, not {self.batch}")
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class Captioner:
         if self._request.find is None:
             return self._request.prompt
         if opened.kind == "image":
-            raise MediaError(f"{opened.name}: an image has no times at which to find an event")
+            raise MediaError(f"{opened.name}: events can be found in videos only; this is an image")
         return grounding_question(self._request.find)
 
     def _segments(self, opened: OpenedMedia) -> tuple[Segment, ...]:
@@ -202,5 +202,5 @@ def _reason(media: str, error: Exception | None) -> str:
     if isinstance(error, MediaError | ContextLengthError | BackendError):
         return str(error)
     if isinstance(error, MemoryError):
-        return f"{media}: not enough memory for it; use fewer frames (--max-frames)"
-    return str(unexpected(media, error)) if error else f"{media}: no answer"
+        return f"{media}: not enough memory; use fewer frames (--max-frames)"
+    return str(unexpected(media, error)) if error else f"{media}: the model gave no answer"

@@ -64,7 +64,7 @@ class OpenedMedia:
         Raises MediaError if a span lies outside the video, ConfigError for an image.
         """
         if self.reader is None:
-            raise ConfigError(f"{self.name}: an image has no parts")
+            raise ConfigError(f"{self.name}: an image cannot be split into segments")
         return [
             replace(self, start_s=start, end_s=end, timestamps_s=reader.timestamps_s, reader=reader, read_s=0.0)
             for (start, end), reader in zip(spans, self.reader.parts(spans), strict=True)
@@ -154,7 +154,9 @@ class ClipEncoder:
         """
         pruning = pruning or PruningConfig()
         if pruning.needs_whole_clip:
-            raise ConfigError("a stream is pruned as it comes: its threshold must be a number, without a token budget")
+            raise ConfigError(
+                "streams are pruned as they arrive: the threshold must be a number, without a token budget"
+            )
         spec = self._processor.video
         sharing = frames_expected or frames_sharing_budget(spec, self._processor.max_frames)
         media = OpenedMedia("video", "the stream", None, None, (0.0,) * sharing, height, width, None, None, 0.0)
@@ -230,7 +232,7 @@ class ClipEncoder:
         budget = PixelBudget(self._patch_size, spec.merge_size, 1, limit * self._patch_size**2)
         smaller = target_size(media.height, media.width, budget)
         warnings.warn(
-            f"{media.name}: {size[1]}×{size[0]} pixels are more than the engine was built for ({limit} patches); "
+            f"{media.name}: {size[1]}×{size[0]} pixels exceed what the engine was built for ({limit} patches); "
             f"encoded at {smaller[1]}×{smaller[0]}",
             MediaWarning,
             stacklevel=2,
