@@ -36,7 +36,10 @@ def main(argv: Sequence[str]) -> int:
     try:
         checkpoint = Checkpoint.open(options.checkpoint, options.revision)
         if wanted.plan is not None and checkpoint.config.quantization is not None:
-            _say("the checkpoint's decoder is quantized already: it is exported as it is, whatever bits and groups say")
+            _say(
+                "the checkpoint's decoder is already quantized: it is exported unchanged, without regard to bits and "
+                "groups"
+            )
         report = export_bundle(checkpoint, options.output, wanted, ProgressLines())
     except (ExportError, CheckpointError, QuantError, MediaError, ConfigError) as e:
         _say(f"error: {e}")
@@ -45,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
         _say("error: not enough memory for this export; close other programs, or use a machine with more.")
         return 1
     except KeyboardInterrupt:
-        _say("error: interrupted; the same command goes on where quantization stopped.")
+        _say("error: interrupted; run the same command again to continue quantization where it stopped.")
         return 130
     except OSError as e:
         _say(f"error: {e.filename or options.output}: {e.strerror or e}; nothing was written.")
@@ -59,7 +62,7 @@ def _export_options(options: argparse.Namespace) -> ExportOptions:
     """Raises ConfigError or QuantError for options that cannot work, whatever the checkpoint."""
     plan = None
     if options.quant == "none" and options.save_gptq is not None:
-        raise ConfigError("--save-gptq writes the decoder that --quant makes: leave out --quant none")
+        raise ConfigError("--save-gptq and --quant none are mutually exclusive")
     if options.calibration_tokens < 1:
         raise ConfigError(f"--calibration-tokens must be at least 1, not {options.calibration_tokens}")
     if options.quant != "none":
@@ -112,29 +115,39 @@ def _parser() -> argparse.ArgumentParser:
         "--target",
         action="append",
         choices=TARGETS,
-        help="may be repeated (default: cpu, which is in every bundle); the others add what NVIDIA GPUs need",
+        help="where it will run; may be repeated (default: cpu, which every bundle has); the others add what NVIDIA "
+        "GPUs need",
     )
-    parser.add_argument("--precision", choices=("fp32", "fp16"), help="of weights that are not quantized")
-    parser.add_argument("--name", help="what the bundle calls its model (default: the checkpoint's name)")
+    parser.add_argument("--precision", choices=("fp32", "fp16"), help="precision of weights that are not quantized")
+    parser.add_argument("--name", help="model name in the bundle (default: the checkpoint's name)")
     group = parser.add_argument_group("quantization of the decoder")
     group.add_argument("--quant", choices=("gptq", "rtn", "none"), default="gptq", help="default: gptq")
-    group.add_argument("--bits", choices=("3", "4", "8", "auto"), default="4", help="of its layers (default: 4)")
-    group.add_argument("--average-bits", type=float, default=4.5, help="budget of --bits auto (default: 4.5)")
-    group.add_argument("--head-bits", type=int, choices=(4, 8, 16), default=8, help="of the output head (default: 8)")
+    group.add_argument("--bits", choices=("3", "4", "8", "auto"), default="4", help="bits of the layers (default: 4)")
+    group.add_argument("--average-bits", type=float, default=4.5, help="average for --bits auto (default: 4.5)")
+    group.add_argument(
+        "--head-bits", type=int, choices=(4, 8, 16), default=8, help="bits of the output head (default: 8)"
+    )
     group.add_argument("--group-size", type=int, default=128, help="weights that share a scale (default: 128)")
     group.add_argument("--asymmetric", action="store_true", help="store zero points, better at few bits")
     group.add_argument(
         "--calibration", nargs="+", default=[], metavar="PATH", help="media to calibrate on (default: synthetic scenes)"
     )
     group.add_argument("--calibration-tokens", type=int, default=32768, metavar="N", help="default: 32768")
-    group.add_argument("--activation-bits", type=int, choices=(8, 32), default=8, help="on CPUs (default: 8, fast)")
+    group.add_argument(
+        "--activation-bits",
+        type=int,
+        choices=(8, 32),
+        default=8,
+        help="precision of activations on CPUs (default: 8, faster)",
+    )
     group.add_argument(
         "--prefill-bits",
         type=int,
         choices=(8, 16),
         default=16,
-        help="8: the layers' weights once more, in 8 bits, to read prompts faster on CPUs with VNNI, and more exactly "
-        "than in 4; calibrated on at most 4,096 tokens of those media (default: 16: prompts are computed as steps)",
+        help="8: also store the layers' weights in 8 bits, which reads prompts faster on CPUs with VNNI, and more "
+        "accurately than 4; calibrated on at most 4,096 tokens of the same media (default: 16, prompts use the "
+        "decoder's own weights)",
     )
     group.add_argument("--save-gptq", type=Path, metavar="DIR", help="also write an ordinary GPTQ checkpoint")
     parser.add_argument(
@@ -142,7 +155,8 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         choices=(8, 16),
         default=16,
-        help="8: the encoder's products in 8 bits, twice as fast on CPUs; calibrated as above (default: 16, float)",
+        help="8: the encoder's products in 8 bits, twice as fast on CPUs; calibrated on the same media (default: 16, "
+        "float)",
     )
     parser.add_argument("--force", action="store_true", help="replace an existing bundle")
     return parser

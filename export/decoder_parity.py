@@ -42,7 +42,7 @@ def check_decoder(
     fp16_range = Fp16Range()
     (reference,) = reference_logits(checkpoint, [inputs], [2], progress, fp16_range)
     if FP16_DECODER_GRAPH in graphs:
-        fp16_range.check("the decoder for GPUs computes")
+        fp16_range.check("the decoder for GPUs runs")
     checkpoint.release()  # its mapped weights and the session's need not be in memory together
 
     measured = {}

@@ -187,10 +187,12 @@ def _check_quantization(checkpoint: Checkpoint, options: ExportOptions) -> None:
     """What would be found out, or left out, after the vision encoder and the calibration only."""
     quantizes = options.plan is not None and checkpoint.config.quantization is None
     if options.save_gptq is not None and not quantizes:
-        why = "is quantized already" if checkpoint.config.quantization is not None else "is not to be quantized"
+        why = "is already quantized" if checkpoint.config.quantization is not None else "will not be quantized"
         raise ExportError(f"there is no GPTQ checkpoint to save: the decoder {why}")
     if options.prefill_bits == 8 and options.activation_bits == 32:
-        raise ExportError("prefill_bits 8 rounds activations to 8 bits, and activation_bits 32 does not: leave one out")
+        raise ExportError(
+            "prefill_bits 8 needs activations in 8 bits, so it excludes activation_bits 32: leave one out"
+        )
     if options.plan is not None and quantizes:
         options.plan.check(checkpoint.config.text)
     if options.calibration_tokens < 1:

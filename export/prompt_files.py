@@ -53,7 +53,9 @@ def try_chat_template(checkpoint: Checkpoint, manifest: Manifest) -> None:
                 if not isinstance(e.__cause__, TemplateRefusal):
                     raise
                 template.pieces(_TRIAL, _MEDIA)
-                warnings.warn(f"the chat template takes no system messages: {one_line(str(e.__cause__))}", stacklevel=2)
+                warnings.warn(
+                    f"the chat template does not accept system messages: {one_line(str(e.__cause__))}", stacklevel=2
+                )
         except (BundleError, ConfigError) as e:
             why = one_line(str(e).removesuffix(" Export the bundle again."))
             raise ExportError(f"{checkpoint.folder}: prompts cannot be made: {why}") from e

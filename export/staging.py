@@ -54,7 +54,9 @@ def check_target(target: Path, force: bool) -> None:
     if not any(target.iterdir()):
         return
     if not (target / "bundle.json").is_file():
-        raise ExportError(f"{target} exists and is not a bundle, so it is not replaced; choose another name with -o.")
+        raise ExportError(
+            f"{target} exists and is not a bundle, so it will not be replaced; choose another name with -o."
+        )
     if not force:
         raise ExportError(f"{target} exists; --force replaces it.")
 

@@ -120,5 +120,5 @@ def _measure(checkpoint: Checkpoint, folder: Path, manifest: Manifest) -> dict[s
         )
         (ours,) = blocks.run({"features": given.numpy(), "keep": keep.numpy()})
         measured[f"projector-{kind}-tensorrt"] = Difference.between(ours, tokens)
-    fp16_range.check("TensorRT plans compute")
+    fp16_range.check("TensorRT plans run")
     return measured

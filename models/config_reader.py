@@ -255,7 +255,8 @@ def _generation(folder: Path, *sections: Section) -> GenerationSpec:
     ignored = [f"{k} {v}" for k, v in asked.items() if v is not None and v not in {**_NOT_DONE, **_NOT_DRAWN}[k]]
     if ignored:
         text = (
-            f"{sources[0].file} asks for {', '.join(ignored)}, which is not done: answers may differ from transformers'"
+            f"{sources[0].file} asks for {', '.join(ignored)}, which is not supported: answers may differ from "
+            "transformers'"
         )
         warnings.warn(text, stacklevel=4)
     return GenerationSpec(

@@ -78,7 +78,7 @@ class TensorFiles:
         if outside := [shard for shard in shards if Path(shard).name != shard]:
             raise CheckpointError(f"{index.file} names files outside its folder: {', '.join(outside)}")
         if absent := [shard for shard in shards if not (folder / shard).is_file()]:
-            raise CheckpointError(f"{index.file} names {', '.join(absent)}, which {_are(absent)} not there")
+            raise CheckpointError(f"{index.file} names {', '.join(absent)}, which {_are(absent)} missing")
         for shard in shards:
             self._open(folder / shard)
         wrong = [name for name, shard in weight_map.values.items() if self._file_of.get(name) != folder / shard]

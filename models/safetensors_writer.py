@@ -82,7 +82,7 @@ def _write_file(
         for name, shape in shapes.items():
             tensor = make(name, shape).to(dtype).contiguous()
             if tuple(tensor.shape) != shape:
-                raise ValueError(f"{name} was made as {list(tensor.shape)}, not {list(shape)}")
+                raise ValueError(f"{name} has shape {list(tensor.shape)}, not {list(shape)}")
             f.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
 
 

@@ -38,7 +38,7 @@ class Section:
         """Reads a file that holds one JSON object; raises CheckpointError if it is missing or does not."""
         try:
             if file.stat().st_size > _MAX_BYTES:
-                raise CheckpointError(f"{file} is too large: at most {_MAX_BYTES:,} bytes are read")
+                raise CheckpointError(f"{file} is too large: the limit is {_MAX_BYTES:,} bytes")
             values = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError as e:
             raise CheckpointError(f"{file} does not exist") from e

@@ -52,5 +52,5 @@ def _problem(tensor: torch.Tensor, largest: float) -> str | None:
             return "holds NaN or infinity: the file is damaged, or the training diverged"
     if size > largest:
         how = "to keep them, export with --precision fp32 --quant none, for the CPU"
-        return f"has values up to {size:.3g}, and float16 ends at {largest:,.0f}: {how}"
+        return f"has values up to {size:.3g}, above float16's limit of {largest:,.0f}: {how}"
     return None

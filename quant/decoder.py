@@ -65,7 +65,7 @@ def quantize_decoder(
     sizes that do not divide, a checkpoint that is quantized already.
     """
     if checkpoint.config.quantization is not None:
-        raise QuantError(f"{checkpoint.folder} is quantized already; export it as it is")
+        raise QuantError(f"{checkpoint.folder} is already quantized; export it unchanged")
     if sequences or plan.method == "gptq" or plan.bits == "auto":
         check_sequences(sequences, checkpoint.config.text.hidden_size)
     _check_weights(checkpoint, plan)

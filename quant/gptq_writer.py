@@ -46,7 +46,7 @@ def write_gptq_checkpoint(
     Raises QuantError when target exists, a layer cannot be packed, or the disk is full.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise QuantError(f"{target} exists; a GPTQ checkpoint is not written over it")
+        raise QuantError(f"{target} exists and will not be overwritten; choose another folder for the GPTQ checkpoint")
     target = target.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))

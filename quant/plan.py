@@ -76,7 +76,7 @@ class QuantizationPlan:
         if divided and not any(size % _USUAL_GROUPS[0] for size in sizes):
             return
         fitting = [str(size) for size in _USUAL_GROUPS if not any(width % size for width in widths)]
-        hint = f"take {', '.join(fitting)}" if fitting else "leave it as it is (--quant none)"
+        hint = f"take {', '.join(fitting)}" if fitting else "do not quantize it (--quant none)"
         raise QuantError(
             f"groups of {'whole rows' if self.group_size == WHOLE_ROW else self.group_size} do not fit this decoder, "
             f"whose rows have {', '.join(map(str, widths))} weights: {hint}"

@@ -47,7 +47,7 @@ class BenchPlan:
     def __post_init__(self) -> None:
         counts = (self.frames, self.context, self.new_tokens, self.repeats, *self.size)
         if min(counts) < 1:
-            raise ConfigError(f"everything a benchmark counts must be at least 1, not {min(counts)}")
+            raise ConfigError(f"every count of a benchmark must be at least 1, not {min(counts)}")
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ class Chat:
     def _taken(self, clips: Sequence[AnyClip], question: str, chunks: Iterator[Chunk], turn: int) -> Generator[Chunk]:
         said: list[Chunk] = []
         if self._turn != turn:
-            raise Vl3EdgeError("the conversation went on before this answer was begun: ask again")
+            raise Vl3EdgeError("the conversation moved on before this answer was read: ask again")
         try:
             for chunk in chunks:
                 said.append(chunk)

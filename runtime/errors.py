@@ -19,7 +19,7 @@ class MediaError(Vl3EdgeError, OSError):
 def no_such_file(name: str, wanted: str = "file") -> str:
     """What to say of a name that is nothing. wanted: what it could have been."""
     if name == "-":
-        return "-: media are not read from stdin, as reading takes more than one pass: save them to a file and name it"
+        return "-: media cannot be read from stdin, which can be read only once: save them to a file and name it"
     return f"{name or repr(name)}: there is no such {wanted}; check the path"
 
 
@@ -66,4 +66,4 @@ class BackendWarning(UserWarning):
 def unexpected(name: str, error: BaseException) -> MediaError:
     """What to raise in place of an error that nobody thought of, met while reading or captioning the clip `name`."""
     what = " ".join(f"{type(error).__name__}: {error}".split())
-    return MediaError(f"{name}: {what} (not expected: please report it, with the clip)")
+    return MediaError(f"{name}: {what} (unexpected: please report it, with the clip)")

@@ -144,9 +144,11 @@ def _lock(fd: int, path: Path) -> None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as e:
-        raise OutputError(f"{path}: another process is writing it; wait for its end, or give another file") from e
+        raise OutputError(
+            f"{path}: another process is writing to it; wait until it ends, or choose another file"
+        ) from e
     except OSError as e:
-        warnings.warn(f"{path} cannot be locked ({e.strerror}): start no second run on it", stacklevel=2)
+        warnings.warn(f"{path} cannot be locked ({e.strerror}): do not start a second run on it", stacklevel=2)
 
 
 def _sync_folder(path: Path) -> None:

@@ -202,7 +202,7 @@ def _reason(name: str, error: Exception) -> str:
     if isinstance(error, MediaError | ContextLengthError | BackendError | ConfigError):
         return str(error)
     if isinstance(error, MemoryError):
-        return f"{name}: not enough memory for it; use fewer frames (--max-frames)"
+        return f"{name}: not enough memory; use fewer frames (--max-frames)"
     return str(unexpected(name, error))
 
 

@@ -44,7 +44,7 @@ class MemoryBudget:
         Raises ConfigError for a limit on a backend that has none.
         """
         if memory_limit is not None and backend.name != "cpu":
-            raise ConfigError(f"memory_limit is for backend 'cpu'; here '{backend.name}' runs, which it cannot bound")
+            raise ConfigError(f"memory_limit works with backend 'cpu' only, not with '{backend.name}'")
         self._manifest = manifest
         self._given = memory_limit is not None
         self.limit_bytes = memory_limit
@@ -99,7 +99,7 @@ class MemoryBudget:
         rest = self._loaded + self._vision + prefill_bytes(self._manifest, PREFILL_CHUNK)
         if needed + rest > self.limit_bytes:
             raise ContextLengthError(
-                f"a context of {tokens:,} tokens takes {_gb(needed)} beside the {_gb(rest)} of the model, "
+                f"a context of {tokens:,} tokens takes {_gb(needed)} on top of the {_gb(rest)} of the model, "
                 f"{self._limit()}: use fewer frames (max_frames), a higher pruning threshold, a shorter question or "
                 "fewer new tokens"
             )

@@ -136,7 +136,7 @@ class VideoLlama3(LoadedBundle):
         """
         clips = [media] if isinstance(media, Clip | PendingClip) else list(media)
         if not all(isinstance(clip, Clip | PendingClip) for clip in clips):
-            raise ConfigError("a question is about clips: make them with `encode` (or `encode_all`) first")
+            raise ConfigError("a question needs clips: create them with `encode` (or `encode_all`) first")
         messages = question_about(clips, question)
         return self.stream_messages(messages, config, system=system, add_system_prompt=add_system_prompt)
 
@@ -168,7 +168,7 @@ class VideoLlama3(LoadedBundle):
             fit is made smaller, with a BatchWarning.
         """
         if batch < 1:
-            raise ConfigError(f"a batch is 1 or more, not {batch}")
+            raise ConfigError(f"batch must be at least 1, not {batch}")
         config = config or GenerationConfig()
         if batch == 1:
             return sequential(self, trimmed(jobs), config)

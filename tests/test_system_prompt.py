@@ -185,7 +185,7 @@ def test_commands_have_it(
         )
         assert (status, out) == (0, f"{printable(described)}\n")
         unknown = "add_system_prompt" in options and layout == "transformers"
-        assert ("--add-system-prompt changes nothing" in err) == unknown
+        assert ("--add-system-prompt has no effect" in err) == unknown
 
 
 def test_watch_has_it(folder: Path, tiny: VideoLlama3, capsys: pytest.CaptureFixture[str]) -> None:

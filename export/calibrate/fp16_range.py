@@ -43,4 +43,4 @@ class Fp16Range:
         """Raises ExportError if a value was too large. what: computes in float16, in words."""
         over = [f"{name} ({value:.3g})" for name, value in self.largest.items() if not value <= LARGEST_FP16]
         if over:
-            raise ExportError(f"values too large for float16, which {what} in: {', '.join(over)}")
+            raise ExportError(f"{what} in float16, which cannot hold some values: {', '.join(over)}")

@@ -81,7 +81,7 @@ def calibrate_prefill(
             if number >= len(watched):
                 caches[number - len(watched)].append(torch.stack((key[0], value[0])).numpy())
         if not all(bool(torch.isfinite(states).all()) for states in hidden):
-            raise ExportError(f"layer {index} of the decoder makes NaN or infinity; the checkpoint is damaged")
+            raise ExportError(f"layer {index} of the decoder produces NaN or infinity; the checkpoint is damaged")
         _even_out(layer, f"{DECODER}layers.{index}.", largest, made, read)
         checkpoint.release()
         progress(index + 1, text.num_layers)

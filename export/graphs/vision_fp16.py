@@ -51,7 +51,7 @@ def check_fp16_vision(checkpoint: Checkpoint, folder: Path) -> dict[str, Differe
             continue
         processing = checkpoint.config.image if graph.endswith("image") else checkpoint.config.video
         measured[path.stem] = check_projector(checkpoint, path, processing.merge_size, seen)
-    seen.check("the vision path for GPUs computes")
+    seen.check("the vision path for GPUs runs")
     return measured
 
 

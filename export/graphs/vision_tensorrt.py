@@ -142,7 +142,7 @@ class _TypedBuilder:
             return self.graph.weight(name, value.astype(np.float32, copy=False))
         largest = float(np.abs(value).max(initial=0))
         if largest > _LARGEST_HALF:
-            raise ExportError(f"too large for float16, which TensorRT plans are made of: {name} (up to {largest:.3g})")
+            raise ExportError(f"too large for float16, in which TensorRT plans run: {name} (up to {largest:.3g})")
         return self.graph.weight(name, value.astype(np.float16))
 
     def operand(self, name: str, make: Callable[[], np.ndarray]) -> str:

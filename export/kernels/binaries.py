@@ -76,7 +76,7 @@ def compiled(kernel: Kernel) -> Compiled:
     text = portable.asm["ptx"]
     shared = portable.metadata.shared
     if portable.metadata.global_scratch_size or portable.metadata.profile_scratch_size:
-        raise ExportError(f"{kernel.function.__name__} wants scratch memory, which no launch gives it")
+        raise ExportError(f"{kernel.function.__name__} needs scratch memory, which launches do not provide")
     parameters = len(re.findall(r"^\s*\.param ", text.partition("(")[2].partition(")")[0], re.MULTILINE))
     binaries = {PORTABLE: Binary(text.encode(), shared)}
     for name, machine in MACHINES.items():
@@ -121,7 +121,7 @@ def _assembled(ptx: str, machine: str, shared_bytes: int) -> Binary:
         command = [triton.knobs.nvidia.ptxas.path, "-v", f"--gpu-name={machine}", str(source), "-o", str(target)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise ExportError(f"ptxas makes no machine code for {machine}: {done.stderr.strip()[-300:]}")
+            raise ExportError(f"ptxas cannot compile for {machine}: {done.stderr.strip()[-300:]}")
         registers = re.search(r"Used (\d+) registers", done.stderr)
         spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", done.stderr)
         count = int(registers.group(1)) if registers else 0

@@ -107,7 +107,7 @@ def _matrices(graph: onnx.GraphProto, text: TextSpec) -> Iterator[tuple[str, Mat
             size = inputs.get(name.split(".")[2] if name not in _HEADS else "", text.hidden_size)
             if size % _LEAST_GROUP:
                 raise ExportError(
-                    f"the kernels want rows of a multiple of {_LEAST_GROUP} inputs, not {size} ({node.name})"
+                    f"the kernels need rows of a multiple of {_LEAST_GROUP} inputs, not {size} ({node.name})"
                 )
             yield name, Matrix(size, 16, min(size & -size, _WHOLE_GROUP))
 

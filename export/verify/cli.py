@@ -63,16 +63,18 @@ def _at_least_one(text: str) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="vl3edge verify", description=__doc__)
     parser.add_argument("bundle", metavar="BUNDLE", type=Path)
-    parser.add_argument("--checkpoint", metavar="CKPT", required=True, help="local folder or hub id it was made from")
+    parser.add_argument(
+        "--checkpoint", metavar="CKPT", required=True, help="local folder or hub id that the bundle was exported from"
+    )
     parser.add_argument("--revision", help="hub revision (default: the newest)")
     parser.add_argument(
         "--media", nargs="+", default=[], metavar="CLIP", help="videos and images (default: a synthetic one of each)"
     )
     parser.add_argument(
-        "--frames", type=_at_least_one, default=4, metavar="N", help="of each video, at most (default: 4)"
+        "--frames", type=_at_least_one, default=4, metavar="N", help="frames of each video, at most (default: 4)"
     )
     parser.add_argument(
-        "--tokens", type=_at_least_one, default=16, metavar="N", help="of each answer, at most (default: 16)"
+        "--tokens", type=_at_least_one, default=16, metavar="N", help="tokens of each answer, at most (default: 16)"
     )
     parser.add_argument("--backend", choices=BACKENDS, default="cpu", help="where the bundle runs (default: cpu)")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: one per core)")

@@ -111,7 +111,7 @@ def _alone(bundle: Bundle, backend: Backend, read: Sequence[torch.Tensor], lengt
 
 def _logits(ours: Sequence[np.ndarray], reference: Sequence[np.ndarray], bound: Bound) -> Stage:
     compared = f"logits of {sum(map(len, ours))} tokens"
-    hint = f"{DECODER_GRAPH} is another decoder, or does not run as it should on this backend"
+    hint = f"{DECODER_GRAPH} is a different decoder, or runs incorrectly on this backend"
     return compare("logits", compared, ours, reference, bound, hint)
 
 
@@ -176,12 +176,12 @@ def _quantized_logits(
     exact = [_teacher_forced(decoder, inputs.numpy(), count) for inputs, count in zip(read, lengths, strict=True)]
     del decoder
     compared = f"logits of {sum(lengths)} tokens, against the torch layers with the bundle's own weights"
-    hint = "decoder.onnx does not compute what its quantized weights say, or has other norms, biases or sizes"
+    hint = "decoder.onnx does not match its quantized weights, or its norms, biases or sizes differ"
     stages = [compare("logits", compared, exact, meant, bound, hint)]
     loss = _kl(meant, ours)
     passed = bool(loss.mean() <= LARGEST_KL)
     words = f"predictions of {len(loss)} tokens as it runs, activations rounded or not, KL in nats"
-    detail = "" if passed else "what runs is far from what the weights say: is this backend's int4 kernel sound?"
+    detail = "" if passed else "results are far from what the weights imply: check this backend's int4 kernel"
     allowed = f"{LARGEST_KL} in the mean"
     return [*stages, Stage("logits as run", words, float(loss.max()), float(loss.mean()), allowed, passed, detail)]
 
@@ -224,7 +224,7 @@ def _tokens(answers: Sequence[GreedyAnswer], reference: Sequence[np.ndarray], bo
     words = f"{first}, where the reference's best leads by at most {gap:.3g}" if differ else ""
     if bound is None:
         return Stage("tokens", compared, None, None, "", None, words)
-    return Stage("tokens", compared, None, None, "equal, but for ties", close, words)
+    return Stage("tokens", compared, None, None, "equal except for ties", close, words)
 
 
 def verify_whole_path(
@@ -237,7 +237,7 @@ def verify_whole_path(
     bound: Bound,
 ) -> list[Stage]:
     """The runtime by itself, from full-size frames to an answer: differences as they add up."""
-    name, compared = "whole path", "visual tokens and answers of the runtime by itself"
+    name, compared = "whole path", "visual tokens and answers of the runtime alone"
     try:
         model = VideoLlama3(bundle, backend)
         plans = [SamplingPlan(max_frames=len(clip.frames)) for clip in clips]

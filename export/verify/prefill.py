@@ -30,7 +30,7 @@ from .report import Stage
 LARGEST_STEPS = 0.6  # root mean square, in steps of the grid; rounding makes 0.29
 LARGEST_ERROR = 0.5  # of the keys or values of any layer, as a share of their spread, whatever the export states
 _SMALLEST_ERROR = 0.02  # what is stated counts for as much at least: it is of other prompts
-_FROM = f"{PREFILL_GRAPH} is of another checkpoint, or of the one that this one was quantized from"
+_FROM = f"{PREFILL_GRAPH} belongs to another checkpoint, or to the one that this one was quantized from"
 
 
 class Source(Protocol):
@@ -70,8 +70,8 @@ def verify_prompt_graph(
     allowed = min(LARGEST_ERROR, 3 * max(bundle.manifest.prefill_quantization.relative_error, _SMALLEST_ERROR))
     passed = largest <= allowed
     which = f"{('keys', 'values')[kind]} of layer {layer}"
-    detail = "" if passed else f"worst are the {which}: {PREFILL_GRAPH} is wrong, or does not run as it should here"
-    compared = f"keys and values of {sum(map(len, read))} tokens, as shares of their spread; the worst layer"
+    detail = "" if passed else f"the {which} differ most: {PREFILL_GRAPH} is wrong, or runs incorrectly here"
+    compared = f"keys and values of {sum(map(len, read))} tokens, relative to their spread; the worst layer"
     return [*stages, Stage("prompts", compared, largest, float(errors.mean()), f"{allowed:.2g}", passed, detail)]
 
 

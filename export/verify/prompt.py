@@ -65,7 +65,7 @@ def verify_embeddings(bundle: Bundle, checkpoint: Checkpoint) -> Stage:
             worst, worst_row = float(share.max()), start + int(share.argmax())
         largest, total = max(largest, float(difference.max())), total + float(difference.sum(dtype=np.float64))
     passed = worst <= 1
-    detail = "" if passed else f"row {worst_row} is {worst:.3g} times as far from the checkpoint's as is allowed"
+    detail = "" if passed else f"row {worst_row} is {worst:.3g} times as far from the checkpoint's as allowed"
     mean = total / (theirs.shape[0] * theirs.shape[1])
     return Stage("embeddings", f"{len(theirs)} rows", largest, mean, bound, passed, detail)
 
@@ -82,5 +82,5 @@ def _row_allowance(table: EmbeddingTable, precision: str) -> tuple[Callable[[np.
         return lambda ids, rows: LARGEST_STEPS * table.steps(ids), words
     if precision == "fp16":
         # Half a unit in the last of 11 bits, of the largest value at most.
-        return lambda ids, rows: np.abs(rows).max(axis=1) * 2.0**-11, "as near as float16 is, row by row"
+        return lambda ids, rows: np.abs(rows).max(axis=1) * 2.0**-11, "within float16 rounding, row by row"
     return lambda ids, rows: np.zeros(len(rows)), "equal"

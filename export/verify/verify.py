@@ -74,7 +74,7 @@ def verify_bundle(
     clips = verify_clips(checkpoint, options.media, options.frames)
     stages = [_settings(bundle.manifest, checkpoint.config)]
     if _sizes(bundle.manifest) != _sizes(make_manifest(checkpoint.config, ExportOptions(), None)):
-        raise ExportError(f"{folder} is no bundle of {checkpoint.folder}: {stages[0].detail}")
+        raise ExportError(f"{folder} is not a bundle of {checkpoint.folder}: {stages[0].detail}")
     stages += [_pixels(bundle.manifest, clips), _pruning(bundle.manifest, clips)]
     progress("pixels", 1, 1)
     vision_stages, tokens = _vision(bundle, backend, checkpoint, clips)
@@ -214,14 +214,14 @@ def _vision(
     ]
     count = sum(len(clip.prepared.frames) for clip in clips)
     bound, encoder_bound = _bound(bundle.manifest.precision, backend), _vision_bound(bundle.manifest, backend)
-    hint = "the vision encoder of the bundle is another one, or does not run as it should on this backend"
+    hint = "the vision encoder of the bundle is a different one, or runs incorrectly on this backend"
     stages = [compare("encoder", f"features of {count} frames", ours, features, encoder_bound, hint)]
     for kind in ("video", "image"):
         chosen = [index for index, clip in enumerate(clips) if clip.kind == kind]
         if chosen:
             pairs = [[values[index] for index in chosen] for values in (projected, tokens)]
             compared = f"{sum(len(part) for part in pairs[1])} visual tokens"
-            hint = f"projector-{kind}.onnx is another one, or does not run as it should on this backend"
+            hint = f"projector-{kind}.onnx is a different one, or runs incorrectly on this backend"
             stages.append(compare(f"projector, {kind}", compared, pairs[0], pairs[1], bound, hint))
     if backend.device is None and fp16_file("vision") in bundle.manifest.files:
         other = fp16_on_host(backend)

@@ -38,7 +38,7 @@ def verify_fp16_vision(
     """
     ours = [encoded(vision, clip.prepared.frames) for clip in clips]
     projected = [vision.tokens(part, clip.kind, clip.prepared.keep) for part, clip in zip(features, clips, strict=True)]
-    hint = "the graph for GPUs is that of another model"
+    hint = "the graph for GPUs belongs to another model"
     count = f"features of {sum(map(len, features))} frames, on this CPU"
     visual = f"{sum(map(len, tokens))} visual tokens, on this CPU"
     return [

@@ -139,7 +139,7 @@ def open_device() -> CudaDevice:
     try:
         count = int(_call(runtime, runtime.cudaGetDeviceCount))
     except BackendError as e:
-        raise BackendError(f"no CUDA device can be used ({e}): check the NVIDIA driver (nvidia-smi).") from e
+        raise BackendError(f"no usable CUDA device ({e}): check the NVIDIA driver (nvidia-smi).") from e
     except RuntimeError as e:  # cuda-python raises it where there is no driver library at all
         raise BackendError(f"there is no NVIDIA driver on this machine ({e}); backend 'cpu' needs none.") from e
     if count == 0:

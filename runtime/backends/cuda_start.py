@@ -45,7 +45,7 @@ def start_cuda(ort: Any, gpu: str, capability: tuple[int, int]) -> None:
             raise BackendError(f"{_unusable(gpu, capability)} ({_first_line(e)}): {_other_wheel()}.") from e
     if found is None:
         other = (
-            f"ONNX Runtime {ort.__version__} did not start CUDA: check the driver (nvidia-smi), or use backend='cpu'."
+            f"ONNX Runtime {ort.__version__} could not start CUDA: check the driver (nvidia-smi), or use backend='cpu'."
         )
         raise BackendError(_missing(ort) or other)
     if found != [0.0, 2.0]:
@@ -75,7 +75,7 @@ def _missing(ort: Any) -> str | None:
         found = re.match(r"(\S+): cannot open shared object file", str(e))
         if found and found[1] != str(library):
             needs = f"ONNX Runtime {ort.__version__} needs {found[1]}, which this machine does not have"
-            return f"{needs}: pip install 'vl3edge[cuda]', which brings it."
+            return f"{needs}: pip install 'vl3edge[cuda]', which includes it."
     return None
 
 
@@ -86,8 +86,8 @@ def _unusable(gpu: str, capability: tuple[int, int]) -> str:
 def _other_wheel() -> str:
     if platform.machine() == "aarch64":
         return (
-            "the wheel on PyPI has no machine code for Jetson; pip uninstall onnxruntime-gpu, then install the one of "
-            "NVIDIA's Jetson index for this JetPack, for --backend jetson or cuda"
+            "the wheel on PyPI has no machine code for Jetson; pip uninstall onnxruntime-gpu, then install the one "
+            "from NVIDIA's Jetson index for this JetPack; it serves --backend jetson and cuda"
         )
     return "another version of onnxruntime-gpu may have machine code for it, or use backend='cpu'"
 

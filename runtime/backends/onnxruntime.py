@@ -99,7 +99,7 @@ class Backend:
             raise BundleError(f"{path} cannot be loaded by ONNX Runtime {self.version}: {_first_line(e)}") from e
         if session.get_providers()[0] != self.providers[0]:
             raise BackendError(
-                f"ONNX Runtime did not start {self.providers[0]} (it offers {', '.join(session.get_providers())}); "
+                f"ONNX Runtime could not start {self.providers[0]} (it offers {', '.join(session.get_providers())}); "
                 "check the driver, or use backend='cpu'."
             )
         return session
@@ -139,8 +139,8 @@ class Backend:
         bundle.path(file)  # it may have been slimmed for another backend
         if self.name == "cuda" and bundle.manifest.vision_quantization.bits == 8 and file == "vision.onnx":
             raise BackendError(
-                f"the encoder of {bundle.folder} is quantized to 8 bits, which ONNX Runtime computes on CPUs only, and "
-                "it has none in float16: export it again with --target cuda, or use backend='cpu'."
+                f"the encoder of {bundle.folder} is quantized to 8 bits, which ONNX Runtime runs on CPUs only, and "
+                "there is no float16 encoder: export it again with --target cuda, or use backend='cpu'."
             )
         return PatchLimit(GPU_PATCHES_PER_CALL if self.name == "cuda" else PATCHES_PER_CALL)
 

@@ -212,7 +212,7 @@ def _graphs(folder: Path, target: str, slim: str) -> dict[str, str]:
         if all((folder / name).is_file() for name in graphs.values()):
             return graphs
     if slim:
-        raise BundleError(f"{folder} was slimmed for {slim}: compile plans from a whole copy of the bundle.")
+        raise BundleError(f"{folder} was slimmed for {slim}: compile plans from a full copy of the bundle.")
     raise BundleError(
         f"{folder} has no {', '.join(newer.values())}: export it with `vl3edge export CHECKPOINT -o BUNDLE "
         f"--target {target}`."
@@ -250,7 +250,7 @@ def _name(trt: Any) -> str:
 
 
 def _first(errors: Sequence[str]) -> str:
-    return " ".join(errors[0].split())[:500] if errors else "it gives no reason"
+    return " ".join(errors[0].split())[:500] if errors else "no reason given"
 
 
 def _write_atomically(path: Path, content: memoryview) -> None:

@@ -53,7 +53,7 @@ class TensorRtEngine:
             raise self._failure("cannot be loaded")
         self._context = self._make_context(trt)
         if self._context is None:
-            raise self._failure("got no memory to run in")
+            raise self._failure("ran out of memory")
         self._profile = -1
         self._profiles_run: set[int] = set()
         self._buffers: dict[str, _Buffer] = {}
@@ -192,5 +192,5 @@ class TensorRtEngine:
             raise self._failure("failed to run")
 
     def _failure(self, what: str) -> BackendError:
-        reason = " ".join(self._errors[-1].split()) if self._errors else "TensorRT gives no reason"
+        reason = " ".join(self._errors[-1].split()) if self._errors else "TensorRT gave no reason"
         return BackendError(f"{self._path} {what}: {reason}")

@@ -46,7 +46,7 @@ class Bundle:
             if self.manifest.slim:
                 raise BundleError(
                     f"{self.folder} was slimmed for {self.manifest.slim} and has no {name}: use that backend, or a "
-                    "whole copy of the bundle."
+                    "full copy of the bundle."
                 )
             raise KeyError(name)
         return self.folder / name
@@ -77,7 +77,7 @@ def open_bundle(folder: str | Path) -> Bundle:
         problems.append(f"{SPECIAL_TOKENS} is not one of the bundle's files")
     template = manifest.files.get("chat_template.jinja")
     if template is not None and template.bytes > _MAX_TEMPLATE_BYTES:
-        problems.append(f"chat_template.jinja has {template.bytes:,} bytes, at most {_MAX_TEMPLATE_BYTES:,} are read")
+        problems.append(f"chat_template.jinja has {template.bytes:,} bytes, above the limit of {_MAX_TEMPLATE_BYTES:,}")
     entries = set(manifest.files.items()) | set(engine_files(folder, sources=not manifest.slim).items())
     with ThreadPoolExecutor(max_workers=4) as pool:  # hashing releases the interpreter lock
         checks = pool.map(lambda item: _check_file(folder, *item), sorted(entries, key=lambda item: item[0]))

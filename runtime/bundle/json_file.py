@@ -21,9 +21,9 @@ def read_json_file(path: Path, max_bytes: int, advice: str) -> Any:
     try:
         status = path.lstat()
         if not stat.S_ISREG(status.st_mode):
-            raise BundleError(f"{path} is not a plain file. {advice}")
+            raise BundleError(f"{path} is not a regular file. {advice}")
         if status.st_size > max_bytes:
-            raise BundleError(f"{path} is too large: {status.st_size:,} bytes, at most {max_bytes:,} are read.")
+            raise BundleError(f"{path} is too large: {status.st_size:,} bytes, above the limit of {max_bytes:,}.")
         text = path.read_text(encoding="utf-8")
         return json.loads(text, object_pairs_hook=_distinct, parse_constant=_no_number)
     except (FileNotFoundError, BundleError):
@@ -38,9 +38,9 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"{max(names, key=names.count)!r} stands there twice")
+        raise ValueError(f"duplicate key {max(names, key=names.count)!r}")
     return found
 
 
 def _no_number(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")

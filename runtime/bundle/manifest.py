@@ -218,7 +218,7 @@ class Manifest:
             return None, [f"format_version is {version!r}, this vl3edge reads {FORMAT_VERSION}: {advice}"]
         problems: list[str] = []
         if SEAL in data and data[SEAL] != sealed(data)[SEAL]:
-            problems.append("it was changed after the export (its sha256 differs from the one it holds)")
+            problems.append("it was changed after the export (its sha256 does not match)")
         body = {key: value for key, value in data.items() if key not in ("format", "format_version", SEAL)}
         misread: list[str] = []
         manifest = read_json(cls, body, "", misread)

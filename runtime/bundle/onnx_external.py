@@ -80,7 +80,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, memoryview | None]]:
         elif wire_type in (_FIXED64, _FIXED32):
             length = 8 if wire_type == _FIXED64 else 4
         else:
-            raise ValueError("it is not encoded as ONNX files are")
+            raise ValueError("it is not encoded as an ONNX file")
         if position + length > end:
             raise ValueError("it is cut short")
         yield number, message[position : position + length] if wire_type == _BYTES else None

@@ -140,8 +140,8 @@ def choose_engines(
     """
     if target == "rtx" and not _rtx_supports(capability):
         raise BackendError(
-            f"TensorRT for RTX does not run on {device}, compute capability {capability[0]}.{capability[1]} (it takes "
-            f"7.5, 8.0, 8.6, 8.9, and 12.0 and later): use --backend cuda."
+            f"TensorRT for RTX does not run on {device}, compute capability {capability[0]}.{capability[1]} (it "
+            "supports 7.5, 8.0, 8.6, 8.9, and 12.0 and later): use --backend cuda."
         )
     reasons = []
     usable = []
@@ -201,7 +201,7 @@ _AGAIN = "Delete its folder, or run `vl3edge build` again."
 def _inconsistencies(path: Path, spec: EngineSet) -> list[str]:
     problems = []
     if path.parent.name != spec.key or path.parent.parent.name != spec.target:
-        problems.append(f"it belongs into {ENGINES}/{spec.target}/{spec.key}")
+        problems.append(f"it belongs in {ENGINES}/{spec.target}/{spec.key}")
     for name in PLANS:
         if name not in spec.plans:
             problems.append(f"plans.{name} is missing")

@@ -54,8 +54,8 @@ def slim(folder: Path, target: SlimTarget, fits: Callable[[EngineSet], bool] = l
     kept = [engines for engines in sets if engines.spec.target == target and fits(engines.spec)]
     if target in TARGETS and not kept:
         raise BackendError(
-            f"{folder} has no plans for this device, and without its graphs could never have: run `vl3edge build "
-            f"BUNDLE --target {target}` first."
+            f"{folder} has no plans for this device, and slimming deletes the graphs they are compiled from: run "
+            f"`vl3edge build BUNDLE --target {target}` first."
         )
     needed = _needed(bundle, target) | {name for engines in kept for name in _files(folder, engines)}
     before = _sizes(folder, {*manifest.files, *(name for engines in sets for name in _files(folder, engines))})
@@ -81,7 +81,7 @@ def _needed(bundle: Bundle, target: str) -> set[str]:
         fp16 = all(fp16_file(graph) in files for graph in VISION_GRAPHS)
         graphs += [fp16_file(graph) if fp16 else f"{graph}.onnx" for graph in VISION_GRAPHS]
     if missing := [graph for graph in graphs if graph not in files]:
-        raise BundleError(f"{bundle.folder} has no {', '.join(missing)}: there is nothing for {target} to keep.")
+        raise BundleError(f"{bundle.folder} has no {', '.join(missing)}, which {target} needs.")
     kept = {*ALWAYS_REQUIRED, SPECIAL_TOKENS, *graphs} & files.keys()
     return kept.union(*(external_files(bundle.folder / graph) for graph in graphs))
 

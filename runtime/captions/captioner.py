@@ -46,7 +46,7 @@ class CaptionRequest:
 
     def __post_init__(self) -> None:
         if self.batch < 1:
-            raise ConfigError(f"a batch is 1 or more, not {self.batch}")
+            raise ConfigError(f"batch must be at least 1, not {self.batch}")
 
 
 class CollectionCaptioner:
@@ -110,7 +110,7 @@ class CollectionCaptioner:
         if self._request.find is None:
             return self._request.prompt
         if opened.kind == "image":
-            raise MediaError(f"{opened.name}: an image has no times at which to find an event")
+            raise MediaError(f"{opened.name}: events can be found in videos only; this is an image")
         return grounding_question(self._request.find)
 
     def _segments(self, opened: OpenedMedia) -> tuple[Segment, ...]:

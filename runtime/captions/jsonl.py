@@ -41,7 +41,9 @@ class RecordFile:
         self._segments: dict[str, int] = {}
         try:
             if self._file.size and not (keep or force):
-                raise ConfigError(f"{path} exists; continue it with --resume, replace it with --force, or name another")
+                raise ConfigError(
+                    f"{path} exists; continue it with --resume, replace it with --force, or choose another"
+                )
             if keep:
                 self._file.truncate(self._read(path))
         except BaseException:
@@ -56,8 +58,7 @@ class RecordFile:
                 record = CaptionResult.from_json(json.loads(line))
             except (ValueError, KeyError, TypeError, AttributeError) as e:
                 raise ConfigError(
-                    f"{path} line {number} is not a record of this command, so it is not continued; "
-                    "give another file with -o."
+                    f"{path} line {number} is not a record of this command; choose another file with -o."
                 ) from e
             self._note(record)
             size += len(line)
@@ -84,8 +85,8 @@ class RecordFile:
         clip = clip_key(media)
         if of is not None and self._segments.get(clip, of) != of:
             raise ConfigError(
-                f"{self._file.path} has {media} in {self._segments[clip]} segments, not {of}: "
-                "give the same --segment, --start and --end as before, or another file with -o"
+                f"{self._file.path} has {media} in {self._segments[clip]} segments, not {of}: use the same --segment, "
+                "--start and --end as before, or another file with -o"
             )
         return self._states.get((clip, number), State.WAITING)
 

@@ -76,7 +76,7 @@ class TextFileOutput(StreamOutput):
         self._file = LockedFile(path, discard=force)
         if self._file.size and not force:
             self._file.close()
-            raise ConfigError(f"{path} exists; replace it with --force, or name another file")
+            raise ConfigError(f"{path} exists; replace it with --force, or choose another file")
         super().__init__(self._file.append, "text", several)
 
     def close(self) -> None:
@@ -93,7 +93,7 @@ class FinishedOutput(Output):
         return State.DONE
 
     def write(self, record: CaptionResult) -> None:
-        raise OutputError(f"{record.media}: nothing was to be written of it")
+        raise OutputError(f"{record.media}: all of its output was already written")
 
 
 class DocumentOutput(RecordFile):
@@ -108,7 +108,7 @@ class DocumentOutput(RecordFile):
         self._style = style
         journal = records_of(path)
         if path.exists() and not force and not (keep and journal.exists()):
-            raise ConfigError(f"{path} exists; replace it with --force, or name another file")
+            raise ConfigError(f"{path} exists; replace it with --force, or choose another file")
         super().__init__(journal, keep, force)
 
     def finish(self) -> None:

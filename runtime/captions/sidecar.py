@@ -46,8 +46,8 @@ class SidecarOutput(Output):
         existing = [path for path in self._paths.values() if os.path.exists(path)]
         if existing and not (keep or force):
             raise ConfigError(
-                f"{existing[0]} exists, as do {len(existing)} of {len(media)} files to be written: "
-                "--resume skips their clips, --force replaces them"
+                f"{existing[0]} exists ({len(existing)} of {len(media)} output files do): --resume skips their clips, "
+                "--force replaces them"
             )
 
     def state(self, media: str) -> State:
@@ -66,7 +66,7 @@ class SidecarOutput(Output):
             return
         path = self._paths[clip]
         if os.path.exists(path) and not self._force:
-            raise OutputError(f"{path} has come into being since the start: it is left as it is")
+            raise OutputError(f"{path} appeared during the run; not overwritten")
         held.sort(key=lambda part: part.segment or 0)
         try:
             write_whole(path, self._content(held))
@@ -85,12 +85,16 @@ class SidecarOutput(Output):
 def _paths(media: Sequence[str], suffix: str) -> tuple[dict[str, Path], str | None]:
     """The sidecar of each clip, by the clip's key, and what is unusual about their names."""
     if not suffix.startswith(".") or "/" in suffix or suffix == ".":
-        raise ConfigError(f"--sidecar takes the ending of the files to write, such as .txt, not {suffix!r}")
+        raise ConfigError(f"--sidecar takes a file extension, such as .txt, not {suffix!r}")
     if suffix.lower() in VIDEO_SUFFIXES | PICTURE_SUFFIXES:
-        raise ConfigError(f"--sidecar {suffix} is the ending of videos or images: a clip could be overwritten")
+        raise ConfigError(
+            f"--sidecar {suffix} is an extension of videos or images, and clips could be overwritten: choose another"
+        )
     for name in media:
         if is_address(clip_key(name)):
-            raise ConfigError(f"{name} is no file, so there is no place beside it; use -o instead of --sidecar")
+            raise ConfigError(
+                f"{name} is not a file, so there is no place for its sidecar; use -o instead of --sidecar"
+            )
     clips = {Path(clip_key(name)): name for name in media}
     whole = {clip: clip.with_name(clip.name + suffix) for clip in clips}
     paths = {clip: whole[clip] if os.path.isdir(clip) else clip.with_suffix(suffix) for clip in clips}
@@ -106,12 +110,14 @@ def _told_apart(
         if note is None:
             same = [clip for clip in clashing if paths[clip] == paths[clashing[0]]]
             names, files = " and ".join(clips[c] for c in same), " and ".join(whole[c].name for c in same)
-            note = f"{paths[same[0]].name} would not be the file of one clip alone: {names} have {files}"
+            note = f"{paths[same[0]].name} would belong to more than one clip: {names} use {files}"
             others -= len(same)
         others += len(clashing)
         paths |= {clip: whole[clip] for clip in clashing}
     if lost := next((path for path in paths.values() if path in paths), None):
-        raise ConfigError(f"{clips[lost]} is a clip, and would be the file of another: give them one by one")
+        raise ConfigError(
+            f"{clips[lost]} is a clip, and the sidecar of another would overwrite it: caption them separately"
+        )
     return {str(clip): path for clip, path in paths.items()}, f"{note}, and so on for {others} more" if others else note
 
 

@@ -23,9 +23,12 @@ from .repl import Conversation, questions_from
 def add_to(commands: Any) -> None:
     parser = commands.add_parser("ask", help="ask about videos and images", description=__doc__)
     parser.add_argument(
-        "media", nargs="*", metavar="MEDIA", help="file, folder, pattern or address; all go into one question"
+        "media",
+        nargs="*",
+        metavar="MEDIA",
+        help="file, folder, pattern or address; all of them are part of one question",
     )
-    parser.add_argument("-q", "--question", help="without it, a conversation: questions are read from stdin")
+    parser.add_argument("-q", "--question", help="question to ask (default: a conversation, with questions from stdin)")
     shared.add_system(parser)
     shared.add_model(parser)
     shared.add_sampling(parser)
@@ -37,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
     sampling, pruning = shared.sampling_plan(options), shared.pruning_config(options)
     generation = shared.generation_config(options)
     if options.question is not None and not options.media:
-        raise ConfigError("a question needs MEDIA to be about: name a file, or leave -q out for a conversation")
+        raise ConfigError("-q needs MEDIA: name a file, or leave out -q for a conversation")
     limits = shared.media_limits(options)
     media = expand(options.media, shared.folder_kind(options), limits)
     model = shared.load_model(options)

@@ -24,14 +24,18 @@ from . import options as shared
 
 
 def add_to(commands: Any) -> None:
-    parser = commands.add_parser("bench", help="time and memory of every stage", description=__doc__)
+    parser = commands.add_parser("bench", help="measure time and memory of every stage", description=__doc__)
     parser.add_argument("bundle", nargs="?", type=Path, metavar="BUNDLE", help="default: the small demo bundle")
-    parser.add_argument("--media", type=Path, metavar="CLIP", help="measure the reading of this video, too")
+    parser.add_argument("--media", type=Path, metavar="CLIP", help="also measure reading this video")
     parser.add_argument("--frames", type=int, default=BenchPlan.frames, metavar="N", help="frames encoded (default: 8)")
-    parser.add_argument("--size", default="640x360", metavar="WxH", help="of the source's frames (default: 640x360)")
+    parser.add_argument(
+        "--size", default="640x360", metavar="WxH", help="size of the source's frames (default: 640x360)"
+    )
     parser.add_argument("--context", type=int, default=BenchPlan.context, help="tokens prefilled (default: 1000)")
     parser.add_argument("--new-tokens", type=int, default=BenchPlan.new_tokens, help="tokens decoded (default: 32)")
-    parser.add_argument("--repeats", type=int, default=BenchPlan.repeats, help="the median counts (default: 3)")
+    parser.add_argument(
+        "--repeats", type=int, default=BenchPlan.repeats, help="runs, of which the median is reported (default: 3)"
+    )
     parser.add_argument("--backend", choices=BACKENDS, default="auto", help="where to run (default: auto)")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: one per core)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON; - is stdout")
@@ -49,7 +53,9 @@ def run(options: argparse.Namespace) -> int:
     if plan.context + plan.new_tokens > limit:
         raise ConfigError(f"--context and --new-tokens exceed the model's context of {limit} tokens")
     backend = select_backend(options.backend, options.threads)
-    shared.progress(f"measuring {bundle.manifest.name} on {backend.name}; other work on the machine falsifies it")
+    shared.progress(
+        f"measuring {bundle.manifest.name} on {backend.name}; other work on this machine distorts the times"
+    )
     bench = Bench(bundle, backend, plan)
     bench.run(options.media)
     if not to_stdout:
@@ -76,10 +82,10 @@ def _table(bench: Bench) -> list[str]:
     if bench.bandwidth is not None and bench.flops is not None:
         speed = f"{bench.bandwidth / 1e9:.1f} GB/s read, {bench.flops / 1e9:.0f} GFLOP/s in float32"
         lines += [f"this machine: {cores()} cores, {speed}", ""]
-    lines.append(f"{'stage':<22}{'work':>14}{'time':>11}{'rate':>21}{'least possible':>17}{'of limit':>10}{'peak':>10}")
+    lines.append(f"{'stage':<22}{'work':>14}{'time':>11}{'rate':>21}{'lower bound':>17}{'of bound':>10}{'peak':>10}")
     lines += [_line(stage) for stage in bench.stages]
     if any((stage.share_of_limit or 0) > 1 for stage in bench.stages):
-        lines += ["", "over 100%: the least possible is reckoned with numpy's float32 products; 8 bits may take less"]
+        lines += ["", "over 100%: the bound is estimated with numpy's float32 products, and 8 bits can take less"]
     return lines
 
 

@@ -26,38 +26,40 @@ def add_to(commands: Any) -> None:
         "--target",
         choices=(*TARGETS, "cuda", "cpu"),
         required=True,
-        help="rtx: TensorRT for RTX, portable plans; jetson: the TensorRT installed here, plans for this GPU alone; "
+        help="rtx: TensorRT for RTX, portable plans; jetson: the TensorRT installed here, plans for this GPU only; "
         "cuda, cpu: with --slim",
     )
     parser.add_argument(
         "--slim",
         action="store_true",
-        help="compile nothing; drop from the bundle what the target does not read on this device, for good",
+        help="compile nothing; permanently delete from the bundle what the target does not need on this device",
     )
     parser.add_argument(
         "--memory-mb",
         type=int,
         default=DEFAULT_MEMORY_BYTES >> 20,
         metavar="N",
-        help="bound of the encoder's activations, which decides how many patches one call takes (default: %(default)s)",
+        help="memory for the encoder's activations, which limits the patches of one call (default: %(default)s)",
     )
     parser.add_argument(
         "--compute-capability",
         action="append",
         default=[],
         metavar="X.Y",
-        help="of the GPUs to compile for, rtx only, may be repeated (default: 8.0 and later)",
+        help="compute capability to compile for; rtx only, may be repeated (default: 8.0 and later)",
     )
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     if options.compute_capability and options.target != "rtx":
-        raise ConfigError("--compute-capability is for --target rtx; other plans are for the GPU they are built on")
+        raise ConfigError("--compute-capability is for --target rtx; other plans run only on the GPU they are built on")
     if options.slim:
         return _slim(options.bundle, options.target)
     if options.target not in TARGETS:
-        raise ConfigError(f"--target {options.target} needs no plans; give --slim to drop what other targets read")
+        raise ConfigError(
+            f"--target {options.target} needs no plans; use --slim to delete what only other targets need"
+        )
     manifest = read_manifest(options.bundle)
     device = PORTABLE if options.target == "rtx" else open_device().name
     build = BuildOptions(
@@ -94,9 +96,11 @@ def _slim(folder: Path, target: SlimTarget) -> int:
     for name in report.dropped:
         print(f"dropped  {name}")
     total = report.dropped_bytes + report.kept_bytes
-    print(f"\n{report.dropped_bytes / 1e6:.1f} of {total / 1e6:.1f} MB were dropped; the bundle is for {target} now.")
+    print(
+        f"\n{report.dropped_bytes / 1e6:.1f} of {total / 1e6:.1f} MB were deleted; the bundle is now for {target} only."
+    )
     if report.lost:
-        print(f"No longer: {', '.join(f'--backend {name}' for name in report.lost)}.")
+        print(f"No longer available: {', '.join(f'--backend {name}' for name in report.lost)}.")
     if target in TARGETS:
-        print("Plans for another device, or another version of TensorRT, take a whole copy of the bundle.")
+        print("Plans for another device or version of TensorRT need a full copy of the bundle.")
     return 0

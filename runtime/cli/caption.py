@@ -41,23 +41,24 @@ def add_to(commands: Any) -> None:
     parser.add_argument(
         "--find",
         metavar="EVENT",
-        help='when something happens: "the cat jumps", or a question to be asked as it stands: "When does it stop?"',
+        help='find when an event happens: "the cat jumps"; a question is asked as it is: "When does it stop?"',
     )
     shared.add_system(parser)
-    parser.add_argument("--segment", type=float, metavar="S", help="caption each piece of S seconds of a video")
+    parser.add_argument("--segment", type=float, metavar="S", help="caption videos in segments of S seconds")
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="generate N captions together (default: 1)")
     output = parser.add_argument_group("output")
-    output.add_argument("--format", choices=FORMATS, help="default: by the ending of FILE, else text")
+    output.add_argument("--format", choices=FORMATS, help="default: by the extension of FILE, else text")
     output.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: stdout")
     output.add_argument(
         "--sidecar",
         nargs="?",
         const="",
         metavar="EXT",
-        help="write a file beside each clip instead: clip.mp4 and clip.txt (or .srt, .vtt, .json by --format, or EXT)",
+        help="write a file beside each clip instead: clip.mp4 and clip.txt (or .srt, .vtt, .json by --format, or EXT "
+        "if given)",
     )
-    output.add_argument("--resume", action="store_true", help="continue: skip what has a record or a sidecar")
-    output.add_argument("--retry-failed", action="store_true", help="continue, and try again what failed")
+    output.add_argument("--resume", action="store_true", help="skip clips that already have a record or a sidecar")
+    output.add_argument("--retry-failed", action="store_true", help="like --resume, and retry the clips that failed")
     output.add_argument("--force", action="store_true", help="replace files that exist")
     shared.add_model(parser)
     shared.add_sampling(parser)
@@ -111,7 +112,7 @@ class _Tally:
             self.failed_before += list(states.values()).count(State.FAILED)
         self._clips = {name: f"[{number}/{len(waiting)}]" for number, name in enumerate(waiting, 1)}
         if skipped:
-            shared.progress(f"{skipped} of {len(media)} have a record already")
+            shared.progress(f"{skipped} of {len(media)} already have a record")
         return waiting
 
     def add(self, result: CaptionResult) -> None:
@@ -127,7 +128,7 @@ class _Tally:
             shared.progress(f"{place}: {shared.time_report(result.clip, result.answer.stats)}")
 
     def summary(self, find: bool) -> str:
-        before = f" ({self.failed_before} failed: --retry-failed tries again)" if self.failed_before else ""
+        before = f" ({self.failed_before} failed before; --retry-failed retries them)" if self.failed_before else ""
         done = f"{self.done} searched, {self.found} with the event" if find else f"{self.done} captioned"
         return f"{done}, {self.failed} failed, {self.skipped} skipped{before}"
 
@@ -151,7 +152,7 @@ def _folders(names: Sequence[str]) -> set[str]:
 
 def _request(options: argparse.Namespace) -> CaptionRequest:
     if options.find is not None and options.prompt is not None:
-        raise ConfigError("--find asks a question of its own: leave out --prompt")
+        raise ConfigError("--find and --prompt are mutually exclusive")
     if options.find is not None and not options.find.strip():
         raise ConfigError("--find needs an event to look for")
     if options.segment is not None:
@@ -176,13 +177,13 @@ def _style(options: argparse.Namespace) -> str:
     style: str = options.format or suffixes.get(options.output.suffix.lower() if options.output else "", "text")
     if options.sidecar is not None:
         if options.output is not None:
-            raise ConfigError("--sidecar writes beside the clips: leave out -o")
+            raise ConfigError("--sidecar and -o are mutually exclusive")
         if style not in SUFFIXES:
             raise ConfigError(f"--sidecar writes {', '.join(SUFFIXES)}, not {style}")
     elif (options.resume or options.retry_failed) and (options.output is None or style == "text"):
-        raise ConfigError("--resume needs something to continue: -o FILE with --format jsonl or another, or --sidecar")
+        raise ConfigError("--resume needs output to continue: -o FILE with a --format other than text, or --sidecar")
     if options.force and (options.resume or options.retry_failed):
-        raise ConfigError("--force replaces what exists, --resume and --retry-failed continue it: give one of them")
+        raise ConfigError("--force and --resume or --retry-failed are mutually exclusive")
     if style == "parquet":
         check_pyarrow()
         if options.output is None:
@@ -198,7 +199,9 @@ def _output(options: argparse.Namespace, style: str, media: Sequence[str]) -> Ou
             shared.progress(output.note)
         return output
     if style in ("srt", "vtt") and len(media) > 1:
-        raise ConfigError(f"{style} describes one video, but {len(media)} are given; use --sidecar or --format jsonl")
+        raise ConfigError(
+            f"{style} holds the captions of one video, not of {len(media)}; use --sidecar or --format jsonl"
+        )
     if options.output is None:
         return StreamOutput(stream_to(sys.stdout), style, len(media) > 1)
     if style in ("srt", "vtt") and keep and options.output.exists() and not records_of(options.output).exists():

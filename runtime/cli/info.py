@@ -23,7 +23,7 @@ _PACKAGES = ("vl3edge", "numpy", "av", "pillow", "tokenizers", "jinja2")
 
 
 def add_to(commands: Any) -> None:
-    parser = commands.add_parser("info", help="versions, devices, and what a bundle is", description=__doc__)
+    parser = commands.add_parser("info", help="show versions, devices and what a bundle holds", description=__doc__)
     parser.add_argument("bundle", nargs="?", type=Path, metavar="BUNDLE", help="bundle to check and describe")
     parser.set_defaults(run=run)
 
@@ -57,12 +57,12 @@ def run(options: argparse.Namespace) -> int:
 def _describe(bundle: Bundle) -> None:
     manifest = bundle.manifest
     text, vision = manifest.text, manifest.vision
-    _show(f"bundle       {bundle.folder}: every file is there and unchanged")
+    _show(f"bundle       {bundle.folder}: all files present and unchanged")
     _show(f"model        {manifest.source}, layout {manifest.layout}")
     targets, method = ", ".join(manifest.targets), manifest.quantization.get("method", "none")
     _show(f"targets      {targets}; {manifest.precision}; quantization {method}")
     if manifest.slim:
-        _show(f"slim         for {manifest.slim} alone: files of other backends were dropped")
+        _show(f"slim         for {manifest.slim} only: files of other backends were deleted")
     products = ", products in 8 bits" if manifest.vision_quantization.bits == 8 else ""
     _show(
         f"vision       {vision.num_layers} layers of {vision.hidden_size}, patches of {vision.patch_size} pixels"
@@ -84,7 +84,7 @@ def _describe(bundle: Bundle) -> None:
         _show(contents_table(manifest))
     except (AttributeError, KeyError, TypeError, ValueError) as e:  # the one part of a manifest that has no fixed form
         raise BundleError(
-            f"{bundle.folder}: what bundle.json says of measurements and quantization is damaged ({e}). "
+            f"{bundle.folder}: the measurements or quantization in bundle.json are damaged ({e}). "
             "Copy or export the bundle again."
         ) from e
 
@@ -119,15 +119,15 @@ def contents_table(manifest: Manifest) -> str:
     if encoder.bits == 8:
         lines += [
             "",
-            f"vision encoder in 8 bits, calibrated on {encoder.calibration_frames} frames: features of held-out frames "
-            f"are off by {encoder.relative_error:.2%} of their size",
+            f"vision encoder in 8 bits, calibrated on {encoder.calibration_frames} frames: features of held-out "
+            f"frames differ by {encoder.relative_error:.2%} of their size",
         ]
     prefill = manifest.prefill_quantization
     if prefill.bits == 8:
         lines += [
             "",
-            f"prompts in 8 bits on a CPU, calibrated on {prefill.calibration_tokens} tokens: in no layer are keys or "
-            f"values of held-out prompts off by more than {prefill.relative_error:.2%} of their spread",
+            f"prompts in 8 bits on a CPU, calibrated on {prefill.calibration_tokens} tokens: keys and values of "
+            f"held-out prompts differ by at most {prefill.relative_error:.2%} of their spread in any layer",
         ]
     lines += _quantization_lines(manifest.quantization)
     if whole := manifest.quantization.get("fp16_bytes"):

@@ -24,14 +24,18 @@ from . import options as shared
 
 
 def add_to(commands: Any) -> None:
-    parser = commands.add_parser("inspect", help="draw what becomes of a clip, before it runs", description=__doc__)
+    parser = commands.add_parser(
+        "inspect", help="show how a clip will be processed, without running the model", description=__doc__
+    )
     parser.add_argument("media", metavar="MEDIA", help="video, image, or folder of frames; or an address")
     parser.add_argument("-m", "--model", metavar="BUNDLE", help="bundle to use (default: the small demo bundle)")
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="REPORT", help="writes REPORT.png and REPORT.html"
     )
-    parser.add_argument("-q", "--question", help="that will be asked (default: for a description)")
-    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="of the answer (default: 256)")
+    parser.add_argument("-q", "--question", help="question that will be asked (default: one for a description)")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=256, metavar="N", help="tokens of the answer (default: 256)"
+    )
     shared.add_system(parser)
     shared.add_sampling(parser)
     parser.set_defaults(run=run)
@@ -44,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     generation = GenerationConfig(max_new_tokens=options.max_new_tokens)
     png, html = report_paths(options.output)
     if any(path.exists() and path.samefile(options.media) for path in (png, html) if Path(options.media).exists()):
-        raise ConfigError(f"-o {options.output} would overwrite {options.media}: give the report another name")
+        raise ConfigError(f"-o {options.output} would overwrite {options.media}: choose another name for the report")
     bundle = open_bundle(bundle_folder(options.model))
     asked = {"system": options.system, "add_system_prompt": options.add_system_prompt, "kind": options.kind}
     seen = inspect(bundle, options.media, sampling, pruning, options.question, generation, **asked)
@@ -67,5 +71,5 @@ def report_paths(report: Path) -> tuple[Path, Path]:
     """The picture's and the page's path; an ending that is one of theirs already is not doubled."""
     base = report.with_suffix("") if report.suffix.lower() in (".png", ".html") else report
     if not base.name:
-        raise ConfigError(f"-o needs the name of a report, not {str(report)!r}")
+        raise ConfigError(f"-o needs a file name for the report, not {str(report)!r}")
     return base.with_name(f"{base.name}.png"), base.with_name(f"{base.name}.html")

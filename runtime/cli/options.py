@@ -27,16 +27,20 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--backend", choices=BACKENDS, default="auto", help="where to run (default: auto)")
     group.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: one per core)")
     group.add_argument(
-        "--memory-limit", metavar="SIZE", help="of this process, such as 4GB (default: what is available); CPU only"
+        "--memory-limit",
+        metavar="SIZE",
+        help="limit for this process, such as 4GB (default: the memory available); CPU only",
     )
     group.add_argument(
         "--max-read-seconds",
         type=float,
         default=DEFAULT_LIMITS.max_read_s,
         metavar="S",
-        help="give up a clip that takes longer to read and decode (default: %(default)g)",
+        help="fail a clip that takes longer than S seconds to read and decode (default: %(default)g)",
     )
-    group.add_argument("--isolate", action="store_true", help="decode in a process of its own, which may crash")
+    group.add_argument(
+        "--isolate", action="store_true", help="decode in a separate process, so that a crash fails one clip only"
+    )
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -45,15 +49,18 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         "--as",
         dest="kind",
         choices=get_args(MediaKind),
-        help="what MEDIA are (default: by content; an animation is a video, a folder by what its pictures look like)",
+        help="treat MEDIA as this (default: by content; an animation is a video, a folder depends on its pictures)",
     )
     group.add_argument("--fps", type=float, help="frames sampled per second (default: the model's, 1)")
     group.add_argument("--max-frames", type=int, metavar="N", help="at most N frames (default: the model's, 180)")
-    group.add_argument("--start", type=float, metavar="S", help="begin at second S")
+    group.add_argument("--start", type=float, metavar="S", help="start at second S")
     group.add_argument("--end", type=float, metavar="S", help="end at second S")
     add_source_fps(group)
     group.add_argument(
-        "--sampling-rule", choices=("fps", "index"), default="fps", help="by time, or evenly by number as transformers"
+        "--sampling-rule",
+        choices=("fps", "index"),
+        default="fps",
+        help="fps: by time; index: evenly by number, as transformers does",
     )
     group.add_argument(
         "--threshold",
@@ -62,7 +69,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         help="DiffFP threshold: higher drops more tokens; auto: just above each clip's noise (default: 0.1)",
     )
     group.add_argument(
-        "--max-visual-tokens", type=int, metavar="N", help="at most N tokens of each video: raises the threshold to fit"
+        "--max-visual-tokens", type=int, metavar="N", help="at most N tokens per video; raises the threshold to fit"
     )
     group.add_argument("--no-pruning", action="store_true", help="keep every video token")
 
@@ -72,8 +79,8 @@ def add_source_fps(group: argparse._ArgumentGroup) -> None:
         "--source-fps",
         type=float,
         metavar="N",
-        help="the video has N frames per second, whatever its clock says (default: its clock; "
-        "without one 25, folders of pictures 3)",
+        help="frame rate of the source, instead of its own timestamps (default: its own; without one 25, folders of "
+        "pictures 3)",
     )
 
 
@@ -93,18 +100,24 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
         "--temperature", type=float, metavar="T", help="0 is greedy (default: the model's; greedy if it has none)"
     )
     group.add_argument(
-        "--top-p", type=float, metavar="P", help="draw from the likeliest that make up P (default: the model's, or 1)"
+        "--top-p",
+        type=float,
+        metavar="P",
+        help="sample from the most likely tokens that make up P (default: the model's, or 1)",
     )
     group.add_argument(
-        "--top-k", type=int, metavar="N", help="draw from the N likeliest tokens; 0: from all (default: the model's)"
+        "--top-k",
+        type=int,
+        metavar="N",
+        help="sample from the N most likely tokens; 0: from all (default: the model's)",
     )
     group.add_argument(
         "--repetition-penalty",
         type=float,
         metavar="X",
-        help="above 1 avoids tokens that occurred (default: the model's, or 1)",
+        help="above 1 discourages repetition (default: the model's, or 1)",
     )
-    group.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same draws (default: a new one)")
+    group.add_argument("--seed", type=int, metavar="N", help="random seed, for repeatable answers (default: a new one)")
 
 
 def add_system(parser: argparse.ArgumentParser) -> None:
@@ -113,7 +126,7 @@ def add_system(parser: argparse.ArgumentParser) -> None:
         "--system", metavar="TEXT", help="a system message before the question (default: none, as the authors evaluate)"
     )
     group.add_argument(
-        "--add-system-prompt", action="store_true", help="without --system, the chat template's own (default: not)"
+        "--add-system-prompt", action="store_true", help="without --system, use the chat template's own (default: none)"
     )
 
 
@@ -135,7 +148,7 @@ def load_model(options: argparse.Namespace) -> VideoLlama3:
     # Commands that do not ask do not have the option.
     if getattr(options, "add_system_prompt", False) and options.system is None and not model.has_system_prompt:
         progress(
-            "the model's chat template has no system text: --add-system-prompt changes nothing, --system TEXT does"
+            "the model's chat template has no system text, so --add-system-prompt has no effect; use --system TEXT"
         )
     return model
 
@@ -158,7 +171,7 @@ def sampling_plan(options: argparse.Namespace) -> SamplingPlan:
 
 def pruning_config(options: argparse.Namespace) -> PruningConfig:
     if options.no_pruning and options.threshold is not None:
-        raise ConfigError("--threshold is what pruning goes by, and --no-pruning switches it off: give one of them")
+        raise ConfigError("--threshold and --no-pruning are mutually exclusive")
     defaults = PruningConfig()
     threshold = defaults.threshold if options.threshold is None else options.threshold
     return PruningConfig(threshold, False if options.no_pruning else None, options.max_visual_tokens)

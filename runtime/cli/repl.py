@@ -23,7 +23,7 @@ from . import options as shared
 
 PROMPT = "> "
 HELP = (
-    "ask a question, or: /media FILE … adds videos and images to the next one, /undo takes the last one back, "
+    "ask a question, or: /media FILE … adds videos and images to the next one, /undo removes the last one, "
     "/quit (or Ctrl-D) ends; Ctrl-C stops an answer"
 )
 
@@ -71,7 +71,7 @@ class Conversation:
                 self._failed = True
                 shared.progress(f"error: {' '.join(str(e).split())}")
         if not interactive and not self._asked:
-            raise ConfigError("nothing was asked: give -q, or questions on stdin, one a line")
+            raise ConfigError("no question: use -q, or write questions to stdin, one per line")
         return int(self._failed and not interactive)
 
     def _prompted(self) -> str:
@@ -99,7 +99,7 @@ class Conversation:
         elif command == "/undo":
             self._undo()
         elif command.startswith("/"):
-            raise ConfigError(f"{one_line(command)} is no command here; {HELP}")
+            raise ConfigError(f"{one_line(command)} is not a command; {HELP}")
         elif line:
             self._answer(line)
         return True
@@ -119,9 +119,9 @@ class Conversation:
     def _undo(self) -> None:
         turn = self._chat.undo()
         if turn is None:
-            raise ConfigError("there is no question to take back")
+            raise ConfigError("there is no question to undo")
         self._waiting = [*turn.clips, *self._waiting]
-        shared.progress(f"taken back: {turn.question}")
+        shared.progress(f"undone: {turn.question}")
 
     def _answer(self, question: str) -> None:
         turns, self._asked = len(self._chat.turns), True

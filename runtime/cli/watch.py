@@ -30,10 +30,16 @@ DEFAULT_EVERY_S = 10.0
 def add_to(commands: Any) -> None:
     parser = commands.add_parser("watch", help="ask about a camera or a stream while it runs", description=__doc__)
     parser.add_argument(
-        "source", metavar="SOURCE", help="camera (/dev/video0), address (rtsp://, http://, …), or file at its own speed"
+        "source",
+        metavar="SOURCE",
+        help="camera (/dev/video0), address (rtsp://, http://, …), or file, played in real time",
     )
     parser.add_argument(
-        "-q", "--question", action="append", required=True, help="may be repeated: each is asked every time"
+        "-q",
+        "--question",
+        action="append",
+        required=True,
+        help="question to ask; may be repeated, and each is asked every time",
     )
     shared.add_system(parser)
     asking = parser.add_argument_group("when to ask")
@@ -44,11 +50,11 @@ def add_to(commands: Any) -> None:
         nargs="?",
         const=DEFAULT_SHARE,
         metavar="SHARE",
-        help=f"when this share of the picture changes after a calm (default: {DEFAULT_SHARE:g})",
+        help=f"when this share of the picture changes after it was still (default: {DEFAULT_SHARE:g})",
     )
     asking.add_argument("--duration", type=float, metavar="S", help="end after S seconds")
     asking.add_argument(
-        "--keep-answers", action="store_true", help="let the model see its earlier answers (default: it does not)"
+        "--keep-answers", action="store_true", help="let the model see its earlier answers (default: no)"
     )
     _add_source(parser)
     output = parser.add_argument_group("output")
@@ -74,7 +80,7 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=options.timeout_s,
         metavar="S",
-        help=f"silence after which it counts as lost (default: {options.timeout_s:g})",
+        help=f"seconds of silence after which the connection counts as lost (default: {options.timeout_s:g})",
     )
     group.add_argument("--reconnects", type=int, metavar="N", help="give up after N attempts in a row (default: never)")
     group.add_argument(
@@ -85,9 +91,9 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
         help=f"pause before the first attempt, doubling up to {reconnection.longest_s:g} s "
         f"(default: {reconnection.first_s:g})",
     )
-    group.add_argument("--transport", choices=("tcp", "udp"), default="tcp", help="of RTSP (default: tcp)")
-    group.add_argument("--camera-size", metavar="WxH", help="picture asked of a camera, as 1280x720")
-    group.add_argument("--camera-rate", type=float, metavar="N", help="frames per second asked of a camera")
+    group.add_argument("--transport", choices=("tcp", "udp"), default="tcp", help="transport of RTSP (default: tcp)")
+    group.add_argument("--camera-size", metavar="WxH", help="resolution to request from a camera, such as 1280x720")
+    group.add_argument("--camera-rate", type=float, metavar="N", help="frame rate to request from a camera")
     shared.add_source_fps(group)
     group.add_argument("--speed", type=float, default=1.0, metavar="X", help="play a file X times as fast")
 
@@ -154,7 +160,7 @@ def _summary(reader: LiveReader, session: Session, num_answers: int) -> str:
     if counts.damaged:
         parts.append(f"{counts.damaged} damaged")
     if session.dropped_frames:
-        parts.append(f"{session.dropped_frames} forgotten as the context was full")
+        parts.append(f"{session.dropped_frames} dropped from the full context")
     if counts.connections > 1:
         parts.append(f"{counts.connections - 1} reconnections")
     return f"{reader.name}: {', '.join(parts)}; {num_answers} answers"

@@ -178,7 +178,7 @@ class BatchGenerator:
             if rows < self._told_rows:
                 self._told_rows = rows
                 _warn(
-                    f"the memory is not enough for a batch of {self._wanted_rows}: going on with {rows} at a time "
+                    f"not enough memory for a batch of {self._wanted_rows}: continuing with {rows} at a time "
                     f"({_gigabytes(row_bytes)} each, of {_gigabytes(self._budget)})"
                 )
             return False
@@ -212,7 +212,7 @@ class BatchGenerator:
             return
         self._max_rows = self._told_rows = len(requests) // 2
         self._waiting.extendleft(reversed(requests))
-        _warn(f"{len(requests)} at a time failed ({str(error) or 'out of memory'}): going on with {self._max_rows}")
+        _warn(f"{len(requests)} at a time failed ({str(error) or 'out of memory'}): continuing with {self._max_rows}")
 
 
 class _Sequence:

@@ -156,7 +156,7 @@ class Generator:
                 raise
             yield token
             if self._run != run:
-                raise Vl3EdgeError("this answer was ended by another question to the same model")
+                raise Vl3EdgeError("another question to the same model interrupted this answer")
             if answer.finish_reason is not None:
                 return
             self._keys[answer.length - 1] = token

@@ -38,8 +38,8 @@ def check_logits(logits: np.ndarray) -> None:
     """Raises BackendError for logits of which the best is NaN or infinite: no token can be taken from them."""
     if not np.isfinite(logits.max()):
         raise BackendError(
-            "the decoder computed NaN or infinity instead of logits: its weights are damaged, or its precision "
-            "does not suffice on this backend; `vl3edge verify` names the stage"
+            "the decoder's logits are NaN or infinite: its weights are damaged, or its precision is too low on this "
+            "backend; `vl3edge verify` finds the stage"
         )
 
 

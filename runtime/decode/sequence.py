@@ -24,9 +24,9 @@ def too_long(prompt: int, media: int, limit: int) -> str:
     text = prompt - media
     advice = "use fewer frames (max_frames) or a higher pruning threshold"
     if text > media:
-        advice = "shorten the question, or what stands before it: system text and earlier turns"
+        advice = "shorten the question, the system text or the earlier turns"
     parts = f"{media:,} of media and {text:,} of text"
-    return f"the prompt has {prompt} tokens, {parts}, the model's context is {limit}: {advice}"
+    return f"the prompt has {prompt} tokens, {parts}, but the model's context is {limit}: {advice}"
 
 
 def check_room(prompt: SplicedPrompt, limit: int) -> None:

@@ -117,12 +117,12 @@ def curve(axes: Axes, seen: Inspection, theme: Theme) -> None:
         axes.plot(at, kept, mark, color=colour, markersize=6, label=label, linestyle="none")
     room = seen.context_tokens - seen.pruned.text_tokens - 1
     if room < total:
-        axes.axhline(room, color=theme.answer, linewidth=1.5, label=f"what the context holds: {room:,} tokens")
+        axes.axhline(room, color=theme.answer, linewidth=1.5, label=f"room in the context: {room:,} tokens")
     axes.set_xscale("log")
     axes.set_xlim(_LOWEST, _HIGHEST)
     axes.set_ylim(0, total * 1.04)
     axes.set_title("Tokens kept by threshold", pad=10)
-    axes.set_xlabel("threshold as here and in the released model (× 255)")
+    axes.set_xlabel("threshold of this runtime and the released model (× 255)")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
@@ -188,7 +188,7 @@ def least_time(axes: Axes, seen: Inspection, theme: Theme) -> None:
         }
 
     _stacked(axes, seen, theme, parts, (theme.seen, theme.decoder, theme.answer), duration, None)
-    axes.set_title("Least time here, in float32")
+    axes.set_title("Minimum time here, in float32")
 
 
 def _stacked(

@@ -24,7 +24,7 @@ _ALONE = 1000
 _WORDS = {
     "context": "Tokens of prompt and answer against the context",
     "memory": "Memory by use",
-    "time": "Least time by stage",
+    "time": "Minimum time by stage",
     "timeline": "Tokens kept and dropped of every frame over time",
     "curve": "Tokens kept as a function of the threshold, in both conventions",
 }
@@ -86,7 +86,7 @@ def _tiles(seen: Inspection) -> list[tuple[str, str, str]]:
         (f"{cost.visual_tokens:,}", "visual tokens", f"{seen.share_kept:.0%} of {seen.keep.size:,}"),
         (f"{cost.prompt_tokens:,}", "tokens", context),
         (size(cost.memory.total_bytes), "", "memory, estimated"),
-        (duration(cost.floor_s), "", "least time here, in float32"),
+        (duration(cost.floor_s), "", "minimum time here, in float32"),
     ]
     if seen.threshold is not None and seen.moves:
         paper = f"× 255; {seen.threshold / LEVELS:.2g} in the paper’s convention"
@@ -108,23 +108,23 @@ def _tables(seen: Inspection) -> list[dict[str, Any]]:
         "answer, at most": lambda c: f"{c.answer_tokens:,}",
         "together": lambda c: f"{c.prompt_tokens + c.answer_tokens:,}",
     }
-    memory = {name: _memory_of(name) for name in _MEMORY} | {"at most at once": lambda c: size(c.memory.total_bytes)}
+    memory = {name: _memory_of(name) for name in _MEMORY} | {"peak": lambda c: size(c.memory.total_bytes)}
     times["together"] = lambda c: duration(c.floor_s)
     return [
         {"name": name, "heads": list(costs), "rows": rows(parts)}
-        for name, parts in (("Tokens", tokens), ("Memory, estimated", memory), ("Least time, in float32", times))
+        for name, parts in (("Tokens", tokens), ("Memory, estimated", memory), ("Minimum time, in float32", times))
     ]
 
 
 _MEMORY = {
     "program and libraries": "base_bytes",
     "weights": "weights_bytes",
-    "loading, for a moment": "loading_bytes",
+    "loading (temporary)": "loading_bytes",
     "frames": "frames_bytes",
-    "encoder at work": "vision_bytes",
+    "encoder activations": "vision_bytes",
     "visual tokens": "tokens_bytes",
     "decoder’s cache": "kv_bytes",
-    "prefill at work": "prefill_bytes",
+    "prefill activations": "prefill_bytes",
 }
 assert set(_MEMORY.values()) == set(MemoryEstimate.__dataclass_fields__)
 

@@ -29,8 +29,8 @@ def facts(seen: Inspection) -> list[str]:
 def footnote(seen: Inspection) -> str:
     """What the figures are worth."""
     return (
-        f"Model {seen.model}, asked “{seen.shown_question}”: nothing was run but reading ({seen.read_s:.2f} s). "
-        "Least times are arithmetic in float32 and bytes over this CPU's best: what computes in 8 bits may pass them."
+        f"Model {seen.model}, asked “{seen.shown_question}”: only reading was run ({seen.read_s:.2f} s). "
+        "Minimum times divide float32 operations and bytes by this CPU's measured peaks; 8-bit products can be faster."
     )
 
 

@@ -35,7 +35,7 @@ class EventLog:
             self._told[kind] = (last_s, untold + 1)
             return
         self._told[kind] = (now_s, 0)
-        more = f" ({untold} times more since it was last told)" if untold else ""
+        more = f" ({untold} more times since last reported)" if untold else ""
         self._events.append(replace(event, message=event.message + more))
 
     def take(self) -> list[LiveEvent]:

@@ -186,7 +186,7 @@ class LiveReader:
         if limit is not None and self._attempts > limit:
             raise MediaError(f"{self.name}: {why}" + (f"; given up after {limit} attempts" if limit else ""))
         pause_s = self._reconnection.pause_s(self._attempts)
-        self._tell("lost", f"{self.name}: {why}; trying again in {pause_s:g} s")
+        self._tell("lost", f"{self.name}: {why}; retrying in {pause_s:g} s")
         self._stopped.wait(pause_s)
         return True
 
@@ -239,7 +239,7 @@ class LiveReader:
         self._attempts = 0
         self._describe(frame, opened)
         if jump is not None:
-            self._tell("jump", f"the stream's clock jumped by {jump:+.1f} s; counting on from here")
+            self._tell("jump", f"the stream's clock jumped by {jump:+.1f} s; continuing from here")
         if pace is not None:
             pace.wait_for(shown)
         self._offer(self._sampler.push(shown, frame))
@@ -261,7 +261,7 @@ class LiveReader:
     def _describe(self, frame: VideoFrame, opened: LiveSource) -> None:
         """Tells what the source is, or that it is back."""
         if not self._described:
-            kind = "played at its own speed" if self._speed == 1 else f"played {self._speed:g} times as fast"
+            kind = "played in real time" if self._speed == 1 else f"played {self._speed:g} times as fast"
             codec = opened.stream.codec_context.name
             size = f"{frame.width}×{frame.height}"
             rate = f"; {float(opened.fps or 0):g} frames per second are assumed (give --source-fps)"
@@ -273,7 +273,7 @@ class LiveReader:
 
     def _damaged(self) -> None:
         self._count(damaged=1)
-        self._tell("damage", "damaged: what could not be decoded is left out")
+        self._tell("damage", "damaged: parts that cannot be decoded are skipped")
 
     def _count(self, **more: int) -> None:
         with self._changed:

@@ -167,7 +167,7 @@ class Session:
     ) -> Iterator[Chunk]:
         ids: list[int] = []
         if self._turn != turn:
-            raise Vl3EdgeError("the session went on before this answer was begun: ask again")
+            raise Vl3EdgeError("the session moved on before this answer was read: ask again")
         try:
             for chunk in chunks:
                 ids += chunk.token_ids
@@ -195,7 +195,7 @@ class Session:
                 )
             )
         if clock.jumped:
-            notes.append(f"time stamps jumped back to {timestamp_s:.1f} s; counted on as {clock.last_s:.1f} s")
+            notes.append(f"timestamps jumped back to {timestamp_s:.1f} s; continuing from {clock.last_s:.1f} s")
         return tuple(notes)
 
     @property
@@ -232,7 +232,9 @@ class Session:
     def _check_cache(self, prompt: SplicedPrompt) -> None:
         """The visual tokens of the context are nowhere else."""
         if self._generator.reusable(prompt) < len(self._context):
-            raise Vl3EdgeError("the session's KV cache was lost when an earlier call was cut short: open a new session")
+            raise Vl3EdgeError(
+                "the session's KV cache was lost when an earlier call was interrupted: open a new session"
+            )
 
     def _make_room(self, entry: Entry, body: int, limit: int) -> None:
         """Drops the oldest entries if one more, with `body` tokens after its lead, would exceed `limit` tokens."""
@@ -278,4 +280,4 @@ class Session:
 def _check_frame(frame: np.ndarray) -> None:
     if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
         given = f"{frame.dtype} {list(frame.shape)}" if isinstance(frame, np.ndarray) else type(frame).__name__
-        raise MediaError(f"a frame must be an array uint8 [height, width, 3], not {given}")
+        raise MediaError(f"a frame must be a uint8 array [height, width, 3], not {given}")

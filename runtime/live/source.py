@@ -1,6 +1,6 @@
 """Where live frames come from: a camera, a network stream or a file, opened through FFmpeg with limits of time.
 
-A source that states its length is a recording: it is played at its own speed and its end is the end. Everything else
+A source that states its length is a recording: it is played in real time and its end is the end. Everything else
 is live: what comes is new, and its end is a loss. Cameras are V4L2 devices (Linux).
 """
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 Transport = Literal["tcp", "udp"]
 
 
-PICTURE = "this is a picture, which does not go on; ask about it with vl3edge ask or caption"
+PICTURE = "this is a still picture; use vl3edge ask or caption"
 
 
 class SourceLost(MediaError):
@@ -50,7 +50,7 @@ class SourceOptions:
     timeout_s: of silence, after which it counts as lost.
     transport: what an RTSP server is asked to send over; "udp" has less delay and loses packets.
     camera_size: "1280x720", asked of a camera; None takes what it is set to.
-    camera_rate: frames per second asked of a camera.
+    camera_rate: frame rate to request from a camera.
     source_fps: of a recording, whatever its own clock says; None takes that, or what is assumed of a bare stream.
     """
 
@@ -87,7 +87,7 @@ class Reconnection:
     def __post_init__(self) -> None:
         if not 0 < self.first_s <= self.longest_s:
             raise ConfigError(
-                f"pauses must be positive, the first ({self.first_s} s) the shortest ({self.longest_s} s)"
+                f"pauses must be positive, and first_s ({self.first_s}) at most longest_s ({self.longest_s})"
             )
         if self.attempts is not None and self.attempts < 0:
             raise ConfigError(f"the number of attempts must be 0 or more, not {self.attempts}")
@@ -150,7 +150,7 @@ def open_live_source(source: str, options: SourceOptions) -> LiveSource:
     if not recording:
         if options.source_fps is not None:
             container.close()
-            raise ConfigError(f"{name}: what comes as it happens has the clock of its coming: leave out source_fps")
+            raise ConfigError(f"{name}: live frames are timed by their arrival: leave out source_fps")
         return LiveSource(container, stream, recording, not lacks_clock(container))
     if options.source_fps is not None:
         return LiveSource(container, stream, recording, False, as_fraction(options.source_fps))
@@ -181,11 +181,11 @@ def reason(error: av.FFmpegError, options: SourceOptions) -> str:
     if isinstance(error, av.ExitError | TimeoutError):
         return f"silent for {options.timeout_s:g} s"
     if isinstance(error, av.InvalidDataError):
-        return "what it sends is no video that FFmpeg can read"
+        return "it sends no video that FFmpeg can read"
     if isinstance(error, av.ProtocolNotFoundError):
-        return "FFmpeg knows no such protocol"
+        return "FFmpeg does not support this protocol"
     if error.errno == errno.EIO:  # which is all that FFmpeg says of either
-        return "the connection broke off, or the host is not known"
+        return "the connection was lost, or the host is unknown"
     return str(error.strerror)
 
 

@@ -47,7 +47,7 @@ class WatchConfig:
         if not self.questions:
             raise ConfigError("there is nothing to ask: give at least one question")
         if self.every_s is None and self.change is None:
-            raise ConfigError("say when to ask: every so many seconds, on a change, or both")
+            raise ConfigError("say when to ask: at an interval, on a change, or both")
         for name in ("every_s", "until_s"):
             value = getattr(self, name)
             if value is not None and not 0 < value < 1e9:
@@ -124,7 +124,7 @@ class _Watch:
         for note in report.notes:
             yield LiveEvent(frame.timestamp_s, note)
         if first_to_leave:
-            yield LiveEvent(frame.timestamp_s, "the context is full: from now on the oldest frames leave it")
+            yield LiveEvent(frame.timestamp_s, "the context is full: the oldest frames are dropped from now on")
         changed = self._inquiry.change is not None and self._inquiry.change.push(frame.pixels, frame.timestamp_s)
         if self._due_s is not None and self._inquiry.every_s is not None and frame.timestamp_s >= self._due_s:
             self._due_s += self._inquiry.every_s * (1 + (frame.timestamp_s - self._due_s) // self._inquiry.every_s)

@@ -26,7 +26,7 @@ from ..errors import MediaError
 from .limits import MediaLimits, ReadingClock
 from .signatures import PREFIX_BYTES, TGA_SUFFIXES, picture_format, starts_as_picture
 
-UNREADABLE = "what it sends is no picture or video that can be read"
+UNREADABLE = "it sends no readable picture or video"
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _QUERY_VALUES = re.compile(r"(?<==)[^&\s]+?(?=[:;,.)'\"]*(?:&|\s|$))")
@@ -59,7 +59,7 @@ def local_path(name: str) -> str:
         return name
     parts = urlsplit(name.replace("#", "%23").replace("?", "%3F"))
     if parts.netloc not in ("", "localhost"):
-        raise MediaError(f"{name}: file:// is about this machine; write file:/// before the path")
+        raise MediaError(f"{name}: file:// addresses are local: write file:/// before the path")
     return url2pathname(parts.path)
 
 
@@ -122,7 +122,7 @@ def _picture_at(address: str, limits: MediaLimits, clock: ReadingClock) -> bytes
                     return None
             if size > limits.max_fetch_bytes:
                 raise MediaError(
-                    f"{address}: the picture has more than the {limits.max_fetch_bytes:,} bytes that are fetched "
+                    f"{address}: the picture is larger than the limit of {limits.max_fetch_bytes:,} bytes "
                     "(max_fetch_bytes)"
                 )
         if response.length:
@@ -156,19 +156,19 @@ def unreachable(error: Exception, silence_s: float) -> str:
     if isinstance(error, ssl.SSLError):
         return f"no trusted TLS connection: {getattr(error, 'verify_message', '') or error.reason or error}"
     if isinstance(error, socket.gaierror):
-        return "the host is not known"
+        return "the host is unknown"
     if isinstance(error, ConnectionRefusedError):
-        return "the connection is refused: nothing listens there"
+        return "connection refused: nothing is listening there"
     if isinstance(error, TimeoutError | av.ExitError):
         return f"silent for {silence_s:g} s (time-out)"
     if isinstance(error, ConnectionError | http.client.RemoteDisconnected | http.client.IncompleteRead):
-        return "the connection broke off"
+        return "the connection was lost"
     if isinstance(error, av.InvalidDataError):
         return UNREADABLE
     if isinstance(error, av.ProtocolNotFoundError):
-        return "FFmpeg knows no such protocol"
+        return "FFmpeg does not support this protocol"
     if isinstance(error, OSError) and error.errno == errno.EIO:  # which is all that FFmpeg says of either
-        return "the connection broke off, or the host is not known"
+        return "the connection was lost, or the host is unknown"
     if isinstance(error, OSError) and error.errno:
         return error.strerror or os.strerror(error.errno)
-    return f"not an address that can be asked ({' '.join(str(error).split()) or type(error).__name__})"
+    return f"not a valid address ({' '.join(str(error).split()) or type(error).__name__})"

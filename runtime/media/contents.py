@@ -129,5 +129,5 @@ def _opened(source: str | Path | Fetched) -> BinaryIO:
     if isinstance(source, Fetched):
         return BytesIO(source.data)
     if not stat.S_ISREG(os.stat(source).st_mode):  # a pipe would have to be waited for
-        raise OSError(f"{source} is no file")
+        raise OSError(f"{source} is not a file")
     return open(source, "rb")

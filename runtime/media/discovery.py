@@ -125,10 +125,10 @@ def _are_frames(folder: Path, pictures: list[Path], kind: MediaKind | None, limi
     why = why_photographs(pictures, limits)
     if len(pictures) > 1:
         taken = (
-            f"are taken for photographs, one by one, as {why}; --as video makes them the frames of one video"
+            f"are treated as separate photographs, because {why}; use --as video if they are the frames of one video"
             if why
-            else f"are taken as the frames of one video, {FOLDER_FPS:g} per second (--source-fps N if not); "
-            "--as image takes them one by one"
+            else f"are treated as the frames of one video, {FOLDER_FPS:g} per second (change with --source-fps); use "
+            "--as image for separate images"
         )
         warnings.warn(f"{folder}: its {len(pictures)} pictures {taken}", MediaWarning, stacklevel=5)
     return why is None

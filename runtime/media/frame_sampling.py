@@ -91,7 +91,7 @@ def choose_frames(timeline: Timeline, plan: SamplingPlan, name: str) -> Samples:
     if start >= clip_end or end <= first_time:
         until = "on" if plan.end_s is None else f"to {plan.end_s:g} s"
         raise MediaError(
-            f"{name}: nothing to see from {plan.start_s or 0:g} s {until}: "
+            f"{name}: no frames from {plan.start_s or 0:g} s {until}: "
             f"the clip runs from {float(first_time):.3f} to {float(clip_end):.3f} s"
         )
     if plan.rule == "index":

@@ -60,11 +60,11 @@ def damage_reported(message: str) -> Iterator[None]:
 def open_image(source: str | Path | Fetched, limits: MediaLimits = DEFAULT_LIMITS) -> Image.Image:
     """The image file opened by Pillow, its header checked, its pixels not read yet. Raises MediaError."""
     if not isinstance(source, Fetched) and is_address(str(source)):
-        raise MediaError(f"{source}: what is at this address is no picture that Pillow reads")
+        raise MediaError(f"{source}: this address holds no picture that Pillow can read")
     path = source if isinstance(source, Fetched) else Path(source)
     try:
         if isinstance(path, Path) and path.is_fifo():  # opening it would wait for a writer for ever
-            raise MediaError(f"{path}: this is a pipe, not a file; copy what it gives into a file first")
+            raise MediaError(f"{path}: this is a pipe, not a file; save its output to a file first")
         if isinstance(path, Path) and path.stat().st_size == 0:
             raise MediaError(f"{path}: the file is empty")
         formats = _formats(path)
@@ -81,18 +81,14 @@ def open_image(source: str | Path | Fetched, limits: MediaLimits = DEFAULT_LIMIT
     except IsADirectoryError as e:
         raise MediaError(f"{path}: this is a folder, not an image") from e
     except UnidentifiedImageError as e:
-        raise MediaError(f"{path}: not an image in a format that Pillow reads") from e
+        raise MediaError(f"{path}: not an image in a format that Pillow can read") from e
     except Image.DecompressionBombError as e:
-        raise MediaError(
-            f"{path}: more than the {limits.max_pixels:,} pixels that are read; make it smaller first"
-        ) from e
+        raise MediaError(f"{path}: more than the limit of {limits.max_pixels:,} pixels; make it smaller first") from e
     except Exception as e:
         raise MediaError(f"{path}: the image is damaged or cannot be read ({e})") from e
     try:
         if image.format in PROGRAMS:
-            raise MediaError(
-                f"{path}: {image.format} is a program that draws, which is not run; convert it to PNG first"
-            )
+            raise MediaError(f"{path}: {image.format} files are programs, which are not run; convert it to PNG first")
         limits.check_pixels(str(path), image.height, image.width)
     except MediaError:
         image.close()

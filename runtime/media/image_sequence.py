@@ -207,7 +207,7 @@ def pictures_of(folder: str | Path) -> list[Path]:
 def timeline_of(num_frames: int, source_fps: float | None, timestamps_s: Sequence[float] | None) -> Timeline:
     """The timeline of frames in memory, from their rate or their times. Raises ConfigError unless one is given."""
     if (source_fps is None) == (timestamps_s is None):
-        raise ConfigError("frames in memory have no clock of their own: give either source_fps or timestamps_s")
+        raise ConfigError("frames in memory have no timestamps of their own: give either source_fps or timestamps_s")
     if source_fps is not None:
         if not source_fps > 0:
             raise ConfigError(f"source_fps must be above 0, not {source_fps}")

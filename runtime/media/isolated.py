@@ -83,8 +83,8 @@ class ReaderProcess:
             raise
         except (EOFError, OSError) as e:
             status = self._process.wait()
-            how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-            raise MediaError(f"{name}: the process that read it {how}: the file is damaged, or meant to do that") from e
+            how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
+            raise MediaError(f"{name}: the process that read it {how}: the file is corrupt or malicious") from e
 
     def kill(self) -> None:
         self._process.kill()

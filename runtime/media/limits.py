@@ -56,24 +56,23 @@ class MediaLimits:
         """Raises MediaError if a frame of `name` has more than max_pixels."""
         if height * width > self.max_pixels:
             raise MediaError(
-                f"{name}: {width}×{height} pixels are more than the {self.max_pixels:,} that are read (max_pixels); "
-                "make it smaller first"
+                f"{name}: {width}×{height} pixels exceed the limit of {self.max_pixels:,} (max_pixels); make it "
+                "smaller first"
             )
 
     def check_frames(self, name: str, count: int) -> None:
         """Raises MediaError if `name` has more than max_source_frames."""
         if count > self.max_source_frames:
             raise MediaError(
-                f"{name}: it has more than {self.max_source_frames:,} frames (max_source_frames); cut it into parts"
+                f"{name}: it has more than {self.max_source_frames:,} frames (max_source_frames); split it"
             )
 
     def check_duration(self, name: str, seconds: float) -> None:
         """Raises MediaError if `name` is longer than max_duration_s."""
         if not seconds <= self.max_duration_s:
             raise MediaError(
-                f"{name}: it lasts {seconds / 3600:,.0f} hours by its own clock, more than the "
-                f"{self.max_duration_s / 3600:,.0f} that are read (max_duration_s); the times in the file are damaged, "
-                "or it has to be cut into parts"
+                f"{name}: it lasts {seconds / 3600:,.0f} hours by its own timestamps, above the limit of "
+                f"{self.max_duration_s / 3600:,.0f} (max_duration_s); the timestamps are damaged, or it must be split"
             )
 
 

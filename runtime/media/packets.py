@@ -112,7 +112,7 @@ def open_container(name: str, limits: MediaLimits = DEFAULT_LIMITS) -> InputCont
     silence_s = None if is_local else limits.silence_s
     try:
         if is_local and path.is_fifo():  # FFmpeg would wait for a writer for ever
-            raise MediaError(f"{name}: this is a pipe, not a file; copy what it gives into a file first")
+            raise MediaError(f"{name}: this is a pipe, not a file; save its output to a file first")
         if is_local and path.is_file() and path.stat().st_size == 0:
             raise MediaError(f"{name}: the file is empty")
         # FFmpeg would take what stands before a colon for a protocol.
@@ -140,7 +140,7 @@ def best_video_stream(container: InputContainer, name: str) -> VideoStream:
     """FFmpeg's choice among the video streams; cover pictures of audio files are none. Raises MediaError."""
     videos = [s for s in container.streams.video if not _is_cover(s)]
     if not videos and container.streams.video:
-        raise MediaError(f"{name}: there is no video in it: its only picture is the cover of what is sound")
+        raise MediaError(f"{name}: there is no video in it: its only picture is the cover of an audio file")
     if not videos:
         kinds = ", ".join(sorted({s.type or "unknown" for s in container.streams})) or "nothing"
         raise MediaError(f"{name}: there is no video in it, only: {kinds}")
@@ -182,7 +182,7 @@ def read_packets(container: InputContainer, stream: VideoStream, clock: ReadingC
                     yield packet
             return
         except av.ExitError as e:  # nothing else interrupts a read
-            raise MediaError(f"{container.name}: its server fell silent before the end") from e
+            raise MediaError(f"{container.name}: its server stopped sending before the end") from e
         except av.FFmpegError:
             return
         except IndexError:

@@ -61,8 +61,8 @@ def warn_of_photographs(source: object, limits: MediaLimits) -> None:
     pictures = pictures_of(source)
     if pictures and (why := why_photographs(pictures, limits)):
         warnings.warn(
-            f"{source}: its {len(pictures)} pictures are taken as the frames of one video, though they look like "
-            f"photographs ({why}); kind='video' (--as video) says that they are, or give each picture by its name",
+            f"{source}: its {len(pictures)} pictures are treated as the frames of one video, though they look like "
+            f"photographs ({why}); confirm with kind='video' (--as video), or name each picture",
             MediaWarning,
             stacklevel=4,
         )

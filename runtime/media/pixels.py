@@ -51,7 +51,7 @@ def frame_rgb(frame: VideoFrame, name: str, limits: MediaLimits = DEFAULT_LIMITS
             frame.colorspace = UNSPECIFIED
             pixels = _converted(frame)
     except (av.FFmpegError, ValueError) as e:
-        raise MediaError(f"{name}: a frame of the format {frame.format.name} cannot be made RGB ({e})") from e
+        raise MediaError(f"{name}: a frame of the format {frame.format.name} cannot be converted to RGB ({e})") from e
     return _upright(pixels, frame)
 
 

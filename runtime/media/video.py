@@ -113,7 +113,7 @@ class VideoReader:
         self.warnings = self._source.notes
         if lost := self._source.num_lost:
             self.warnings += (
-                f"{lost} of the {len(wanted)} frames sampled are damaged; for each, the nearest earlier one stands in",
+                f"{lost} of the {len(wanted)} frames sampled are damaged; each is replaced by the nearest earlier one",
             )
         if self.warnings:
             warnings.warn(f"{self.name}: {'; '.join(self.warnings)}", MediaWarning, stacklevel=2)
@@ -239,9 +239,9 @@ def _at_rate(
         source.timeline = regular_timeline(count, source_fps)
         limits.check_duration(source.name, source.timeline.duration_s)
         if assumed is None and abs(own / source_fps - 1) > 0.01:
-            note = f"its own clock says {own:.4g} frames per second, but source_fps is {source_fps:g}, which is used"
+            note = f"its timestamps say {own:.4g} frames per second; source_fps ({source_fps:g}) is used instead"
     elif assumed is not None:
-        note = f"it has no clock: {assumed:g} frames per second are assumed (give the true rate with --source-fps)"
+        note = f"it has no timestamps: {assumed:g} frames per second are assumed (set the true rate with --source-fps)"
     if note and count > 1:
         source.notes += (note,)
     return source

@@ -232,7 +232,7 @@ class VideoFile:
     def _stream(self, container: InputContainer, options: dict[str, str]) -> VideoStream:
         stream = next((s for s in container.streams.video if s.index == self._stream_index), None)
         if stream is None or stream.codec_context is None:
-            raise MediaError(f"{self.name}: it has changed since it was opened; read it when nobody writes it any more")
+            raise MediaError(f"{self.name}: the file changed while being read; retry once it is complete")
         if self._packets is None and not self._is_bare:
             # The order of decoding may be all that is known, and is lost where every thread has a frame of its own.
             stream.thread_type = "SLICE"

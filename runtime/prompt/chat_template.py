@@ -94,7 +94,7 @@ class PromptTemplate:
             self._template = self._sandbox.from_string(source)
             self._image, self._video = tokenizer.token(tokens.image_id), tokenizer.token(tokens.video_id)
         except KeyError as e:
-            raise BundleError(f"tokenizer.json has no token of id {e}, which stands for media in prompts.") from e
+            raise BundleError(f"tokenizer.json has no token of id {e}, which marks media in prompts.") from e
         except Exception as e:  # Jinja, and the compiler of Python code after it
             raise BundleError(f"chat_template.jinja cannot be compiled ({e}). Export the bundle again.") from e
         self._per_frame = layout == "authors"
@@ -131,7 +131,7 @@ class PromptTemplate:
         try:
             rendered = self._sandbox.render(self._template, context)
         except jinja2.TemplateError as e:
-            raise ConfigError(f"the chat template refuses this conversation: {e}") from e
+            raise ConfigError(f"the chat template rejects this conversation: {e}") from e
         except Exception as e:  # a template can do anything that raises
             raise BundleError(f"chat_template.jinja fails ({type(e).__name__}: {e}). Export the bundle again.") from e
         return self._split(rendered, media, escape)
@@ -249,7 +249,7 @@ def media_items(messages: Sequence[Mapping[str, Any]]) -> list[tuple[MediaKind |
                 found.append((kind, item[kind]))
     for text in _texts(messages):
         if any("\ud800" <= c <= "\udfff" for c in text):
-            raise ConfigError("a text of the conversation has bytes in it that are not UTF-8")
+            raise ConfigError("the conversation contains bytes that are not UTF-8")
     return found
 
 

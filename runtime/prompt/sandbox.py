@@ -82,7 +82,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         self.globals = {name: self.globals[name] for name in ("range", "namespace", "dict")} | dict(functions)
         known = self.filters | {"tojson": self._tojson}
         self.filters = {name: self._charged_filter(name, known[name]) for name in _FILTERS.split()}
-        self.filters["turns of a loop"] = self._turns
+        self.filters["iterations of a loop"] = self._turns
         self.filters["value of a variable"] = self._charged
         self.code_generator_class = _Guarded
 
@@ -111,7 +111,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
             self._charged((left, right))
         elif operator != "+":
             if operator == "**" or not all(isinstance(value, int | float) for value in (left, right)):
-                raise SecurityError(f"the operator {operator} is for numbers, ** for none")
+                raise SecurityError(f"the operator {operator} is not allowed (** never, others for numbers only)")
         elif not isinstance(left, int | float):
             self._charged((left, right))
         return self._charged(super().call_binop(context, operator, left, right))
@@ -199,16 +199,16 @@ class _Guarded(CodeGenerator):
     def visit_Template(self, node: nodes.Template, frame: Any = None) -> None:
         for statement in node.find_all(nodes.Stmt):
             if not isinstance(statement, _STATEMENTS):
-                self.fail(f"{type(statement).__name__} statements are not for chat templates", statement.lineno)
+                self.fail(f"{type(statement).__name__} statements are not allowed in chat templates", statement.lineno)
         for concat in list(node.find_all(nodes.Concat)):
             concat.nodes = [_filtered(part, "string") for part in concat.nodes]
         for loop in list(node.find_all(nodes.For)):
-            loop.iter = _filtered(loop.iter, "turns of a loop")
+            loop.iter = _filtered(loop.iter, "iterations of a loop")
         for assignment in list(node.find_all(nodes.Assign)):
             assignment.node = _filtered(assignment.node, "value of a variable")
         for block in list(node.find_all(nodes.AssignBlock)):
             if _times_written(block, block.target) > 1:
-                self.fail("a set block that writes its own variable twice grows without end", block.lineno)
+                self.fail("a set block that writes its own variable twice grows without bound", block.lineno)
             block.filter = _filtered(block.filter, "value of a variable", block)
         super().visit_Template(node, frame)
 

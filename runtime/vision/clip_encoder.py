@@ -125,7 +125,9 @@ class ClipEncoder:
         """
         pruning = pruning or PruningConfig()
         if pruning.needs_whole_clip:
-            raise ConfigError("a stream is pruned as it comes: its threshold must be a number, without a token budget")
+            raise ConfigError(
+                "streams are pruned as they arrive: the threshold must be a number, without a token budget"
+            )
         spec = self._processor.video
         sharing = frames_expected or frames_sharing_budget(spec, self._processor.max_frames)
         shape = MediaShape(sharing, height, width, pixel_budget(self._processor, spec, self._patch_size))
@@ -206,7 +208,7 @@ class ClipEncoder:
         budget = PixelBudget(self._patch_size, shape.budget.merge_size, 1, limit * self._patch_size**2)
         smaller = target_size(shape.height, shape.width, budget)
         warnings.warn(
-            f"{name}: {size[1]}×{size[0]} pixels are more than the engine was built for ({limit} patches); "
+            f"{name}: {size[1]}×{size[0]} pixels exceed what the engine was built for ({limit} patches); "
             f"encoded at {smaller[1]}×{smaller[0]}",
             MediaWarning,
             stacklevel=2,

@@ -74,9 +74,9 @@ class FrameEncoder:
         tokens = self._vision.tokens(features, self._kind, keep)
         if not np.isfinite(tokens).all():
             raise BackendError(
-                f"the vision encoder computed NaN or infinity for a picture of {frames.shape[2]}×{frames.shape[1]} "
-                "pixels: its weights are damaged, or its precision does not suffice on this backend; `vl3edge verify` "
-                "names the stage"
+                f"the vision encoder's output is NaN or infinite for a picture of {frames.shape[2]}×{frames.shape[1]} "
+                "pixels: its weights are damaged, or its precision is too low on this backend; `vl3edge verify` finds "
+                "the stage"
             )
         self.projector_s += time.perf_counter() - encoded
         self.vision_s += encoded - pruned

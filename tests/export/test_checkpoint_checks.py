@@ -125,7 +125,7 @@ def test_values_that_turn_infinite_where_they_are_stored(
 ) -> None:
     folder = damaged(checkpoints("tiny", dtype=dtype), tmp_path / "c", name, -1e6)
     if bad:
-        refused(folder, options, rf"{re.escape(name)} has values up to .*, and float16 ends at 65,504")
+        refused(folder, options, rf"{re.escape(name)} has values up to .*, above float16's limit of 65,504")
     else:
         until(Checkpoint.open(folder), tmp_path / "b", options)
 
@@ -152,7 +152,7 @@ def test_scales_of_a_quantized_checkpoint(gptq: Path, tmp_path: Path, value: flo
 
 BAD_TEMPLATES = {
     "{% for m in messages %}{{ m['role'] }}": "cannot be compiled",
-    "{% include 'x' %}": "Include statements are not for chat templates",
+    "{% include 'x' %}": "Include statements are not allowed in chat templates",
     "{{ messages[0]['content'] + 1 }}": "TypeError",
     "{{ nothing.here }}": "'nothing' is undefined",
     "{% for m in messages %}{{ m['role'] }}{% endfor %}": "placed 0 of 3 frames and images",
@@ -178,7 +178,7 @@ def test_a_template_without_system_messages_is_usable(checkpoints: Checkpoints, 
     file = folder / "chat_template.jinja"
     refusal = "{%- if messages[0]['role'] == 'system' -%}{{ raise_exception('no instructions') }}{%- endif -%}"
     file.write_text(refusal + file.read_text())
-    with pytest.warns(UserWarning, match="takes no system messages: no instructions"):
+    with pytest.warns(UserWarning, match="does not accept system messages: no instructions"):
         until(Checkpoint.open(folder), tmp_path / "b")
 
 

@@ -273,7 +273,8 @@ def test_values_beyond_float16_are_refused(
 
     checked = Fp16Range.check
     monkeypatch.setattr(Fp16Range, "check", too_large)
-    with pytest.raises(ExportError, match=rf"float16, which the {part} for GPUs computes in: layers.1.mlp.down_proj"):
+    message = rf"the {part} for GPUs runs in float16, which cannot hold some values: layers\.1\.mlp\.down_proj"
+    with pytest.raises(ExportError, match=message):
         export_bundle(Checkpoint.open(checkpoints("tiny")), tmp_path / "b", ExportOptions(targets=("cuda",)))
     assert not (tmp_path / "b").exists()
 

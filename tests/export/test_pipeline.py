@@ -163,7 +163,7 @@ BAD_OPTIONS = {
     "no groups": (["--group-size", "0"], "group_size must be positive"),
     "no tokens": (["--calibration-tokens", "0"], "--calibration-tokens must be at least 1"),
     "too many bits": (["--bits", "auto", "--average-bits", "99"], "average_bits must be from 4 to 8"),
-    "nothing to save": (["--quant", "none", "--save-gptq", "x"], "leave out --quant none"),
+    "nothing to save": (["--quant", "none", "--save-gptq", "x"], "--save-gptq and --quant none are mutually exclusive"),
 }
 
 
@@ -203,9 +203,9 @@ def test_a_quantized_checkpoint_is_not_saved_as_another(
     export_bundle(source, tmp_path / "first", ExportOptions(plan=plan, save_gptq=tmp_path / "gptq"))
     command = [str(tmp_path / "gptq"), "-o", str(tmp_path / "second"), "--bits", "8"]
     assert cli.main([*command, "--save-gptq", str(tmp_path / "again")]) == 1
-    assert "the decoder is quantized already" in capsys.readouterr().err
+    assert "the decoder is already quantized" in capsys.readouterr().err
     assert cli.main(command) == 0
-    assert "is quantized already: it is exported as it is" in capsys.readouterr().err
+    assert "is already quantized: it is exported unchanged" in capsys.readouterr().err
     assert open_bundle(tmp_path / "second").manifest.quantization["bits"] == 4
 
 

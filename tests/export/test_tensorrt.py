@@ -254,7 +254,7 @@ def test_a_slim_bundle_has_its_plans_and_no_graphs_of_them(
     open_bundle(folder)
     assert main(["build", str(folder), "--target", "rtx", "--slim"]) == 0
     out = capsys.readouterr().out
-    assert "No longer: --backend cpu, --backend cuda." in out
+    assert "No longer available: --backend cpu, --backend cuda." in out
     assert "dropped  vision.onnx.data" in out
     assert [each.folder for each in read_engine_sets(folder)] == [engines.folder]
     bundle = open_bundle(folder)
@@ -262,7 +262,7 @@ def test_a_slim_bundle_has_its_plans_and_no_graphs_of_them(
     assert {"vision.onnx", "vision-tensorrt.onnx", "vision-fp16.onnx"}.isdisjoint(bundle.manifest.files)
     assert {path.name for path in folder.glob("*.onnx")} == {"decoder-fp16.onnx"}
     assert main(["build", str(folder), "--target", "rtx"]) == 1
-    assert "was slimmed for rtx: compile plans from a whole copy" in capsys.readouterr().err
+    assert "was slimmed for rtx: compile plans from a full copy" in capsys.readouterr().err
     engines.plan_path("vision").unlink()
     with pytest.raises(BundleError, match=r"vision\.plan is missing"):
         open_bundle(folder)

@@ -157,7 +157,7 @@ def test_an_image_that_is_too_large_is_made_smaller_and_that_is_said(folder: Pat
     spec = install(folder, 40)
     model = VideoLlama3(open_bundle(folder), backend(spec))
     image = np.random.default_rng(0).integers(0, 256, (140, 210, 3), dtype=np.uint8)
-    with pytest.warns(MediaWarning, match=r"182×126 pixels are more than the engine was built for \(40 patches\)"):
+    with pytest.warns(MediaWarning, match=r"182×126 pixels exceed what the engine was built for \(40 patches\)"):
         clip = model.encode(image)
     assert clip.height_px * clip.width_px <= 40 * 14 * 14 < 182 * 126
     with warnings.catch_warnings():
@@ -287,7 +287,7 @@ DAMAGE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "future version": (lambda d: d.update(format_version=2), "not a vl3edge-engines manifest of version 1"),
     "missing plan": (lambda d: d["plans"].pop("vision"), "plans.vision is missing"),
     "wrong type": (lambda d: d.update(memory_bytes="1"), "memory_bytes is '1', not int"),
-    "other folder": (lambda d: d.update(tensorrt="7"), "it belongs into engines/rtx/7-portable-40mib"),
+    "other folder": (lambda d: d.update(tensorrt="7"), "it belongs in engines/rtx/7-portable-40mib"),
     "no profile": (lambda d: d["plans"]["vision"].update(profiles=[]), "plans.vision has no profile"),
     "path up": (lambda d: d["files"].update({"../../../x": d["files"]["vision.plan"]}), "not a path inside"),
     "unordered": (

@@ -212,7 +212,7 @@ def test_a_checkpoint_of_other_sizes_is_one_line(
     out, err = capsys.readouterr()
     assert out == ""
     (line,) = err.splitlines()
-    assert "is no bundle of" in line
+    assert "is not a bundle of" in line
     assert "vision.hidden_size is 80, the checkpoint's is 48" in line
 
 

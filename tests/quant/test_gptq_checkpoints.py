@@ -236,5 +236,7 @@ def test_nothing_is_left_when_writing_fails(source, tmp_path):
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
-    with pytest.raises(QuantError, match="exists; a GPTQ checkpoint is not written over it"):
+    with pytest.raises(
+        QuantError, match="exists and will not be overwritten; choose another folder for the GPTQ checkpoint"
+    ):
         write_gptq_checkpoint(source, linears, tmp_path / "out")

@@ -52,7 +52,7 @@ def test_shares_above_one_are_explained(
     """Products in 8 bits, or a better library's, can be faster than the floor."""
     monkeypatch.setattr("vl3edge.runtime.bench.multiply_rate", lambda: flops)
     assert main(["bench", *QUICK]) == 0
-    assert ("over 100%: the least possible is reckoned with" in capsys.readouterr().out) == told
+    assert ("over 100%: the bound is estimated with" in capsys.readouterr().out) == told
 
 
 def test_json_on_stdout_is_all_of_stdout(capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,7 +33,7 @@ def make_way(way: str, checkpoint: Path) -> Predictor:
         try:
             threshold = float(pruning)
         except ValueError:
-            raise ValueError(f"{way}: pruning is 'full', 'random' or a threshold, not {pruning!r}") from None
+            raise ValueError(f"{way}: pruning must be 'full', 'random' or a threshold, not {pruning!r}") from None
     return TorchPredictor(checkpoint, threshold) if model == "torch" else BundlePredictor(Path(model), threshold)
 
 

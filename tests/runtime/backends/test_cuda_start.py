@@ -125,5 +125,5 @@ def test_a_missing_library_and_what_installs_it_are_named(
 
 @pytest.mark.parametrize("library", [None, b"not a library"])
 def test_what_does_not_start_for_another_reason_names_the_driver(tmp_path: Path, library: bytes | None) -> None:
-    with pytest.raises(BackendError, match="did not start CUDA: check the driver"):
+    with pytest.raises(BackendError, match="could not start CUDA: check the driver"):
         start_cuda(FakeOrt(tmp_path, None, library), *H100)

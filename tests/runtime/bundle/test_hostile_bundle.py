@@ -164,7 +164,7 @@ def test_engines_that_are_no_plain_file_are_not_read(bundle: Path) -> None:
     folder = bundle / "engines" / "rtx" / "1.0"
     folder.mkdir(parents=True)
     os.mkfifo(folder / "engines.json")
-    with pytest.raises(BundleError, match="is not a plain file"):
+    with pytest.raises(BundleError, match="is not a regular file"):
         open_bundle(bundle)
 
 

@@ -96,7 +96,7 @@ def test_failed_clips_are_tried_again_when_asked(
     assert set(errors) == {"2.mp4", "later.mp4", "later*.mp4"}
     assert all(name in error for name, error in errors.items())
     assert caption(*arguments, "--resume") == 1
-    assert "0 captioned, 0 failed, 6 skipped (3 failed: --retry-failed tries again)" in capsys.readouterr().err
+    assert "0 captioned, 0 failed, 6 skipped (3 failed before; --retry-failed retries them)" in capsys.readouterr().err
     (clips / "2.mp4").write_bytes(whole)
     shutil.copy(clips / "1.mp4", tmp_path / "later.mp4")
     shutil.copy(clips / "1.mp4", tmp_path / "later2.mp4")
@@ -144,7 +144,7 @@ def test_a_second_run_on_the_same_output_is_refused(
     for name in ("out.jsonl", "out.txt"):
         other = LockedFile(tmp_path / name)
         assert caption(clips, "-o", tmp_path / name, *(["--resume"] if name == "out.jsonl" else [])) == 1
-        assert "another process is writing it" in capsys.readouterr().err.splitlines()[-1]
+        assert "another process is writing to it" in capsys.readouterr().err.splitlines()[-1]
         other.close()
 
 
@@ -205,9 +205,9 @@ def test_sidecars_that_cannot_be(clips: Path, capsys: pytest.CaptureFixture[str]
         (["--sidecar", ".mp4"], "could be overwritten"),
         (["--sidecar", "txt"], "not 'txt'"),
         (["--sidecar", ".a/b"], "not '.a/b'"),
-        (["--sidecar", "-o", "x"], "leave out -o"),
+        (["--sidecar", "-o", "x"], "--sidecar and -o are mutually exclusive"),
         (["--sidecar", "--format", "parquet"], "not parquet"),
-        (["rtsp://camera/1", "--sidecar"], "is no file"),
+        (["rtsp://camera/1", "--sidecar"], "is not a file"),
     ]:
         assert caption(clips, *arguments) == 2
         assert message in capsys.readouterr().err
@@ -247,12 +247,12 @@ def test_clips_of_one_stem_have_their_whole_names(
     assert set(written) == {*files, "alone.txt"}
     assert written["alone.txt"] == right["0.mp4"] + "\n"
     assert written["a.mp4.txt"] == right["1.mp4"] + "\n"
-    said = [line for line in capsys.readouterr().err.splitlines() if "the file of one clip alone" in line]
+    said = [line for line in capsys.readouterr().err.splitlines() if "would belong to more than one clip" in line]
     assert len(said) == 1
     assert all(name in said[0] for name in names[:2])
     assert said[0].endswith(f", and so on for {others} more") == (others > 0)
     assert caption(folder, "--sidecar", "--resume") == 0
-    assert f"{len(names) + 1} of {len(names) + 1} have a record already" in capsys.readouterr().err
+    assert f"{len(names) + 1} of {len(names) + 1} already have a record" in capsys.readouterr().err
 
 
 def test_a_sidecar_never_is_a_clip(clips: Path, right: dict[str, str], tmp_path: Path) -> None:
@@ -268,7 +268,7 @@ def test_a_name_that_is_nothing_costs_itself_only(clips: Path, capsys: pytest.Ca
     assert caption(clips, "-", "gone.mp4", "--sidecar") == 1
     assert caption(clips, "-", "gone.mp4", "--sidecar", "--resume") == 1
     out = capsys.readouterr()
-    assert "-: media are not read from stdin" in out.err
+    assert "-: media cannot be read from stdin" in out.err
     assert "gone.mp4: there is no such file" in out.err
     assert len(list(clips.glob("*.txt"))) == 4
 
@@ -359,14 +359,14 @@ def test_a_collection_becomes_a_table(clips: Path, right: dict[str, str], tmp_pa
 
 
 USAGE = {
-    "two questions": (["--find", "x", "-p", "y"], "leave out --prompt"),
+    "two questions": (["--find", "x", "-p", "y"], "--find and --prompt are mutually exclusive"),
     "an empty event": (["--find", " "], "needs an event"),
     "no length": (["--segment", "0"], "positive number of seconds"),
     "an endless length": (["--segment", "inf"], "positive number of seconds"),
-    "both": (["-o", "out.jsonl", "--resume", "--force"], "give one of them"),
+    "both": (["-o", "out.jsonl", "--resume", "--force"], "mutually exclusive"),
     "text to continue": (["-o", "out.txt", "--resume"], "--resume needs"),
     "a table to stdout": (["--format", "parquet"], "needs -o FILE"),
-    "no batch": (["--batch", "0"], "a batch is 1 or more"),
+    "no batch": (["--batch", "0"], "batch must be at least 1"),
 }
 
 

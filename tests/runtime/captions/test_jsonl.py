@@ -146,7 +146,7 @@ time.sleep(60)
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"locked\n"
-        with pytest.raises(OutputError, match=r"out\.jsonl: another process is writing it"):
+        with pytest.raises(OutputError, match=r"out\.jsonl: another process is writing to it"):
             RecordFile(path, keep=True)
         other.send_signal(signal.SIGKILL)
     file = RecordFile(path, keep=True)

@@ -179,7 +179,7 @@ def test_a_file_system_without_locks_is_warned_about(tmp_path: Path, monkeypatch
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("vl3edge.runtime.files.fcntl.flock", no_locks)
-    with pytest.warns(UserWarning, match="out cannot be locked .*: start no second run on it"):
+    with pytest.warns(UserWarning, match="out cannot be locked .*: do not start a second run on it"):
         file = LockedFile(tmp_path / "out")
     file.append(b"line\n")
     file.close()

@@ -100,7 +100,7 @@ def test_text_srt_and_output_file(
     assert out.startswith(f"{clips / 'good.mp4'}: ")
     status, _, err = run(capsys, "caption", clips / "good.mp4", clips / "good.jpg", "-m", bundle, "--format", "srt")
     assert status == 2
-    assert "srt describes one video" in err
+    assert "srt holds the captions of one video" in err
 
 
 def test_resume_does_each_clip_once(
@@ -114,7 +114,7 @@ def test_resume_does_each_clip_once(
         file.write('{"media": "half a rec')  # a run that was killed while writing
     status, _, err = run(capsys, "caption", clips / "good.mp4", clips / "good.jpg", *arguments)
     assert status == 0
-    assert "1 of 2 have a record already" in err
+    assert "1 of 2 already have a record" in err
     lines = out.read_text().splitlines()
     assert lines[0] + "\n" == first
     assert [Path(json.loads(line)["media"]).name for line in lines] == ["good.mp4", "good.jpg"]
@@ -136,9 +136,9 @@ USAGE = {
     "negative threshold": (["caption", "GOOD", "--threshold", "-1"], "threshold must be"),
     "no tokens": (["caption", "GOOD", "--max-new-tokens", "0"], "max_new_tokens must be at least 1"),
     "top_p": (["ask", "GOOD", "-q", "x", "--top-p", "1.5"], "top_p must be"),
-    "no batch": (["caption", "GOOD", "--batch", "0"], "a batch is 1 or more"),
-    "no batch of nothing": (["caption", "nowhere.mp4", "--batch", "0"], "a batch is 1 or more"),
-    "watch without pruning": (["watch", "GOOD", "-q", "x", "--threshold", "3", "--no-pruning"], "give one of them"),
+    "no batch": (["caption", "GOOD", "--batch", "0"], "batch must be at least 1"),
+    "no batch of nothing": (["caption", "nowhere.mp4", "--batch", "0"], "batch must be at least 1"),
+    "watch without pruning": (["watch", "GOOD", "-q", "x", "--threshold", "3", "--no-pruning"], "mutually exclusive"),
     "resume without a file": (["caption", "GOOD", "--resume"], "--resume needs"),
     "a question about nothing": (["ask", "-q", "x"], "needs MEDIA"),
 }
@@ -216,7 +216,7 @@ def test_a_folder_with_unreadable_pictures_is_captioned_with_a_count(
 def test_info_names_versions_and_measurements(capsys: pytest.CaptureFixture[str], bundle: Path) -> None:
     status, out, _ = run(capsys, "info", bundle)
     assert status == 0
-    for word in ("onnxruntime", "CPUExecutionProvider", "every file is there", "projector-video", "decoder.onnx.data"):
+    for word in ("onnxruntime", "CPUExecutionProvider", "all files present", "projector-video", "decoder.onnx.data"):
         assert word in out
 
 

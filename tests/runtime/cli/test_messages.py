@@ -70,14 +70,14 @@ def test_media_from_stdin(
     monkeypatch.chdir(tmp_path)
     status, out, err = run(capsys, *arguments)
     assert (status, out) == (1, "")
-    assert "-: media are not read from stdin" in err
+    assert "-: media cannot be read from stdin" in err
 
 
 def test_inspect_says_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     status, _, err = run(capsys, "inspect", "-", "-o", tmp_path / "report")
     assert status == 1
-    assert "-: media are not read from stdin" in err
+    assert "-: media cannot be read from stdin" in err
     status, _, err = run(capsys, "inspect", CLIP, "-q", LONG, "-o", tmp_path / "report")
     assert SHORTEN in err
 

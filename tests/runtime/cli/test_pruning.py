@@ -55,7 +55,7 @@ USAGE = {
     "negative": (["--threshold", "-1"], "threshold must be a number, 0 or more, or 'auto'"),
     "no budget": (["--max-visual-tokens", "0"], "max_visual_tokens must be at least 1"),
     "half a token": (["--max-visual-tokens", "0.5"], "--max-visual-tokens"),
-    "threshold of nothing": (["--threshold", "auto", "--no-pruning"], "give one of them"),
+    "threshold of nothing": (["--threshold", "auto", "--no-pruning"], "mutually exclusive"),
     "no pruning": (["--max-visual-tokens", "50", "--no-pruning"], "needs pruning"),
 }
 

@@ -112,7 +112,7 @@ def test_media_and_taking_back() -> None:
     lines = [f"/media '{CLIP}'", "What colour is it?", "/undo", "What shape is it?", "/quit", "Does it turn?"]
     status, out, err = piped("\n".join(lines))
     assert (status, out) == (0, ["Red.", "A square."])
-    assert "taken back: What colour is it?" in err
+    assert "undone: What colour is it?" in err
 
 
 def test_what_goes_wrong_in_a_pipe_is_said_and_the_rest_answered() -> None:
@@ -122,14 +122,14 @@ def test_what_goes_wrong_in_a_pipe_is_said_and_the_rest_answered() -> None:
     assert out[-1] == "Red."
     problems = [line for line in err.splitlines() if line.startswith("vl3edge: error: ")]
     assert len(problems) == 5
-    for problem, word in zip(problems, ("/nothing", "/media", "quotation", "missing.mp4", "take back"), strict=True):
+    for problem, word in zip(problems, ("/nothing", "/media", "quotation", "missing.mp4", "undo"), strict=True):
         assert word in problem
 
 
 def test_nothing_asked_is_bad_usage() -> None:
     status, out, err = piped("", CLIP)
     assert (status, out) == (2, [])
-    assert "nothing was asked" in err
+    assert "no question: use -q" in err
     assert piped("What?", "missing.mp4")[0] == 1
 
 
@@ -139,7 +139,7 @@ def test_a_conversation_on_a_terminal(terminal: Terminal) -> None:
     terminal.type("What colour is it?\n")
     assert "Red." in terminal.until("> ")
     terminal.type("/wrong\n")
-    assert "/wrong is no command" in terminal.until("\n> ")
+    assert "/wrong is not a command" in terminal.until("\n> ")
     terminal.type("What sh")
     terminal.until("What sh")
     terminal.interrupt_until("> ")
@@ -159,7 +159,7 @@ def test_ctrl_c_stops_an_answer_and_what_was_said_stays() -> None:
         terminal.until("Go on and on?")
         terminal.until(" ")  # it has begun to speak
         terminal.type("\x03/undo\n")
-        said = terminal.until("taken back: Go on and on?")
+        said = terminal.until("undone: Go on and on?")
         assert len(said) < 3500, said  # a character is less than a token
         terminal.type("/quit\n")
         assert terminal.status() == 0

@@ -90,7 +90,7 @@ def test_a_session_survives_everything_at_once(capsys: pytest.CaptureFixture[str
     assert len(connections) >= 2
     assert [r["answer"] for r in records(out)] == [colour.answer, ground.answer]
     assert records(out)[0]["num_frames"] >= 5
-    for words in ("trying again in 0.05 s", "back after", "frames changed from 112×112 to 224×224", "reconnections"):
+    for words in ("retrying in 0.05 s", "back after", "frames changed from 112×112 to 224×224", "reconnections"):
         assert words in err
 
 

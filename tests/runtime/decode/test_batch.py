@@ -234,7 +234,7 @@ def test_a_batch_that_does_not_fit_is_made_smaller_once_and_says_so(
     requests = requests_of(parts, (20, 30, 40, 50, 60, 70, 80, 90), max_new_tokens=12)
     batch = parts.batch(8, memory_for(parts, 3, 256) + 1)
     recorded = Recorded(batch, monkeypatch)
-    with pytest.warns(BatchWarning, match="batch of 8: going on with 3 at a time") as caught:
+    with pytest.warns(BatchWarning, match="batch of 8: continuing with 3 at a time") as caught:
         outcomes = list(batch.answers(requests))
     assert len(caught) == 1
     check_equal(parts, requests, outcomes)
@@ -246,7 +246,7 @@ def test_one_long_prompt_narrows_the_batch_while_it_lasts(parts: Parts, monkeypa
     requests = requests_of(parts, lengths, max_new_tokens=12)
     batch = parts.batch(4, memory_for(parts, 8, 256))  # rows of 1,024 tokens: two
     recorded = Recorded(batch, monkeypatch)
-    with pytest.warns(BatchWarning, match="going on with 2 at a time"):
+    with pytest.warns(BatchWarning, match="continuing with 2 at a time"):
         outcomes = list(batch.answers(requests))
     check_equal(parts, requests, outcomes)
     assert recorded.sizes == [(4, 256), (2, 1024), (4, 256), (0, 0)]
@@ -254,7 +254,7 @@ def test_one_long_prompt_narrows_the_batch_while_it_lasts(parts: Parts, monkeypa
 
 def test_a_batch_is_never_below_one(parts: Parts) -> None:
     requests = requests_of(parts, (20, 30, 40))
-    with pytest.warns(BatchWarning, match="going on with 1 at a time"):
+    with pytest.warns(BatchWarning, match="continuing with 1 at a time"):
         outcomes = list(parts.batch(4, 1).answers(requests))
     check_equal(parts, requests, outcomes)
     assert [key for key, _ in outcomes] == [0, 1, 2]
@@ -335,7 +335,7 @@ def test_running_out_of_memory_when_the_cache_is_made(parts: Parts, monkeypatch:
         real(rows, capacity)
 
     monkeypatch.setattr(batch._decoder.cache, "resize", scarce)
-    with pytest.warns(BatchWarning, match="2 at a time failed .out of memory.: going on with 1"):
+    with pytest.warns(BatchWarning, match="2 at a time failed .out of memory.: continuing with 1"):
         outcomes = list(batch.answers(requests))
     check_equal(parts, requests, outcomes)
 

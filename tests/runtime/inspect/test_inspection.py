@@ -237,7 +237,7 @@ def test_the_picture_does_not_overwrite_the_input(tmp_path: Path, capsys: pytest
 def test_an_ending_of_the_report_is_not_doubled() -> None:
     assert report_paths(Path("a/b.html")) == (Path("a/b.png"), Path("a/b.html"))
     assert report_paths(Path("b.v2.PNG")) == (Path("b.v2.png"), Path("b.v2.html"))
-    with pytest.raises(ConfigError, match="name of a report"):
+    with pytest.raises(ConfigError, match="file name for the report"):
         report_paths(Path("/"))
 
 

@@ -226,4 +226,4 @@ def test_a_picture_is_not_watched(tmp_path: Path, style: str, capsys: pytest.Cap
     path = write_picture(tmp_path / "still.mp4", style)
     status, _, err = run(capsys, "watch", path, "-q", "What?", "--backend", "cpu", "--threads", "1")
     assert status == 1
-    assert "still.mp4: this is a picture" in err
+    assert "still.mp4: this is a still picture" in err

@@ -48,7 +48,9 @@ def listed(*arguments: object, kind: str | None = None, limits: MediaLimits = Me
 @pytest.mark.parametrize("limits", [MediaLimits(), ISOLATED], ids=["here", "isolated"])
 def test_frames_are_one_clip(tmp_path: Path, limits: MediaLimits) -> None:
     pictures = frames_in(tmp_path / "frames")
-    with pytest.warns(MediaWarning, match=r"frames: its 4 pictures .* 3 per second \(--source-fps N.*--as image"):
+    with pytest.warns(
+        MediaWarning, match=r"frames: its 4 pictures .* 3 per second \(change with --source-fps.*--as image"
+    ):
         assert expand([str(tmp_path / "frames")], None, limits) == [str(tmp_path / "frames")]
     assert listed(tmp_path / "frames", kind="image", limits=limits) == list(map(str, pictures))
     assert listed(tmp_path / "frames", kind="video", limits=limits) == [str(tmp_path / "frames")]
@@ -81,7 +83,7 @@ def test_photographs_are_clips_of_their_own(tmp_path: Path, why: str, limits: Me
         warnings.simplefilter("always")
         assert expand([str(folder)], None, limits) == list(map(str, paths))
     assert [w.message.args[0].split(";")[1] for w in said] == (  # type: ignore[union-attr]
-        [" --as video makes them the frames of one video"] if len(paths) > 1 else []
+        [" use --as video if they are the frames of one video"] if len(paths) > 1 else []
     )
     assert listed(folder, kind="video") == [str(folder)]
     with pytest.warns(MediaWarning, match="photographs"):
@@ -139,12 +141,12 @@ def test_a_folder_of_photographs_is_captioned_and_continued(tmp_path: Path, caps
     paths = photographs(folder, "not numbered")
     options = ["-o", out, "--backend", "cpu", "--threads", "1", "--max-new-tokens", "2"]
     status, _, err = run(capsys, "caption", folder, *options)
-    assert (status, err.count("taken for photographs")) == (0, 1)
+    assert (status, err.count("treated as separate photographs")) == (0, 1)
     status, _, err = run(capsys, "caption", folder, *options, "--resume")
     assert (status, "3 of 3 have a record" in err) == (0, True)
     assert [json.loads(line)["media"] for line in out.read_text().splitlines()] == list(map(str, paths))
     status, _, err = run(capsys, "caption", folder, "--as", "video", "--sidecar", *options[2:])
-    assert (status, "taken" in err) == (0, False)
+    assert (status, "treated" in err) == (0, False)
     assert (tmp_path / "photos.txt").exists()
 
 

@@ -73,7 +73,9 @@ def test_what_is_assumed_is_told_and_can_be_said(name: str, isolate: bool, tmp_p
     path, limits = SILENT[name](tmp_path / name), MediaLimits(isolate=isolate)
     reader = open_video(path, limits=limits)
     assert (reader.num_frames, reader.duration_s) == (1, pytest.approx(36 / 25))
-    with pytest.warns(MediaWarning, match=f"{name}: it has no clock: 25 frames per second are assumed.*--source-fps"):
+    with pytest.warns(
+        MediaWarning, match=f"{name}: it has no timestamps: 25 frames per second are assumed.*--source-fps"
+    ):
         list(reader.frames())
     told = open_video(path, SamplingPlan(source_fps=4.0), limits=limits)
     assert (told.num_frames, told.duration_s, told.source_fps, told.warnings) == (9, 9.0, 4.0, ())
@@ -86,7 +88,7 @@ def test_a_clock_that_is_overridden_is_told(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "slow.mp4", range(50), options=SHORT_GOP)
     reader = open_video(path, source_fps=10.0)
     assert (reader.num_frames, reader.duration_s) == (5, 5.0)
-    with pytest.warns(MediaWarning, match="its own clock says 25 frames .*, but source_fps is 10, which is used"):
+    with pytest.warns(MediaWarning, match="its timestamps say 25 frames .*; source_fps .10. is used instead"):
         list(reader.frames())
     assert open_video(path, source_fps=25.0).warnings == ()
     frames = [Image.new("RGB", (32, 32), (number, 0, 0)) for number in range(8)]

@@ -65,14 +65,14 @@ def test_a_stream_that_starts_late_is_counted_on_the_clips_clock() -> None:
 
 @pytest.mark.parametrize("plan", [{"start_s": 10.0}, {"start_s": 11.0, "end_s": 12.0}])
 def test_a_part_outside_the_clip_is_an_error(plan: dict[str, float]) -> None:
-    with pytest.raises(MediaError, match=r"clip: nothing to see.*runs from 0\.000 to 10\.000 s"):
+    with pytest.raises(MediaError, match=r"clip: no frames.*runs from 0\.000 to 10\.000 s"):
         choose_frames(regular_timeline(100, 10.0), SamplingPlan(**plan), "clip")
 
 
 def test_the_part_that_was_asked_for_is_named_as_it_was_asked() -> None:
-    with pytest.raises(MediaError, match=r"nothing to see from 500 s on: "):
+    with pytest.raises(MediaError, match=r"no frames from 500 s on: "):
         choose_frames(regular_timeline(100, 10.0), SamplingPlan(start_s=500), "clip")
-    with pytest.raises(MediaError, match=r"nothing to see from 10 s to 12\.5 s: "):
+    with pytest.raises(MediaError, match=r"no frames from 10 s to 12\.5 s: "):
         choose_frames(regular_timeline(100, 10.0), SamplingPlan(start_s=10, end_s=12.5), "clip")
 
 

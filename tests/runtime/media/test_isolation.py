@@ -89,7 +89,7 @@ def test_a_crash_costs_one_clip(tmp_path: Path, sent: signal.Signals) -> None:
     coming = reader.frames((56, 84))
     next(coming)
     os.kill(pid, sent)
-    with pytest.raises(MediaError, match=rf"clip\.mp4: the process that read it was ended by {sent.name}"):
+    with pytest.raises(MediaError, match=rf"clip\.mp4: the process that read it was killed by {sent.name}"):
         list(coming)
     assert len(frames(path, ISOLATED)) == 12
 

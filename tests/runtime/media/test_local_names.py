@@ -62,7 +62,7 @@ def test_the_commands(here: Path, bundle: Path, capsys: pytest.CaptureFixture[st
     records = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
     assert sorted(record["media"] for record in records) == sorted(NAMES)
     assert main(["caption", ".", "-o", "out.jsonl", "--resume", *model]) == 0
-    assert "8 of 8 have a record already" in capsys.readouterr().err
+    assert "8 of 8 already have a record" in capsys.readouterr().err
     assert main(["caption", "--isolate", *NAMES[:3], "--sidecar", *model]) == 0
     assert Path("2024-01-01T12:30:00.txt").exists()
     assert Path("concat:x.txt").exists()

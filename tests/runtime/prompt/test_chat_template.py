@@ -156,7 +156,7 @@ def test_a_template_that_fails_is_the_bundles_fault(parts: Parts) -> None:
 def test_a_hostile_template_is_stopped(parts: Parts) -> None:
     tokenizer, _, tokens = parts
     source = "{{ messages.__class__.__mro__[1].__subclasses__() }}"
-    with pytest.raises(ConfigError, match="refuses"):
+    with pytest.raises(ConfigError, match="rejects"):
         PromptTemplate(source, tokenizer, tokens, "transformers").pieces([{"role": "user", "content": "x"}], [])
 
 
