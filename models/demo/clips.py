@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import argparse
 import io
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import av
 import numpy as np
 from numpy.typing import NDArray
+
+from vl3edge.runtime.cli.stderr import exit_status
 
 from .render import HELD_OUT_SEED, Scene, random_scene, source_frames
 
@@ -121,4 +124,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

@@ -33,6 +33,7 @@ from ..errors import ConfigError, OutputError, no_such_file
 from ..media.addresses import is_address
 from ..media.discovery import WANTED, matches
 from . import options as shared
+from .stderr import progress
 
 
 def add_to(commands: Any) -> None:
@@ -90,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
                     outcome = Outcome(replace(outcome.record, error=str(e)))
                 tally.add(outcome)
         output.finish()
-    shared.progress(f"{tally.summary(request.find is not None)}, {time.perf_counter() - begin:.1f} s")
+    progress(f"{tally.summary(request.find is not None)}, {time.perf_counter() - begin:.1f} s")
     return 1 if tally.failed or tally.failed_before else 0
 
 
@@ -112,7 +113,7 @@ class _Tally:
             self.failed_before += list(states.values()).count(State.FAILED)
         self._clips = {name: f"[{number}/{len(waiting)}]" for number, name in enumerate(waiting, 1)}
         if skipped:
-            shared.progress(f"{skipped} of {len(media)} have a record already")
+            progress(f"{skipped} of {len(media)} have a record already")
         return waiting
 
     def add(self, outcome: Outcome) -> None:
@@ -122,11 +123,11 @@ class _Tally:
             place += f" segment {record.segment}/{record.segments}"
         if outcome.clip is None or outcome.stats is None:
             self.failed += 1
-            shared.progress(f"{place}: error: {record.error}")
+            progress(f"{place}: error: {record.error}")
         else:
             self.done += 1
             self.found += record.found is True
-            shared.progress(f"{place}: {shared.time_report(outcome.clip, outcome.stats)}")
+            progress(f"{place}: {shared.time_report(outcome.clip, outcome.stats)}")
 
     def summary(self, find: bool) -> str:
         before = f" ({self.failed_before} failed: --retry-failed tries again)" if self.failed_before else ""
@@ -197,7 +198,7 @@ def _output(options: argparse.Namespace, style: str, media: Sequence[str]) -> Ou
     if options.sidecar is not None:
         output = SidecarOutput(media, options.sidecar or SUFFIXES[style], style, keep, options.force)
         if output.note is not None:
-            shared.progress(output.note)
+            progress(output.note)
         return output
     if style in ("srt", "vtt") and len(media) > 1:
         raise ConfigError(f"{style} describes one video, but {len(media)} are given; use --sidecar or --format jsonl")

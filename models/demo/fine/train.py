@@ -13,9 +13,12 @@ Training never sees the held-out seeds (see layout.py).
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
+
+from vl3edge.runtime.cli.stderr import exit_status
 
 from ..model import make_model
 from ..producer import produced_clips
@@ -76,4 +79,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))
