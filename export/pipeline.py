@@ -6,7 +6,6 @@ all.
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 from collections.abc import Callable
@@ -177,8 +176,7 @@ def export_bundle(
             vision_quantization=encoder,
             prefill_quantization=prefill,
         )
-        text = json.dumps(manifest.to_json(), indent=1, ensure_ascii=False)
-        (folder / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
+        (folder / MANIFEST_NAME).write_text(manifest.to_text(), encoding="utf-8")
     discard_work(target)
     return ExportReport(target, manifest)
 

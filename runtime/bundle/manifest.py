@@ -206,6 +206,10 @@ class Manifest:
         values: Json = json.loads(json.dumps(dataclasses.asdict(self)))
         return sealed({"format": FORMAT, "format_version": FORMAT_VERSION, **values})
 
+    def to_text(self) -> str:
+        """What stands in the file."""
+        return json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n"
+
     @classmethod
     def from_json(cls, data: Any) -> tuple[Manifest | None, list[str]]:
         """Reads what `to_json` wrote; returns (manifest, []) or (None, every problem found)."""

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vl3edge.runtime.files import written_whole
+
 from ..model import encode_frames, merge_features
 from ..stock import VideoLlama3ForConditionalGeneration
 from .clips import Clip
@@ -50,8 +52,8 @@ class VisionTrainer:
             "step": self.step,
             "clips_used": self.clips_used,
         }
-        torch.save(state, path.with_suffix(".part"))
-        path.with_suffix(".part").rename(path)
+        with written_whole(path) as partial:
+            torch.save(state, partial)
 
     def load(self, path: Path) -> None:
         """Continues from a saved state; the pool of frames starts anew."""
