@@ -44,8 +44,7 @@ from vl3edge.runtime.bundle.manifest import (
 from vl3edge.runtime.media.discovery import expand
 
 from .calibrate.prefill import CALIBRATION_TOKENS as PROMPT_TOKENS
-from .calibrate.prefill import calibrate_prefill
-from .calibrate.prefill import relative_error as relative_error_of_prompts
+from .calibrate.prefill import cache_error, calibrate_prefill
 from .calibrate.sequences import calibration_set
 from .calibrate.vision import VisionCalibration, calibrate_vision, calibration_clips, relative_error
 from .decoder_parity import check_decoder
@@ -287,7 +286,7 @@ def _write_prefill(
     source, text = Float32Source(original), checkpoint.config.text
     write_prefill(text, source, calibration.smoothing, folder, partial(progress, "prefill graph"))
     checkpoint.release()
-    error = relative_error_of_prompts(folder / PREFILL_GRAPH, calibration.held_out)
+    error = cache_error(folder / PREFILL_GRAPH, calibration.held_out)
     return PrefillQuantization(8, _calibration_source(options), calibration.num_tokens, error)
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from .checkpoint import Checkpoint
 
 
-class Turn(Protocol):
+class Transform(Protocol):
     def __call__(self, stored: torch.Tensor) -> torch.Tensor: ...
 
 
@@ -34,11 +34,11 @@ class WeightSource:
     """One parameter: the canonical name of the stored tensor, and how its axes are turned."""
 
     name: str
-    turn: Turn = as_stored
+    transform: Transform = as_stored
 
     def read(self, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The parameter, contiguous, in its own memory."""
-        turned = self.turn(checkpoint.tensor(self.name)).to(dtype)
+        turned = self.transform(checkpoint.tensor(self.name)).to(dtype)
         return turned.clone(memory_format=torch.contiguous_format)
 
 

@@ -18,7 +18,7 @@ from .decode.generate import Answer, Chunk, Generator, join
 from .decode.graph import load_decoder_graph
 from .decode.rope import Rotary
 from .errors import ConfigError
-from .host_trim import trimmed
+from .host import trimmed
 from .jobs import CaptionJob, CaptionResult, batched, sequential
 from .live.session import Session
 from .live.session_prompt import StreamFormat, StreamLayout

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..bundle.plans import PlanSpec, TensorSpec
-from ..bundle.profiles import choose
+from ..bundle.profiles import choose_profile
 from ..errors import BackendError
 from ..files import written_whole
 from .buffers import DeviceBuffer
@@ -143,7 +143,7 @@ class TensorRtEngine:
         return array
 
     def _set_profile(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        index = choose(self._spec.profiles, shapes)
+        index = choose_profile(self._spec.profiles, shapes)
         if index is None:
             limits = "; ".join(
                 f"{profile.name}: " + ", ".join(f"{name} {list(sizes.max)}" for name, sizes in profile.inputs.items())

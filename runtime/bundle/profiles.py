@@ -46,7 +46,7 @@ class Profile:
         return all(name in shapes and sizes.holds(shapes[name]) for name, sizes in self.inputs.items())
 
 
-def choose(profiles: Sequence[Profile], shapes: Mapping[str, Sequence[int]]) -> int | None:
+def choose_profile(profiles: Sequence[Profile], shapes: Mapping[str, Sequence[int]]) -> int | None:
     """Index of the first profile that holds these shapes; profiles are in order of preference."""
     return next((index for index, profile in enumerate(profiles) if profile.holds(shapes)), None)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vl3edge.quant.calibration import calibration_items, collect
-from vl3edge.quant.conversations import TURNS
+from vl3edge.quant.conversations import EXCHANGES
 from vl3edge.quant.errors import QuantError
 from vl3edge.quant.scenes import render_scene
 from vl3edge.quant.sequences import CalibrationSequence
@@ -42,7 +42,7 @@ def test_scenes_are_varied_where_it_matters():
 def test_without_media_there_are_videos_images_and_every_turn():
     items = list(calibration_items())
     assert {item.kind for item in items} == {"video", "image"}
-    assert {item.turn for item in items} == set(TURNS)
+    assert {item.exchange for item in items} == set(EXCHANGES)
     assert all(len(item.media) == 1 for item in items if item.kind == "image")
     assert all(len(item.media) >= 6 for item in items if item.kind == "video")
 
@@ -52,7 +52,7 @@ def test_each_file_gets_two_different_turns():
     items = list(calibration_items(paths))
     assert [item.media for item in items] == paths * 2
     for first, second in zip(items[:3], items[3:], strict=True):
-        assert first.turn != second.turn
+        assert first.exchange != second.exchange
 
 
 def test_tokens_are_limited_and_some_sequences_held_out():
