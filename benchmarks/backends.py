@@ -125,7 +125,7 @@ def _stages(model: VideoLlama3, clip: Clip, options: argparse.Namespace, figures
     projector_s = median_s(lambda: vision.tokens(first, "video", keep), options.repeat)
 
     text = manifest.text
-    table = EmbeddingTable(model.bundle.path("embeddings.safetensors"), text.vocab_size, text.hidden_size)
+    table = EmbeddingTable.of(model.bundle)
     prompt = given.get("prompt", model.prompt(question_about([clip], PROMPT), [clip]).embeddings(table))
     decoder = Decoder(model._decoder_graph, text)
     decoder.reserve(len(prompt) + options.new_tokens)

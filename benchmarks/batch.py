@@ -49,7 +49,7 @@ class Model:
     @classmethod
     def of(cls, bundle: Bundle) -> Model:
         text = bundle.manifest.text
-        table = EmbeddingTable(bundle.path("embeddings.safetensors"), text.vocab_size, text.hidden_size)
+        table = EmbeddingTable.of(bundle)
         return cls(select_backend("cpu").session(bundle.path("decoder.onnx")), text, table)
 
 

@@ -22,7 +22,7 @@ from turns import medians, run_alone
 
 from vl3edge.runtime import GenerationConfig, PruningConfig, SamplingPlan, VideoLlama3
 from vl3edge.runtime.decode.generate import join
-from vl3edge.runtime.host_trim import peak_bytes
+from vl3edge.runtime.host import peak_bytes
 
 RESULTS = Path(__file__).parent / "results" / "caption.json"
 PROMPT = "Describe this video."

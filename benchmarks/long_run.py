@@ -32,7 +32,7 @@ from PIL import Image
 from vl3edge.runtime import GenerationConfig, PruningConfig, SamplingPlan, VideoLlama3
 from vl3edge.runtime.captions.captioner import CaptionRequest, CollectionCaptioner
 from vl3edge.runtime.captions.jsonl import RecordFile
-from vl3edge.runtime.host_trim import current_bytes
+from vl3edge.runtime.host import current_bytes
 
 RESULTS = Path(__file__).parent / "results" / "long_run.json"
 POOL = 100

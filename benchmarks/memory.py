@@ -30,7 +30,7 @@ NEW_TOKENS = 8
 CHILD = """
 import json, sys
 from vl3edge.runtime import GenerationConfig, PruningConfig, SamplingPlan, VideoLlama3
-from vl3edge.runtime.host_trim import peak_bytes
+from vl3edge.runtime.host import peak_bytes
 model = VideoLlama3.load(sys.argv[1], backend="cpu", num_threads=1)
 loaded = peak_bytes()
 clip = model.encode(sys.argv[2], SamplingPlan(max_frames=int(sys.argv[3])), PruningConfig(enabled=False))

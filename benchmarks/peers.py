@@ -48,11 +48,11 @@ def run_vl3edge(options: argparse.Namespace, folder: str) -> Figures:
     from vl3edge.runtime.decode.decoder import Decoder
     from vl3edge.runtime.decode.graph import load_decoder_graph
     from vl3edge.runtime.prompt.splice import EmbeddingTable
-    from vl3edge.runtime.roofline_workload import step_bytes
+    from vl3edge.runtime.roofline import step_bytes
 
     bundle = open_bundle(folder)
     text = bundle.manifest.text
-    table = EmbeddingTable(bundle.path("embeddings.safetensors"), text.vocab_size, text.hidden_size)
+    table = EmbeddingTable.of(bundle)
     decoder = Decoder(load_decoder_graph(select_backend("cpu"), bundle), text)
     prompt = table.rows(token_ids(options.context))
     decoder.reserve(options.context + options.new_tokens + 8)

@@ -21,7 +21,7 @@ import numpy as np
 from machine import describe
 
 from vl3edge.runtime import GenerationConfig, VideoLlama3
-from vl3edge.runtime.host_trim import current_bytes
+from vl3edge.runtime.host import current_bytes
 from vl3edge.runtime.live.session import Session
 
 SIDE = 112

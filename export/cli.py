@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vl3edge.models.checkpoint import Checkpoint
-from vl3edge.models.errors import CheckpointError
 from vl3edge.quant.errors import QuantError
 from vl3edge.quant.plan import QuantizationPlan
 from vl3edge.runtime.cli.info import contents_table
-from vl3edge.runtime.errors import ConfigError, MediaError
+from vl3edge.runtime.cli.stderr import exit_status, progress
+from vl3edge.runtime.errors import ConfigError
 
-from .errors import ExportError
 from .pipeline import TARGETS, ExportOptions, export_bundle
 
 _PROGRESS_S = 5.0
@@ -25,55 +24,46 @@ _PROGRESS_S = 5.0
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status: 0, 1 if the export failed, 2 for bad usage."""
     options = _parser().parse_args(argv)
-    for category in (DeprecationWarning, FutureWarning):  # of the libraries, for their developers
+    quiet_libraries()
+    interrupted = "interrupted; run the same command again to continue quantization where it stopped."
+    return exit_status(lambda: _export(options), interrupted=interrupted)
+
+
+def quiet_libraries() -> None:
+    """Leaves out the warnings that libraries have for their developers."""
+    for category in (DeprecationWarning, FutureWarning):
         warnings.simplefilter("ignore", category)
-    warnings.showwarning = lambda message, *_, **__: _say(f"warning: {message}")
-    try:
-        wanted = _export_options(options)
-    except (ConfigError, QuantError) as e:
-        _say(f"error: {e}")
-        return 2
-    try:
-        checkpoint = Checkpoint.open(options.checkpoint, options.revision)
-        if wanted.plan is not None and checkpoint.config.quantization is not None:
-            _say(
-                "the checkpoint's decoder is already quantized: it is exported unchanged, without regard to bits and "
-                "groups"
-            )
-        report = export_bundle(checkpoint, options.output, wanted, ProgressLines())
-    except (ExportError, CheckpointError, QuantError, MediaError, ConfigError) as e:
-        _say(f"error: {e}")
-        return 1
-    except MemoryError:
-        _say("error: not enough memory for this export; close other programs, or use a machine with more.")
-        return 1
-    except KeyboardInterrupt:
-        _say("error: interrupted; run the same command again to continue quantization where it stopped.")
-        return 130
-    except OSError as e:
-        _say(f"error: {e.filename or options.output}: {e.strerror or e}; nothing was written.")
-        return 1
+
+
+def _export(options: argparse.Namespace) -> None:
+    wanted = _export_options(options)
+    checkpoint = Checkpoint.open(options.checkpoint, options.revision)
+    if wanted.plan is not None and checkpoint.config.quantization is not None:
+        progress("the checkpoint's decoder is already quantized: exported unchanged, without regard to bits and groups")
+    report = export_bundle(checkpoint, options.output, wanted, ProgressLines())
     print(contents_table(report.manifest))
     print(f"\nbundle: {report.folder}")
-    return 0
 
 
 def _export_options(options: argparse.Namespace) -> ExportOptions:
-    """Raises ConfigError or QuantError for options that cannot work, whatever the checkpoint."""
+    """Raises ConfigError for options that cannot work, whatever the checkpoint."""
     plan = None
     if options.quant == "none" and options.save_gptq is not None:
         raise ConfigError("--save-gptq and --quant none are mutually exclusive")
     if options.calibration_tokens < 1:
         raise ConfigError(f"--calibration-tokens must be at least 1, not {options.calibration_tokens}")
     if options.quant != "none":
-        plan = QuantizationPlan(
-            method=options.quant,
-            bits="auto" if options.bits == "auto" else int(options.bits),
-            average_bits=options.average_bits,
-            head_bits=None if options.head_bits == 16 else options.head_bits,
-            group_size=options.group_size,
-            symmetric=not options.asymmetric,
-        )
+        try:
+            plan = QuantizationPlan(
+                method=options.quant,
+                bits="auto" if options.bits == "auto" else int(options.bits),
+                average_bits=options.average_bits,
+                head_bits=None if options.head_bits == 16 else options.head_bits,
+                group_size=options.group_size,
+                symmetric=not options.asymmetric,
+            )
+        except QuantError as e:
+            raise ConfigError(str(e)) from e
     return ExportOptions(
         targets=tuple(dict.fromkeys(options.target or ["cpu"])),
         plan=plan,
@@ -100,10 +90,6 @@ class ProgressLines:
         if done == total or now - self._last > _PROGRESS_S:
             self._last = now
             print(f"vl3edge: {stage} {done}/{total}, {now - self._begin:.1f} s", file=sys.stderr, flush=True)
-
-
-def _say(message: str) -> None:
-    print(f"vl3edge: {message}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:

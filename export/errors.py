@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from vl3edge.runtime.errors import Vl3EdgeError
 
-class ExportError(RuntimeError):
+
+class ExportError(Vl3EdgeError, RuntimeError):
     """An export was refused or failed; nothing is left behind that looks like a bundle."""

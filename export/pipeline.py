@@ -6,7 +6,6 @@ all.
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 from collections.abc import Callable
@@ -45,8 +44,7 @@ from vl3edge.runtime.bundle.manifest import (
 from vl3edge.runtime.media.discovery import expand
 
 from .calibrate.prefill import CALIBRATION_TOKENS as PROMPT_TOKENS
-from .calibrate.prefill import calibrate_prefill
-from .calibrate.prefill import relative_error as relative_error_of_prompts
+from .calibrate.prefill import cache_error, calibrate_prefill
 from .calibrate.sequences import calibration_set
 from .calibrate.vision import VisionCalibration, calibrate_vision, calibration_clips, relative_error
 from .decoder_parity import check_decoder
@@ -177,8 +175,7 @@ def export_bundle(
             vision_quantization=encoder,
             prefill_quantization=prefill,
         )
-        text = json.dumps(manifest.to_json(), indent=1, ensure_ascii=False)
-        (folder / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
+        (folder / MANIFEST_NAME).write_text(manifest.to_text(), encoding="utf-8")
     discard_work(target)
     return ExportReport(target, manifest)
 
@@ -291,7 +288,7 @@ def _write_prefill(
     source, text = Float32Source(original), checkpoint.config.text
     write_prefill(text, source, calibration.smoothing, folder, partial(progress, "prefill graph"))
     checkpoint.release()
-    error = relative_error_of_prompts(folder / PREFILL_GRAPH, calibration.held_out)
+    error = cache_error(folder / PREFILL_GRAPH, calibration.held_out)
     return PrefillQuantization(8, _calibration_source(options), calibration.num_tokens, error)
 
 

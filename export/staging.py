@@ -6,12 +6,13 @@ bundle because the manifest is written last.
 
 from __future__ import annotations
 
-import os
+import errno
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from vl3edge.runtime.files import written_folder
 
 from .errors import ExportError
 
@@ -32,17 +33,13 @@ def staged_folder(target: Path, force: bool, needed_bytes: int) -> Iterator[Path
             f"the bundle needs about {needed_bytes / 1e9:.1f} GB, but {target.parent} has {free / 1e9:.1f} GB free; "
             "free some space or choose another folder with -o."
         )
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
     try:
-        yield folder
-        folder.chmod(0o755)  # mkdtemp makes it private
-        _replace(folder, target)
+        with written_folder(target) as folder:
+            yield folder
     except OSError as e:
-        if e.errno in (28, 122):  # ENOSPC, EDQUOT
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ExportError(f"the disk is full: {target.parent} has no room for the bundle; nothing was kept.") from e
         raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_target(target: Path, force: bool) -> None:
@@ -59,18 +56,3 @@ def check_target(target: Path, force: bool) -> None:
         )
     if not force:
         raise ExportError(f"{target} exists; --force replaces it.")
-
-
-def _replace(folder: Path, target: Path) -> None:
-    """Puts folder in target's place; the old bundle is deleted only once the new one is there."""
-    if not target.exists():
-        folder.rename(target)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent))
-    os.rename(target, old)  # an empty folder may be replaced by a rename
-    try:
-        folder.rename(target)
-    except OSError:
-        os.rename(old, target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

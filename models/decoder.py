@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from .checkpoint import Checkpoint
 from .config import TextConfig
+from .rope import rotary_frequencies
 from .tensor_names import DECODER, EMBEDDINGS, LM_HEAD
 from .weight_map import WeightSource, load
 
@@ -22,11 +23,8 @@ KeyValue = tuple[torch.Tensor, torch.Tensor]
 
 def rotary(config: TextConfig, start: int, length: int) -> Rotary:
     """cos and sin [length, head_dim] float32 of the positions from `start` on."""
-    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-    # The inverse first, as every implementation does: far positions magnify the last bit of the frequencies.
-    frequencies = 1.0 / config.rope_theta**exponents
     positions = torch.arange(start, start + length, dtype=torch.float32)
-    angles = (positions[:, None] * frequencies).repeat(1, 2)
+    angles = (positions[:, None] * rotary_frequencies(config.rope_theta, config.head_dim)).repeat(1, 2)
     return angles.cos(), angles.sin()
 
 

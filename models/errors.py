@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from vl3edge.runtime.errors import Vl3EdgeError
 
-class CheckpointError(ValueError):
+
+class CheckpointError(Vl3EdgeError, ValueError):
     """A checkpoint is missing, damaged, incomplete, or of a kind that vl3edge does not know.
 
     The message names the file, and the key or tensor in it.

@@ -51,6 +51,24 @@ def write_tensors(
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
+def header(
+    tensors: Mapping[str, tuple[str, Sequence[int], int]], metadata: Mapping[str, str] | None = None
+) -> tuple[bytes, dict[str, int]]:
+    """What a file begins with, up to a multiple of 64 bytes, and where in it each tensor starts.
+
+    tensors: dtype as the format names it, shape and bytes of each, in the order in which they follow.
+    """
+    entries: dict[str, object] = {} if metadata is None else {"__metadata__": metadata}
+    starts, end = {}, 0
+    for name, (dtype, shape, num_bytes) in tensors.items():
+        starts[name], end = end, end + num_bytes
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [starts[name], end]}
+    text = json.dumps(entries).encode()
+    text += b" " * (-(8 + len(text)) % 64)
+    head = struct.pack("<Q", len(text)) + text
+    return head, {name: len(head) + start for name, start in starts.items()}
+
+
 def _split(shapes: Mapping[str, Shape], shards: int) -> list[Sequence[str]]:
     """Names in order, cut where the running size passes an equal share; no part is empty."""
     sizes = [torch.Size(shape).numel() for shape in shapes.values()]
@@ -69,16 +87,9 @@ def _split(shapes: Mapping[str, Shape], shards: int) -> list[Sequence[str]]:
 def _write_file(
     path: Path, shapes: Mapping[str, Shape], make: Callable[[str, Shape], torch.Tensor], dtype: torch.dtype
 ) -> None:
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name, shape in shapes.items():
-        end = offset + _num_bytes(shape, dtype)
-        header[name] = {"dtype": _TYPES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # tensors start on a multiple of 8 bytes
+    tensors = {name: (_TYPES[dtype], shape, _num_bytes(shape, dtype)) for name, shape in shapes.items()}
     with path.open("wb") as f:
-        f.write(struct.pack("<Q", len(text)) + text)
+        f.write(header(tensors, {"format": "pt"})[0])
         for name, shape in shapes.items():
             tensor = make(name, shape).to(dtype).contiguous()
             if tuple(tensor.shape) != shape:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from .checkpoint import Checkpoint
 from .config import ModelConfig, VisionConfig
+from .rope import rotary_frequencies
 from .tensor_names import VISION
 from .weight_map import Linear, WeightSource, as_stored, dense_weights, load, transposed
 
@@ -106,14 +107,10 @@ class VisionEncoder(nn.Module):
         # are meta.
         std = torch.tensor(config.image_std, dtype=torch.float64, device="cpu")
         mean = torch.tensor(config.image_mean, dtype=torch.float64, device="cpu")
-        exponents = torch.arange(0, vision.head_dim // 2, 2, dtype=torch.float32, device="cpu")
         self.register_buffer("pixel_scale", (1 / (255 * std)).float(), persistent=False)
         self.register_buffer("pixel_offset", (-mean / std).float(), persistent=False)
-        self.register_buffer(
-            "inverse_frequencies",
-            1.0 / vision.rope_theta ** (exponents / (vision.head_dim // 2)),
-            persistent=False,
-        )
+        frequencies = rotary_frequencies(vision.rope_theta, vision.head_dim // 2, device="cpu")
+        self.register_buffer("inverse_frequencies", frequencies, persistent=False)
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> VisionEncoder:

@@ -34,11 +34,11 @@ class WeightSource:
     """One parameter: the canonical name of the stored tensor, and how its axes are turned."""
 
     name: str
-    turn: WeightTransform = as_stored
+    transform: WeightTransform = as_stored
 
     def read(self, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The parameter, contiguous, in its own memory."""
-        turned = self.turn(checkpoint.tensor(self.name)).to(dtype)
+        turned = self.transform(checkpoint.tensor(self.name)).to(dtype)
         return turned.clone(memory_format=torch.contiguous_format)
 
 

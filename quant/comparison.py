@@ -12,6 +12,7 @@ import torch
 
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.decoder import DecoderLayer, RMSNorm, rotary
+from vl3edge.models.divergence import kl_divergence
 from vl3edge.models.tensor_names import DECODER, LM_HEAD
 
 from .dequantized import DequantizedCheckpoint, Linears
@@ -87,7 +88,7 @@ def _compare_heads(
             counts = torch.from_numpy(sequence.weights > 0)
         for x, y in zip(norm(a)[counts].split(_POSITIONS), norm(b)[counts].split(_POSITIONS), strict=True):
             p, q = torch.log_softmax(x @ head.T, -1), torch.log_softmax(y @ other.T, -1)
-            divergences.append((p.exp() * (p - q)).sum(-1).double().cpu())
+            divergences.append(kl_divergence(p, q).double().cpu())
             agreements.append((p.argmax(-1) == q.argmax(-1)).double().cpu())
     kl, same = torch.cat(divergences), torch.cat(agreements)
     return Comparison(len(kl), float(kl.mean()), float(kl.quantile(0.99)), float(same.mean()))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from vl3edge.runtime.errors import Vl3EdgeError
 
-class QuantError(ValueError):
+
+class QuantError(Vl3EdgeError, ValueError):
     """A weight, Hessian, plan or checkpoint cannot be quantized as asked; the message says which and why."""

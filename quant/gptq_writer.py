@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,6 +25,7 @@ from safetensors.torch import save_file
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.config import Layout
 from vl3edge.models.tensor_names import DECODER, stored_name
+from vl3edge.runtime.files import written_folder
 
 from .dequantized import Linears
 from .errors import QuantError
@@ -48,18 +48,13 @@ def write_gptq_checkpoint(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise QuantError(f"{target} exists and will not be overwritten; choose another folder for the GPTQ checkpoint")
     target = target.resolve()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
     try:
-        _write_weights(checkpoint, linears, partial, zero_format)
-        _copy_other_files(checkpoint.folder, partial)
-        _write_settings(checkpoint, settings(linears, checkpoint.layout, zero_format), partial)
-        partial.chmod(0o755)  # mkdtemp makes it private
-        partial.rename(target)
+        with written_folder(target) as partial:
+            _write_weights(checkpoint, linears, partial, zero_format)
+            _copy_other_files(checkpoint.folder, partial)
+            _write_settings(checkpoint, settings(linears, checkpoint.layout, zero_format), partial)
     except OSError as e:
         raise QuantError(f"cannot write {target}: {e}") from e
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return target
 
 

@@ -7,7 +7,6 @@ it second: a layer whose hidden states are missing is simply done again.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +16,8 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+
+from vl3edge.runtime.files import write_whole, written_whole
 
 from .errors import QuantError
 from .linear import LayerError, QuantizedLinear
@@ -38,9 +39,9 @@ class WorkFolder:
         state = folder / _STATE
         text = json.dumps(identity, indent=1, sort_keys=True)
         if not state.is_file() or state.read_text(encoding="utf-8") != text:
-            for stale in (*folder.glob("*.safetensors"), *folder.glob("*.partial"), *folder.glob("*.json")):
+            for stale in (*folder.glob("*.safetensors"), *folder.glob(".*.part"), *folder.glob("*.json")):
                 stale.unlink()
-            _replace(state, text)
+            write_whole(state, [text.encode()])
 
     def finished_layers(self) -> int:
         """How many layers need not be done again: the hidden states after them are there."""
@@ -75,7 +76,7 @@ class WorkFolder:
             return [file.get_tensor(str(index)).clone() for index in range(len(file.keys()))]
 
     def save_note(self, name: str, value: object) -> None:
-        _replace(self.folder / f"{name}.json", json.dumps(value, indent=1))
+        write_whole(self.folder / f"{name}.json", [json.dumps(value, indent=1).encode()])
 
     def load_note(self, name: str) -> Any:
         path = self.folder / f"{name}.json"
@@ -83,13 +84,11 @@ class WorkFolder:
 
     @staticmethod
     def _save(path: Path, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
-        partial = path.with_suffix(".partial")
         try:
-            save_file(arrays, partial, metadata)
+            with written_whole(path) as partial:
+                save_file(arrays, partial, metadata)
         except (OSError, SafetensorError) as e:
-            partial.unlink(missing_ok=True)
             raise QuantError(f"cannot write {path}: {e}") from e
-        os.replace(partial, path)
 
 
 class StoredLinears:
@@ -133,9 +132,3 @@ class StoredLinears:
                 bias=read("bias"),
                 error=self.errors.get(name),
             )
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from . import roofline_workload as workload
+from . import roofline as workload
 from .backends.features import Features
 from .backends.onnxruntime import Backend
 from .bundle.bundle import Bundle
@@ -21,7 +21,7 @@ from .config import SamplingPlan
 from .decode.decoder import Decoder
 from .decode.graph import load_decoder_graph
 from .errors import ConfigError
-from .host_trim import peak_bytes, reset_peak
+from .host import peak_bytes, reset_peak
 from .media.resize import PixelBudget, target_size
 from .media.video import open_video
 from .prompt.splice import EmbeddingTable
@@ -143,7 +143,7 @@ class Bench:
     def _speak(self) -> None:
         manifest, plan = self.bundle.manifest, self.plan
         text = manifest.text
-        table = EmbeddingTable(self.bundle.path("embeddings.safetensors"), text.vocab_size, text.hidden_size)
+        table = EmbeddingTable.of(self.bundle)
         decoder = Decoder(load_decoder_graph(self.backend, self.bundle), text)
         ids = np.random.default_rng(0).integers(0, text.vocab_size, plan.context)
         prompt = table.rows(ids)

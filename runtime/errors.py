@@ -7,7 +7,7 @@ from __future__ import annotations
 
 
 class Vl3EdgeError(Exception):
-    """Base of all errors raised on purpose by the runtime."""
+    """Base of all errors raised on purpose, also by the packages beside the runtime."""
 
 
 class MediaError(Vl3EdgeError, OSError):

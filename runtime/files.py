@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 import stat
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -20,6 +22,8 @@ from .errors import OutputError, Vl3EdgeError
 
 if sys.platform != "win32":
     import fcntl
+
+Content = bytes | memoryview
 
 
 class LockedFile:
@@ -73,31 +77,81 @@ class LockedFile:
 
     def replace(self, parts: Iterable[bytes]) -> None:
         """Puts other content in place of the file's, at one moment. Raises OSError; the file is then as it was."""
-        old, self._fd = self._fd, _write_beside(self.path, parts)
-        os.close(old)
+        with _beside(self.path) as (fd, _):
+            for part in parts:
+                _write(fd, part)
+        os.close(self._fd)
+        self._fd = fd
 
     def close(self) -> None:
         os.close(self._fd)
 
 
-def write_whole(path: Path, parts: Iterable[bytes]) -> None:
+def write_whole(path: Path, parts: Iterable[Content]) -> None:
     """Writes a file at one moment: whoever looks finds the old content (or none) or the new, never a part.
 
-    Raises OSError with the file's name, and OutputError if another process is writing it.
+    A link is followed, and stays. Raises OSError with the file's name, OutputError if another process is writing it.
     """
-    os.close(_write_beside(Path(os.path.realpath(path)), parts))
+    with _beside(Path(os.path.realpath(path))) as (fd, _):
+        for part in parts:
+            _write(fd, part)
+    os.close(fd)
 
 
-def _write_beside(path: Path, parts: Iterable[bytes]) -> int:
-    """Writes a locked file beside `path` and gives it that name; its descriptor."""
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """As `write_whole`, for libraries that write a file themselves, to the name this yields. A link is replaced."""
+    with _beside(path) as (fd, temporary):
+        yield temporary
+    os.close(fd)
+
+
+@contextlib.contextmanager
+def written_folder(path: Path) -> Iterator[Path]:
+    """Yields an empty folder beside `path`, which takes its place if the block ends well and is removed otherwise.
+
+    Everything in it is on disk by then, and a folder that was there before is deleted only after. Raises OSError.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
+    try:
+        yield folder
+        folder.chmod(0o755)  # mkdtemp makes it private
+        for each in (*folder.rglob("*"), folder):
+            _sync(each)
+        _replace_folder(folder, path)
+        _sync_folder(path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _replace_folder(folder: Path, target: Path) -> None:
+    if not target.exists():
+        folder.rename(target)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent))
+    os.rename(target, old)  # an empty folder may be replaced by a rename
+    try:
+        folder.rename(target)
+    except OSError:
+        os.rename(old, target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _beside(path: Path) -> Iterator[tuple[int, Path]]:
+    """Descriptor and name of a locked, empty file beside `path`, which gets that name if the block ends well.
+
+    The descriptor is then the caller's to close.
+    """
     # The same every time, so that what a killed process left is used again; short, as a name may be at its limit.
     temporary = path.with_name(f".{hashlib.sha1(os.fsencode(path.name)).hexdigest()[:16]}.part")
     try:
-        fd = _open_locked(temporary)
+        fd = _open_locked(temporary, os.O_NOFOLLOW)  # whoever made the folder may have put a link there
         try:
             os.ftruncate(fd, 0)  # what a killed process left
-            for part in parts:
-                _write(fd, part)
+            yield fd, temporary
             os.fsync(fd)
             os.replace(temporary, path)
             _sync_folder(path)
@@ -109,13 +163,12 @@ def _write_beside(path: Path, parts: Iterable[bytes]) -> int:
         if not isinstance(e, Vl3EdgeError):
             e.filename, e.filename2 = str(path), None
         raise
-    return fd
 
 
-def _open_locked(path: Path) -> int:
+def _open_locked(path: Path, flags: int = 0) -> int:
     """Opens a file to read and append, and locks it if it is one. Raises OutputError if another process holds it."""
     while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | flags, 0o666)
         state = os.fstat(fd)
         if not stat.S_ISREG(state.st_mode):
             return fd
@@ -131,7 +184,7 @@ def _open_locked(path: Path) -> int:
         os.close(fd)  # its writer gave the name to another file between opening and locking
 
 
-def _write(fd: int, data: bytes) -> None:
+def _write(fd: int, data: Content) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
@@ -153,8 +206,12 @@ def _lock(fd: int, path: Path) -> None:
 
 def _sync_folder(path: Path) -> None:
     if sys.platform != "win32":
-        fd = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,9 +1,33 @@
-"""What memory this process may still take: the machine's, or less where a control group (a container) limits it."""
+"""The machine this process runs on, as Linux tells it: what its CPU can do, and memory, taken, free and given back."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import ctypes
+import sys
+from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+CPUINFO = Path("/proc/cpuinfo")
+_VNNI = {"avx512_vnni", "avx_vnni"}
+_SELF = Path("/proc/self")
+_TRIM_EVERY = 50  # jobs; a trim takes milliseconds
+
+
+@cache
+def adds_8_bit_products_exactly() -> bool:
+    """Whether uint8 · int8 products are known to be added in 32 bits, which Linux says of x86 CPUs with VNNI.
+
+    Older x86 CPUs add them in pairs in 16 bits, which can overflow. False where it is not known.
+    """
+    try:
+        lines = CPUINFO.read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return False
+    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
+    return not _VNNI.isdisjoint(flags)
 
 
 def available_bytes(root: Path = Path("/")) -> int | None:
@@ -15,6 +39,43 @@ def available_bytes(root: Path = Path("/")) -> int | None:
     if "MemAvailable:" not in meminfo:
         return None
     return max(0, min([meminfo["MemAvailable:"] * 1024, *_group_rooms(root)]))
+
+
+def peak_bytes() -> int | None:
+    """The largest resident set since the process began, or since `reset_peak`; mapped files included."""
+    return _own("VmHWM:")
+
+
+def current_bytes() -> int | None:
+    """The resident set now, mapped files included."""
+    return _own("VmRSS:")
+
+
+def reset_peak() -> None:
+    """Lets `peak_bytes` begin anew, where the kernel allows it."""
+    try:
+        (_SELF / "clear_refs").write_text("5", encoding="ascii")
+    except OSError:  # not Linux, or a container that forbids it: the peak then covers the whole process
+        return
+
+
+def trimmed(jobs: Iterable[T]) -> Iterator[T]:
+    """The jobs of a long run; every now and then, between two, memory that is free is given back to the system.
+
+    Threads and decoders come and go with every clip, and glibc keeps what they free in a heap for each thread, in
+    pieces that the next decoder often cannot use: without this, 8,400 clips left 100 MB there.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    for number, job in enumerate(jobs, 1):
+        yield job
+        if trim is not None and number % _TRIM_EVERY == 0:
+            trim(0)
+
+
+def _own(name: str) -> int | None:
+    """Bytes, by a name of this process' status; None where there is none."""
+    kibibytes = _fields(_SELF / "status").get(name)
+    return None if kibibytes is None else kibibytes * 1024
 
 
 def _group_rooms(root: Path) -> Iterator[int]:

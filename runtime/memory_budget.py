@@ -15,8 +15,7 @@ from .bundle.manifest import Manifest
 from .decode.decoder import PREFILL_CHUNK
 from .decode.kv_cache import bytes_per_row
 from .errors import ConfigError, ContextLengthError, MediaError, MemoryLimitError
-from .host import available_bytes
-from .host_trim import current_bytes
+from .host import available_bytes, current_bytes
 from .memory_estimate import (
     BASE_BYTES,
     FLOAT,

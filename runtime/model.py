@@ -14,7 +14,7 @@ from .decode.decoder import PREFILL_CHUNK, Decoder
 from .decode.generate import Answer, Chunk, join
 from .decode.rope import Rotary
 from .errors import ConfigError
-from .host_trim import trimmed
+from .host import trimmed
 from .jobs import CaptionJob, CaptionResult, batched, sequential
 from .live.session import Session
 from .live.session_prompt import StreamFormat, StreamLayout

@@ -89,7 +89,7 @@ def calibrate_prefill(
     return PrefillCalibration(Smoothing(made, read), sum(map(len, watched)), tuple(prompts))
 
 
-def relative_error(path: Path, held_out: Sequence[HeldOutPrompt]) -> float:
+def cache_error(path: Path, held_out: Sequence[HeldOutPrompt]) -> float:
     """`cache_errors` of the graph at `path`: that of the layer's keys, or values, which are off the most."""
     session = select_backend("cpu").session(path)
     ours = [prefilled(session, prompt.embeddings, prompt.cache.shape[-1]) for prompt in held_out]

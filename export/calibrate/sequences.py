@@ -47,11 +47,9 @@ class CalibrationEmbedder:
             processor, image=_limited(processor.image, patch_size), video=_limited(processor.video, patch_size)
         )
         self._encoder = ClipEncoder(vision, small, patch_size)
-        self._tokenizer = Tokenizer(bundle.path("tokenizer.json"))
-        template = bundle.chat_template()
-        self._template = PromptTemplate(template, self._tokenizer, manifest.tokens, manifest.layout)
-        text = manifest.text
-        self._table = EmbeddingTable(bundle.path("embeddings.safetensors"), text.vocab_size, text.hidden_size)
+        self._tokenizer = Tokenizer.of(bundle)
+        self._template = PromptTemplate.of(bundle, self._tokenizer)
+        self._table = EmbeddingTable.of(bundle)
 
     def __call__(self, item: CalibrationItem) -> CalibrationSequence:
         """The conversation about the item's media: at most 16 frames, made small enough for 1,536 visual tokens.

@@ -41,7 +41,9 @@ class Smoothing:
 
     def sources(self, sources: Mapping[str, WeightSource]) -> dict[str, WeightSource]:
         """`VisionEncoder.sources()`, scaled: there weights are [in, out]."""
-        return {name: replace(source, turn=self._turn(name, source.turn)) for name, source in sources.items()}
+        return {
+            name: replace(source, transform=self._transform(name, source.transform)) for name, source in sources.items()
+        }
 
     def stored(self, name: str, value: np.ndarray) -> np.ndarray:
         """A tensor as checkpoints hold it, weights [out, in], scaled. name: the canonical one."""
@@ -54,7 +56,7 @@ class Smoothing:
         """What goes into each product, by its name, float32 [in], after smoothing."""
         return {name: value / self.read.get(f"{name}.weight", np.float32(1)) for name, value in largest.items()}
 
-    def _turn(self, name: str, before: WeightTransform) -> WeightTransform:
+    def _transform(self, name: str, before: WeightTransform) -> WeightTransform:
         made, read = self.made.get(name), self.read.get(name)
         if made is None and read is None:
             return before

@@ -29,6 +29,7 @@ from onnx import TensorProto
 
 from vl3edge.models.config import TextConfig
 from vl3edge.runtime.bundle.manifest import TextSpec
+from vl3edge.runtime.decode.rope import rotary_frequencies
 
 from ..onnx_writer import GraphWriter
 from ..tensor_source import TensorSource, pad_heads, padded_head_dim
@@ -49,10 +50,7 @@ class StoredMatrix:
 
 def rotary_tables(head_dim: int, theta: float, positions: int) -> tuple[np.ndarray, np.ndarray]:
     """cos and sin of the rotary angles, float32 [positions, padded_head_dim // 2] each."""
-    # float32 throughout, as transformers computes them: at long positions the rounding of the angle shows.
-    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    inverse_frequency = (1.0 / np.power(np.float32(theta), exponents)).astype(np.float32)
-    angles = np.arange(positions, dtype=np.float32)[:, None] * inverse_frequency[None, :]
+    angles = np.arange(positions, dtype=np.float32)[:, None] * rotary_frequencies(theta, head_dim)
     missing = (padded_head_dim(head_dim) - head_dim) // 2
     angles = np.pad(angles, ((0, 0), (0, missing)))
     return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)

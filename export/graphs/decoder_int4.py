@@ -7,7 +7,6 @@ embeddings is stored once, in the embeddings' file, and both read it there.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from vl3edge.models.config import TextConfig
+from vl3edge.models.safetensors_writer import header
 from vl3edge.models.tensor_names import LM_HEAD
 from vl3edge.quant.dequantized import Linears
 from vl3edge.quant.linear import QuantizedLinear, concatenated
@@ -156,22 +156,12 @@ def write_quantized_embeddings(head: QuantizedLinear, folder: Path) -> dict[str,
     arrays: dict[str, np.ndarray] = {"codes": packed.packed.reshape(len(packed.packed), -1), "scales": packed.scales}
     if packed.zero_points is not None:
         arrays["zero_points"] = packed.zero_points.reshape(len(packed.packed), -1)
-    entries, offset = {}, 0
-    for name, array in arrays.items():
-        span = [offset, offset + array.nbytes]
-        entries[name] = {"dtype": _DTYPE_NAMES[array.dtype], "shape": list(array.shape), "data_offsets": span}
-        offset += array.nbytes
-    header = json.dumps(entries).encode()
-    header += b" " * (-(8 + len(header)) % 64)
+    begin, starts = header({name: (_DTYPE_NAMES[x.dtype], x.shape, x.nbytes) for name, x in arrays.items()})
     with (folder / FILE_NAME).open("wb") as file:
-        file.write(len(header).to_bytes(8, "little") + header)
+        file.write(begin)
         for array in arrays.values():
             file.write(np.ascontiguousarray(array).data)
-    start = 8 + len(header)
-    return {
-        name: StoredTensor(start + entries[name]["data_offsets"][0], array.shape, array.dtype)
-        for name, array in arrays.items()
-    }
+    return {name: StoredTensor(starts[name], array.shape, array.dtype) for name, array in arrays.items()}
 
 
 def _padded(layer: QuantizedLinear, head_dim: int) -> QuantizedLinear:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from vl3edge.models.checkpoint import Checkpoint
+from vl3edge.models.safetensors_writer import header
 
 from .decoder import StoredMatrix
 
@@ -23,11 +23,9 @@ def export_embeddings(checkpoint: Checkpoint, folder: Path, precision: str) -> S
     rows, columns = table.shape
     dtype_name, dtype, torch_dtype = _NAMES[precision]
     num_bytes = rows * columns * np.dtype(dtype).itemsize
-    entry = {"dtype": dtype_name, "shape": [rows, columns], "data_offsets": [0, num_bytes]}
-    header = json.dumps({"embeddings": entry}).encode()
-    header += b" " * (-(8 + len(header)) % 64)
+    head, starts = header({"embeddings": (dtype_name, (rows, columns), num_bytes)})
     with (folder / FILE_NAME).open("wb") as file:
-        file.write(len(header).to_bytes(8, "little") + header)
+        file.write(head)
         for start in range(0, rows, _ROWS_AT_ONCE):
             file.write(table[start : start + _ROWS_AT_ONCE].to(torch_dtype).contiguous().numpy().data)
-    return StoredMatrix(FILE_NAME, 8 + len(header), (rows, columns), np.dtype(dtype))
+    return StoredMatrix(FILE_NAME, starts["embeddings"], (rows, columns), np.dtype(dtype))

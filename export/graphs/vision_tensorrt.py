@@ -33,6 +33,7 @@ from onnx import TensorProto
 from vl3edge.models.config import ModelConfig, VisionConfig
 from vl3edge.models.tensor_names import PROJECTOR, VISION
 from vl3edge.runtime.bundle.plans import tensorrt_graph
+from vl3edge.runtime.decode.rope import rotary_frequencies
 
 from ..calibrate.smoothquant import SmoothedSource
 from ..calibrate.vision import VisionCalibration
@@ -318,8 +319,7 @@ class _VisionBuilder(_TypedBuilder):
     def _rotary(self, positions: str) -> tuple[str, str]:
         """cos and sin float32 [N, 1, head_dim / 2]: the first half of the real pairs turns by row, then by column."""
         graph, pairs = self.graph, self.vision.head_dim // 4
-        exponents = np.arange(0, 2 * pairs, 2, dtype=np.float32) / np.float32(2 * pairs)
-        frequencies = (1.0 / np.power(np.float32(self.vision.rope_theta), exponents)).astype(np.float32)
+        frequencies = rotary_frequencies(self.vision.rope_theta, 2 * pairs)
         table = np.zeros((2, self.head_dim // 2), np.float32)
         table[0, :pairs] = table[1, pairs : 2 * pairs] = frequencies
         places = graph.node("Cast", [positions], "positions.float32", to=TensorProto.FLOAT)

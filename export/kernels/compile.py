@@ -23,9 +23,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from vl3edge.export.errors import ExportError
 from vl3edge.runtime.bundle.bundle import open_bundle
-from vl3edge.runtime.errors import Vl3EdgeError
+from vl3edge.runtime.cli.stderr import exit_status
 
 from .binaries import MACHINES, PORTABLE, PTX_VERSION, Compiled, compiled, private_compiler, versions
 from .shape import DecoderShape, read_shape
@@ -117,23 +116,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder to write; made if it does not exist")
     options = parser.parse_args(argv)
 
+    return exit_status(lambda: _compile(options.bundle, options.output))
+
+
+def _compile(folder: Path, output: Path) -> None:
     def progress(done: int, total: int) -> None:
         print(f"\r{done} of {total} kernels", end="" if done < total else "\n", file=sys.stderr, flush=True)
 
-    try:
-        bundle = open_bundle(options.bundle)
-        shape = read_shape(bundle.folder, bundle.manifest.text)
-        options.output.mkdir(parents=True, exist_ok=True)
-        manifest = compile_kernels(shape, options.output, progress=progress)
-    except (Vl3EdgeError, ExportError) as e:
-        print(f"vl3edge: error: {e}", file=sys.stderr)
-        return 1
-    except OSError as e:
-        print(f"vl3edge: error: {e.filename}: {e.strerror}" if e.filename else f"vl3edge: error: {e}", file=sys.stderr)
-        return 1
+    bundle = open_bundle(folder)
+    shape = read_shape(bundle.folder, bundle.manifest.text)
+    output.mkdir(parents=True, exist_ok=True)
+    manifest = compile_kernels(shape, output, progress=progress)
     for name, archive in manifest["archives"].items():
         print(f"{name:16}{archive['bytes']:>12,} bytes")
-    return 0
 
 
 if __name__ == "__main__":

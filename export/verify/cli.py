@@ -4,54 +4,34 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from vl3edge.models.checkpoint import Checkpoint
-from vl3edge.models.errors import CheckpointError
-from vl3edge.quant.errors import QuantError
 from vl3edge.runtime.backends.onnxruntime import BACKENDS
-from vl3edge.runtime.errors import Vl3EdgeError
+from vl3edge.runtime.cli.stderr import exit_status
 from vl3edge.runtime.terminal import one_line
 
-from ..cli import ProgressLines
-from ..errors import ExportError
+from ..cli import ProgressLines, quiet_libraries
 from .verify import VerifyOptions, verify_bundle
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status: 0 if every stage passes, 1 if one does not, 2 for bad usage."""
     options = _parser().parse_args(argv)
-    for category in (DeprecationWarning, FutureWarning):  # of the libraries, for their developers
-        warnings.simplefilter("ignore", category)
-    warnings.showwarning = lambda message, *_, **__: _say(f"warning: {message}")
+    quiet_libraries()
+    return exit_status(lambda: _verify(options), "use fewer or smaller clips (--media, --frames)")
+
+
+def _verify(options: argparse.Namespace) -> int:
     wanted = VerifyOptions(tuple(options.media), options.frames, options.tokens, options.backend, options.threads)
-    try:
-        checkpoint = Checkpoint.open(options.checkpoint, options.revision)
-        report = verify_bundle(options.bundle, checkpoint, wanted, ProgressLines())
-        if options.json is not None:
-            text = json.dumps(report.to_json(), indent=1, ensure_ascii=False)
-            options.json.write_text(text + "\n", encoding="utf-8")
-    except (Vl3EdgeError, CheckpointError, QuantError, ExportError) as e:
-        _say(f"error: {e}")
-        return 1
-    except MemoryError:
-        _say("error: not enough memory; use fewer or smaller clips (--media, --frames).")
-        return 1
-    except KeyboardInterrupt:
-        _say("error: interrupted")
-        return 130
-    except OSError as e:
-        _say(f"error: {e.filename}: {e.strerror}" if e.filename else f"error: {e}")
-        return 1
+    checkpoint = Checkpoint.open(options.checkpoint, options.revision)
+    report = verify_bundle(options.bundle, checkpoint, wanted, ProgressLines())
+    if options.json is not None:
+        text = json.dumps(report.to_json(), indent=1, ensure_ascii=False)
+        options.json.write_text(text + "\n", encoding="utf-8")
     print("\n".join(one_line(line) for line in report.table().splitlines()))
     return 0 if report.first_failure is None else 1
-
-
-def _say(message: str) -> None:
-    print(f"vl3edge: {one_line(message)}", file=sys.stderr, flush=True)
 
 
 def _at_least_one(text: str) -> int:

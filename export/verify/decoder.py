@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from vl3edge.models.checkpoint import Checkpoint
+from vl3edge.models.divergence import kl_divergence
 from vl3edge.models.tensor_names import EMBEDDINGS
 from vl3edge.quant.dequantized import DequantizedCheckpoint
 from vl3edge.quant.gptq_reader import GptqLinears
@@ -36,7 +37,7 @@ from ..parity import load_session
 from .clips import VerifyClip
 from .graph_weights import GraphLinears
 from .prefill import verify_prompt_graph
-from .report import LARGEST_STEPS, Bound, Stage, compare
+from .report import LARGEST_STEPS, Bound, StageResult, compare
 
 LARGEST_KL = 0.5  # nats a token, of the rounding of activations
 Progress = Callable[[str, int, int], None]
@@ -60,7 +61,7 @@ def verify_decoder(
     count: int,
     bound: Bound,
     progress: Progress,
-) -> tuple[list[GreedyAnswer], list[Stage]]:
+) -> tuple[list[GreedyAnswer], list[StageResult]]:
     """Weights, logits and tokens; and the bundle's answers of at most `count` tokens to the reference's inputs."""
     original: Source = checkpoint
     if checkpoint.config.quantization is not None:
@@ -99,7 +100,7 @@ def verify_decoder(
         stages.append(_logits(run, reference, bound))
     loss = _kl(reference, ours)
     words = f"predictions of {len(loss)} tokens as the checkpoint makes them, KL in nats"
-    stages.append(Stage("quantization", words, float(loss.max()), float(loss.mean()), "", None))
+    stages.append(StageResult("quantization", words, float(loss.max()), float(loss.mean()), "", None))
     return answers, [*stages, _tokens(answers, reference, None)]
 
 
@@ -109,7 +110,7 @@ def _alone(bundle: Bundle, backend: Backend, read: Sequence[torch.Tensor], lengt
     return [_teacher_forced(decoder, inputs.numpy(), count) for inputs, count in zip(read, lengths, strict=True)]
 
 
-def _logits(ours: Sequence[np.ndarray], reference: Sequence[np.ndarray], bound: Bound) -> Stage:
+def _logits(ours: Sequence[np.ndarray], reference: Sequence[np.ndarray], bound: Bound) -> StageResult:
     compared = f"logits of {sum(map(len, ours))} tokens"
     hint = f"{DECODER_GRAPH} is a different decoder, or runs incorrectly on this backend"
     return compare("logits", compared, ours, reference, bound, hint)
@@ -143,7 +144,7 @@ def _with_answer(prompt: torch.Tensor, answer: GreedyAnswer, embeddings: torch.T
     return torch.cat([prompt, embeddings[list(answer.ids[:-1])].float()])
 
 
-def _weights(graph: GraphLinears, original: Source) -> Stage:
+def _weights(graph: GraphLinears, original: Source) -> StageResult:
     """Each quantized layer against the checkpoint's, in steps of its grid."""
     worst, worst_name, total = 0.0, "", 0.0
     for name in graph.names:
@@ -159,7 +160,7 @@ def _weights(graph: GraphLinears, original: Source) -> Stage:
     passed = worst <= LARGEST_STEPS
     detail = "" if passed else f"{worst_name} is {worst:.3g} steps away: it is not the checkpoint's"
     compared = f"{len(graph.names)} quantized layers, root mean square in steps of the grid"
-    return Stage("weights", compared, worst, total / len(graph.names), f"{LARGEST_STEPS} steps", passed, detail)
+    return StageResult("weights", compared, worst, total / len(graph.names), f"{LARGEST_STEPS} steps", passed, detail)
 
 
 def _quantized_logits(
@@ -170,7 +171,7 @@ def _quantized_logits(
     ours: Sequence[np.ndarray],
     meant: Sequence[np.ndarray],
     bound: Bound,
-) -> list[Stage]:
+) -> list[StageResult]:
     """The graph without rounding of activations, which is nearly exact; then as it runs."""
     decoder = Decoder(DecoderGraph(load_session(bundle.path("decoder.onnx"))), spec)
     exact = [_teacher_forced(decoder, inputs.numpy(), count) for inputs, count in zip(read, lengths, strict=True)]
@@ -183,7 +184,10 @@ def _quantized_logits(
     words = f"predictions of {len(loss)} tokens as it runs, activations rounded or not, KL in nats"
     detail = "" if passed else "results are far from what the weights imply: check this backend's int4 kernel"
     allowed = f"{LARGEST_KL} in the mean"
-    return [*stages, Stage("logits as run", words, float(loss.max()), float(loss.mean()), allowed, passed, detail)]
+    return [
+        *stages,
+        StageResult("logits as run", words, float(loss.max()), float(loss.mean()), allowed, passed, detail),
+    ]
 
 
 def _teacher_forced(decoder: Decoder, inputs: np.ndarray, count: int) -> np.ndarray:
@@ -200,11 +204,11 @@ def _teacher_forced(decoder: Decoder, inputs: np.ndarray, count: int) -> np.ndar
 def _kl(reference: Sequence[np.ndarray], ours: Sequence[np.ndarray]) -> np.ndarray:
     """KL(reference ‖ ours) of every position, in nats: float64 [positions]."""
     p, q = (torch.from_numpy(np.concatenate(list(part))).double().log_softmax(-1) for part in (reference, ours))
-    loss: np.ndarray = (p.exp() * (p - q)).sum(-1).numpy()
+    loss: np.ndarray = kl_divergence(p, q).numpy()
     return loss
 
 
-def _tokens(answers: Sequence[GreedyAnswer], reference: Sequence[np.ndarray], bound: Bound | None) -> Stage:
+def _tokens(answers: Sequence[GreedyAnswer], reference: Sequence[np.ndarray], bound: Bound | None) -> StageResult:
     """Where the reference would have chosen otherwise; without a bound that is no failure.
 
     A choice between two that the logits' bound cannot tell apart may fall either way.
@@ -223,8 +227,8 @@ def _tokens(answers: Sequence[GreedyAnswer], reference: Sequence[np.ndarray], bo
     compared = f"{count} greedy tokens, {count - differ} as the reference chooses"
     words = f"{first}, where the reference's best leads by at most {gap:.3g}" if differ else ""
     if bound is None:
-        return Stage("tokens", compared, None, None, "", None, words)
-    return Stage("tokens", compared, None, None, "equal except for ties", close, words)
+        return StageResult("tokens", compared, None, None, "", None, words)
+    return StageResult("tokens", compared, None, None, "equal except for ties", close, words)
 
 
 def verify_whole_path(
@@ -235,7 +239,7 @@ def verify_whole_path(
     answers: Sequence[GreedyAnswer],
     count: int,
     bound: Bound,
-) -> list[Stage]:
+) -> list[StageResult]:
     """The runtime by itself, from full-size frames to an answer: differences as they add up."""
     name, compared = "whole path", "visual tokens and answers of the runtime alone"
     try:
@@ -250,7 +254,7 @@ def verify_whole_path(
             Bound(4 * bound.largest, 4 * bound.mean),
             "no single stage differs that much",
         )
-        tokenizer = Tokenizer(bundle.path("tokenizer.json"))
+        tokenizer = Tokenizer.of(bundle)
         differing = []
         greedy = GenerationConfig(max_new_tokens=count, temperature=0.0, repetition_penalty=1.0)
         for clip, media, answer in zip(clips, encoded, answers, strict=True):
@@ -258,6 +262,6 @@ def verify_whole_path(
             if text != (meant := tokenizer.decode(list(answer.ids))):
                 differing.append(f"{clip.name}: {text!r}, stage by stage {meant!r}")
     except Vl3EdgeError as e:
-        return [Stage(name, compared, None, None, "runs", False, str(e))]
+        return [StageResult(name, compared, None, None, "runs", False, str(e))]
     words = f"answers of {len(clips)} clips, the same as stage by stage: {len(clips) - len(differing)}"
-    return [visual, Stage("whole path, answers", words, None, None, "", None, "; ".join(differing))]
+    return [visual, StageResult("whole path, answers", words, None, None, "", None, "; ".join(differing))]

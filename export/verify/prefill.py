@@ -25,7 +25,7 @@ from ..calibrate.prefill import cache_errors, prefilled
 from ..graphs.decoder import PREFIX
 from ..tensor_source import pad_heads
 from .graph_weights import GraphTensors
-from .report import Stage
+from .report import StageResult
 
 LARGEST_STEPS = 0.6  # root mean square, in steps of the grid; rounding makes 0.29
 LARGEST_ERROR = 0.5  # of the keys or values of any layer, as a share of their spread, whatever the export states
@@ -46,7 +46,7 @@ def verify_prompt_graph(
     original: Source,
     read: Sequence[torch.Tensor],
     caches: Sequence[Sequence[np.ndarray]],
-) -> list[Stage]:
+) -> list[StageResult]:
     """The stages of its weights, and of its keys and values.
 
     read: inputs float32 [S, hidden]. caches: of each, what the reference has after every layer, float32
@@ -60,7 +60,7 @@ def verify_prompt_graph(
     detail = "" if passed else f"{name} is {largest:.3g} steps away: {_FROM}"
     compared = f"{len(steps)} products of {PREFILL_GRAPH}, root mean square in steps of the grid"
     mean = float(np.mean(list(steps.values())))
-    stages = [Stage("prompt weights", compared, largest, mean, f"{LARGEST_STEPS} steps", passed, detail)]
+    stages = [StageResult("prompt weights", compared, largest, mean, f"{LARGEST_STEPS} steps", passed, detail)]
 
     session = backend.session(path)
     ours = [prefilled(session, inputs.numpy(), config.head_dim) for inputs in read]
@@ -72,7 +72,7 @@ def verify_prompt_graph(
     which = f"{('keys', 'values')[kind]} of layer {layer}"
     detail = "" if passed else f"the {which} differ most: {PREFILL_GRAPH} is wrong, or runs incorrectly here"
     compared = f"keys and values of {sum(map(len, read))} tokens, relative to their spread; the worst layer"
-    return [*stages, Stage("prompts", compared, largest, float(errors.mean()), f"{allowed:.2g}", passed, detail)]
+    return [*stages, StageResult("prompts", compared, largest, float(errors.mean()), f"{allowed:.2g}", passed, detail)]
 
 
 def _steps(tensors: GraphTensors, original: Source, config: TextConfig) -> Iterator[tuple[str, float]]:

@@ -15,19 +15,18 @@ from vl3edge.runtime.prompt.splice import EmbeddingTable, VisualTokens, splice
 from vl3edge.runtime.prompt.tokenizer import Tokenizer
 
 from .clips import VerifyClip
-from .report import LARGEST_STEPS, Stage
+from .report import LARGEST_STEPS, StageResult
 
 _ROWS_AT_ONCE = 8192
 
 
-def verify_prompts(bundle: Bundle, clips: Sequence[VerifyClip]) -> Stage:
+def verify_prompts(bundle: Bundle, clips: Sequence[VerifyClip]) -> StageResult:
     """Ids of the prompt about each clip, by the bundle's template and tokenizer."""
     manifest = bundle.manifest
     compared = f"{sum(len(clip.prompt) for clip in clips)} ids of {len(clips)} prompts"
     try:
-        tokenizer = Tokenizer(bundle.path("tokenizer.json"))
-        source = bundle.chat_template()
-        template = PromptTemplate(source, tokenizer, manifest.tokens, manifest.layout)
+        tokenizer = Tokenizer.of(bundle)
+        template = PromptTemplate.of(bundle, tokenizer)
         for clip in clips:
             kept = tuple(clip.prepared.keep.sum(axis=1).tolist())
             part = {"type": clip.kind, clip.kind: clip.source}
@@ -43,15 +42,15 @@ def verify_prompts(bundle: Bundle, clips: Sequence[VerifyClip]) -> Stage:
                 detail = (
                     f"{clip.name}: {len(ids)} ids, the reference has {len(clip.prompt)}; position {at} is the first"
                 )
-                return Stage("prompt", compared, None, None, "equal", False, f"{detail} to differ")
+                return StageResult("prompt", compared, None, None, "equal", False, f"{detail} to differ")
     except Vl3EdgeError as e:
-        return Stage("prompt", compared, None, None, "equal", False, str(e))
-    return Stage("prompt", compared, 0.0, 0.0, "equal", True)
+        return StageResult("prompt", compared, None, None, "equal", False, str(e))
+    return StageResult("prompt", compared, 0.0, 0.0, "equal", True)
 
 
-def verify_embeddings(bundle: Bundle, checkpoint: Checkpoint) -> Stage:
+def verify_embeddings(bundle: Bundle, checkpoint: Checkpoint) -> StageResult:
     """Every row of the table against the checkpoint's."""
-    table = _table(bundle)
+    table = EmbeddingTable.of(bundle)
     theirs = checkpoint.tensor(EMBEDDINGS)
     largest = total = worst = 0.0
     worst_row = 0
@@ -67,12 +66,7 @@ def verify_embeddings(bundle: Bundle, checkpoint: Checkpoint) -> Stage:
     passed = worst <= 1
     detail = "" if passed else f"row {worst_row} is {worst:.3g} times as far from the checkpoint's as allowed"
     mean = total / (theirs.shape[0] * theirs.shape[1])
-    return Stage("embeddings", f"{len(theirs)} rows", largest, mean, bound, passed, detail)
-
-
-def _table(bundle: Bundle) -> EmbeddingTable:
-    text = bundle.manifest.text
-    return EmbeddingTable(bundle.path("embeddings.safetensors"), text.vocab_size, text.hidden_size)
+    return StageResult("embeddings", f"{len(theirs)} rows", largest, mean, bound, passed, detail)
 
 
 def _row_allowance(table: EmbeddingTable, precision: str) -> tuple[Callable[[np.ndarray, np.ndarray], np.ndarray], str]:

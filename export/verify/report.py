@@ -29,7 +29,7 @@ LARGEST_STEPS = 1.5  # of a quantized layer, or a row of the table: root mean sq
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageResult:
     """One comparison. passed is None for a figure that is told and not judged.
 
     compared: what, and how much of it. largest, mean: the differences; None where there is nothing to subtract.
@@ -54,10 +54,10 @@ class VerifyReport:
     reference: str
     backend: str
     media: tuple[str, ...]
-    stages: tuple[Stage, ...]
+    stages: tuple[StageResult, ...]
 
     @property
-    def first_failure(self) -> Stage | None:
+    def first_failure(self) -> StageResult | None:
         """The first stage that differs; the stages after it were fed with the reference's values all the same."""
         return next((stage for stage in self.stages if stage.passed is False), None)
 
@@ -103,12 +103,12 @@ def compare(
     reference: Sequence[np.ndarray],
     bound: Bound,
     detail: str = "",
-) -> Stage:
+) -> StageResult:
     """A stage of arrays, each pair of one shape; `detail` is what to say should it fail."""
     for index, (a, b) in enumerate(zip(ours, reference, strict=True)):
         if a.shape != b.shape:
             words = f"clip {index + 1} gives the shape {list(a.shape)}, the reference {list(b.shape)}"
-            return Stage(name, compared, None, None, "", False, words)
+            return StageResult(name, compared, None, None, "", False, words)
     largest = mean = highest = level = 0.0
     count = sum(a.size for a in ours)
     for a, b in zip(ours, reference, strict=True):
@@ -119,7 +119,7 @@ def compare(
         level += float(np.abs(b).sum(dtype=np.float64)) / count
     passed = largest <= bound.largest * highest and mean <= bound.mean * level
     allowed = f"{bound.largest * highest:.1e}, mean {bound.mean * level:.1e}"
-    return Stage(name, compared, largest, mean, allowed, bool(passed), "" if passed else detail)
+    return StageResult(name, compared, largest, mean, allowed, bool(passed), "" if passed else detail)
 
 
 def _figure(value: float | None) -> str:

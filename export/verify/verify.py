@@ -33,7 +33,7 @@ from ..pipeline import ExportOptions, make_manifest
 from .clips import VerifyClip, verify_clips
 from .decoder import verify_decoder, verify_whole_path
 from .prompt import verify_embeddings, verify_prompts
-from .report import FLOAT16, FLOAT32, Bound, Stage, VerifyReport, compare
+from .report import FLOAT16, FLOAT32, Bound, StageResult, VerifyReport, compare
 from .vision_fp16 import encoded, fp16_on_host, verify_fp16_vision
 
 Progress = Callable[[str, int, int], None]
@@ -112,7 +112,7 @@ def _vision_bound(manifest: Manifest, backend: Backend) -> Bound:
     return Bound(largest=0.5, mean=min(0.3, max(bound.mean, 3 * stated.relative_error)))
 
 
-def _settings(manifest: Manifest, config: ModelConfig) -> Stage:
+def _settings(manifest: Manifest, config: ModelConfig) -> StageResult:
     """What `bundle.json` says of the model, against what the checkpoint's files say."""
     expected = make_manifest(config, ExportOptions(), None)
     ours, reference = (dict(_flat(_model_facts(each))) for each in (manifest, expected))
@@ -122,7 +122,7 @@ def _settings(manifest: Manifest, config: ModelConfig) -> Stage:
         if ours[name] != value and not (name in _OPTIONAL and ours[name] == 0)
     ]
     compared = f"{len(reference)} values of bundle.json that describe the model"
-    return Stage("settings", compared, None, None, "equal", not wrong, "; ".join(wrong))
+    return StageResult("settings", compared, None, None, "equal", not wrong, "; ".join(wrong))
 
 
 def _sizes(manifest: Manifest) -> tuple[int, ...]:
@@ -144,7 +144,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield f"{prefix}{name}", value
 
 
-def _pixels(manifest: Manifest, clips: Sequence[VerifyClip]) -> Stage:
+def _pixels(manifest: Manifest, clips: Sequence[VerifyClip]) -> StageResult:
     """The frames that the bundle's settings make of the clips: equal to the last bit."""
     processor, patch = manifest.processor, manifest.vision.patch_size
     problems, largest, total, count = [], 0, 0, 0
@@ -164,10 +164,10 @@ def _pixels(manifest: Manifest, clips: Sequence[VerifyClip]) -> Stage:
             problems.append(f"{clip.name}: {np.count_nonzero(levels)} of {levels.size} pixel values differ")
     mean = total / count if count else None
     compared = f"{sum(len(clip.prepared.frames) for clip in clips)} resized frames, in levels of 255"
-    return Stage("pixels", compared, float(largest), mean, "equal", not problems, "; ".join(problems))
+    return StageResult("pixels", compared, float(largest), mean, "equal", not problems, "; ".join(problems))
 
 
-def _pruning(manifest: Manifest, clips: Sequence[VerifyClip]) -> Stage:
+def _pruning(manifest: Manifest, clips: Sequence[VerifyClip]) -> StageResult:
     """Which tokens DiffFP keeps of the reference's frames."""
     flipped = kept = total = 0
     for clip in clips:
@@ -178,21 +178,21 @@ def _pruning(manifest: Manifest, clips: Sequence[VerifyClip]) -> Stage:
             spec = manifest.processor.video
             if any(side % (manifest.vision.patch_size * spec.merge_size) for side in prepared.frames.shape[1:3]):
                 detail = f"tokens of {spec.merge_size}×{spec.merge_size} patches do not divide the reference's frames"
-                return Stage("pruning", "which tokens are kept", None, None, "equal", False, detail)
+                return StageResult("pruning", "which tokens are kept", None, None, "equal", False, detail)
             keep = keep_mask(prepared.frames, manifest.vision.patch_size, spec.merge_size, manifest.processor.std)
         if keep.shape != prepared.keep.shape:
             detail = f"{clip.name} has {keep.shape[1]} tokens a frame, the reference {prepared.keep.shape[1]}"
-            return Stage("pruning", "which tokens are kept", None, None, "equal", False, detail)
+            return StageResult("pruning", "which tokens are kept", None, None, "equal", False, detail)
         flipped += int(((keep != prepared.keep) & ~prepared.tied).sum())
     compared = f"which of {total} tokens are kept: {kept}"
     detail = f"{flipped} tokens are kept that the reference drops, or the reverse" if flipped else ""
-    return Stage("pruning", compared, float(flipped), flipped / total, "equal", not flipped, detail)
+    return StageResult("pruning", compared, float(flipped), flipped / total, "equal", not flipped, detail)
 
 
 @torch.inference_mode()
 def _vision(
     bundle: Bundle, backend: Backend, checkpoint: Checkpoint, clips: Sequence[VerifyClip]
-) -> tuple[list[Stage], list[np.ndarray]]:
+) -> tuple[list[StageResult], list[np.ndarray]]:
     """The encoder's and the projectors' stages, and the reference's visual tokens float32 [K, hidden] of each clip."""
     encoder = VisionEncoder.from_checkpoint(checkpoint)
     features = []

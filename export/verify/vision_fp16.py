@@ -17,7 +17,7 @@ from vl3edge.runtime.bundle.manifest import fp16_file
 from vl3edge.runtime.vision.engines import VisionEngines
 
 from .clips import VerifyClip
-from .report import Bound, Stage, compare
+from .report import Bound, StageResult, compare
 
 
 def fp16_on_host(backend: Backend) -> Backend:
@@ -31,7 +31,7 @@ def verify_fp16_vision(
     features: Sequence[np.ndarray],
     tokens: Sequence[np.ndarray],
     bounds: tuple[Bound, Bound],
-) -> list[Stage]:
+) -> list[StageResult]:
     """Two stages, each fed with the reference's input.
 
     features float32 [F, h, w, C] and tokens float32 [K, hidden]: the reference's, of each clip. bounds: of both.

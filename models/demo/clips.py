@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import argparse
 import io
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import av
 import numpy as np
 from numpy.typing import NDArray
+
+from vl3edge.runtime.cli.stderr import exit_status
 
 from .render import HELD_OUT_SEED, Scene, random_scene, source_frames
 
@@ -25,7 +28,7 @@ TOKEN_PX = PATCH_PX * MERGE
 
 
 @dataclass(frozen=True)
-class Clip:
+class SceneClip:
     """A scene and its sampled frames after the round trip, uint8 [F, 112, 112, 3]; frame n is at n seconds."""
 
     scene: Scene
@@ -65,14 +68,14 @@ def decode_sampled(mp4: bytes, fps: int) -> NDArray[np.uint8]:
     return np.stack(picked)
 
 
-def make_clip(seed: int) -> Clip:
+def make_clip(seed: int) -> SceneClip:
     """The clip of a seed; its quality (crf 18 to 28) and noise (none in six of ten) are drawn from the seed, too."""
     scene = random_scene(seed)
     rng = np.random.default_rng([seed, 4])
     noise = 0.0 if rng.random() < 0.6 else float(rng.uniform(0.5, 4.0))
     preset = str(rng.choice(["ultrafast", "veryfast", "medium"], p=[0.4, 0.4, 0.2]))
     mp4 = encode_mp4(source_frames(scene, noise, seed), scene.fps, int(rng.integers(18, 29)), preset)
-    return Clip(scene, decode_sampled(mp4, scene.fps))
+    return SceneClip(scene, decode_sampled(mp4, scene.fps))
 
 
 def write_clip(path: str | Path, seed: int, noise: float = 0.0, crf: int = 23) -> Scene:
@@ -121,4 +124,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

@@ -18,16 +18,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from tokenizers import Tokenizer
 
+from vl3edge.runtime.cli.stderr import exit_status
+
+from ..divergence import kl_divergence
 from .clips import write_clip
 from .predictors import BundlePredictor, Prediction, Predictor, TorchPredictor
 from .questions import IMAGE_KINDS, TIME_KINDS, VIDEO_KINDS, Question, ask_image, ask_video
@@ -93,8 +98,7 @@ def score(
     log_q = log_softmax(got.logits)
     kl = np.zeros(len(answer_ids))
     if reference is not None:
-        log_p = log_softmax(reference.logits)
-        kl = (np.exp(log_p) * (log_p - log_q)).sum(axis=-1)
+        kl = kl_divergence(torch.from_numpy(log_softmax(reference.logits)), torch.from_numpy(log_q)).numpy()
     right = got.text == question.answer
     reference_right = right if reference is None else reference.text == question.answer
     nll = -log_q[np.arange(len(answer_ids)), answer_ids]
@@ -186,4 +190,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

@@ -24,6 +24,8 @@ from tokenizers import Tokenizer
 from torch import nn
 from torch.nn import functional as F
 
+from vl3edge.runtime.files import written_whole
+
 from .answers import answer_logits, held_out_shares
 from .clips import keep_above, make_clip
 from .model import encode_frames
@@ -147,8 +149,8 @@ class LanguageTrainer:
             "step": self.step,
             "clips_made": self.clips_made,
         }
-        torch.save(state, path.with_suffix(".part"))
-        path.with_suffix(".part").rename(path)
+        with written_whole(path) as partial:
+            torch.save(state, partial)
 
     def load(self, path: Path) -> None:
         """Continues from a saved state. The optimizer's moments and the replay buffer start anew, and so the learning

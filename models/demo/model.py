@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..rope import rotary_frequencies
 from .render import COLOURS, GROUNDS, SHAPES, SIZE_PX
 from .stock import VideoLlama3Config, VideoLlama3ForConditionalGeneration
 
@@ -82,7 +83,7 @@ def encode_frames(model: VideoLlama3ForConditionalGeneration, frames: Tensor) ->
     x = F.linear(patchify(frames), embedding.weight.flatten(1), embedding.bias)
     heads = vision.config.num_attention_heads
     size = x.shape[-1] // heads
-    inverse = 1.0 / (10000.0 ** (torch.arange(0, size // 2, 2, dtype=torch.float32) / (size // 2)))
+    inverse = rotary_frequencies(10000.0, size // 2)
     row, column = torch.meshgrid(torch.arange(rows).float(), torch.arange(columns).float(), indexing="ij")
     angles = torch.cat([row.reshape(-1, 1) * inverse, column.reshape(-1, 1) * inverse], dim=-1)
     angles = torch.cat([angles, angles], dim=-1)
@@ -119,7 +120,7 @@ def decode(
     x = embeddings
     b, s, c = x.shape
     size = c // heads
-    inverse = 1.0 / (10000.0 ** (torch.arange(0, size, 2, dtype=torch.float32) / size))
+    inverse = rotary_frequencies(10000.0, size)
     angles = positions.float()[..., None] * inverse
     angles = torch.cat([angles, angles], dim=-1)[:, None]
     cos, sin = angles.cos(), angles.sin()

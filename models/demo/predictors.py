@@ -119,10 +119,9 @@ class BundlePredictor:
 
     def __init__(self, bundle: Path, threshold: float | None = 0.1, backend: str = "cpu") -> None:
         opened, chosen = open_bundle(bundle), select_backend(backend, num_threads=1)
-        text = opened.manifest.text
         self.model = VideoLlama3(opened, chosen)
-        self._decoder = Decoder(load_decoder_graph(chosen, opened), text)
-        self._table = EmbeddingTable(opened.path("embeddings.safetensors"), text.vocab_size, text.hidden_size)
+        self._decoder = Decoder(load_decoder_graph(chosen, opened), opened.manifest.text)
+        self._table = EmbeddingTable.of(opened)
         self._tokenizer = Tokenizer.from_file(str(opened.path("tokenizer.json")))
         self._end = next(iter(opened.manifest.tokens.eos_ids))
         self._pruning = PruningConfig(enabled=False) if threshold is None else PruningConfig(threshold, enabled=True)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from .clips import Clip, token_differences
+from .clips import SceneClip, token_differences
 from .model import encode_frames, merge_features
 from .questions import Question
 from .render import DIRECTIONS, Scene
@@ -40,7 +40,7 @@ class EncodedClip:
 
 
 @torch.no_grad()
-def encode_clip(model: VideoLlama3ForConditionalGeneration, clip: Clip, image_frame: int = 0) -> EncodedClip:
+def encode_clip(model: VideoLlama3ForConditionalGeneration, clip: SceneClip, image_frame: int = 0) -> EncodedClip:
     """Runs the vision encoder over a clip's frames."""
     features = encode_frames(model, torch.from_numpy(clip.frames))
     return EncodedClip(

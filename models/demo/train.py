@@ -17,9 +17,12 @@ often, and the learning rate was constant.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
+
+from vl3edge.runtime.cli.stderr import exit_status
 
 from .clips import make_clip
 from .language_stage import LanguageTrainer
@@ -91,4 +94,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

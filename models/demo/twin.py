@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import sys
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
+
+from vl3edge.runtime.cli.stderr import exit_status
 
 from ..checkpoint import Checkpoint
 from ..tensor_names import DECODER, VISION, stored_name
@@ -112,4 +115,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .clips import Clip
+from .clips import SceneClip
 from .model import PATCH_PX, AuxiliaryHeads, VisionLabels, encode_frames
 from .render import COLOURS, GROUNDS, SHAPES, SIZE_PX, Scene, coverage, draw, draw_ground, random_scene
 from .stock import VideoLlama3ForConditionalGeneration
@@ -47,7 +47,7 @@ def still(seed: int) -> tuple[Scene, NDArray[np.float64], NDArray[np.uint8]]:
     return scene, centre, np.clip(np.rint(picture), 0, 255).astype(np.uint8)
 
 
-def frame_batches(clips: Iterator[Clip], size: int) -> Iterator[tuple[Tensor, VisionLabels]]:
+def frame_batches(clips: Iterator[SceneClip], size: int) -> Iterator[tuple[Tensor, VisionLabels]]:
     """Batches of `size` frames uint8 [size, 112, 112, 3] with labels, half of them from clips."""
     seed = 0
     pool: list[tuple[Scene, NDArray[np.float64], NDArray[np.uint8]]] = []
@@ -63,7 +63,9 @@ def frame_batches(clips: Iterator[Clip], size: int) -> Iterator[tuple[Tensor, Vi
         yield torch.from_numpy(np.stack(pictures)), _labels(list(scenes), list(centres))
 
 
-def train_vision(model: VideoLlama3ForConditionalGeneration, clips: Iterator[Clip], steps: int, size: int = 96) -> None:
+def train_vision(
+    model: VideoLlama3ForConditionalGeneration, clips: Iterator[SceneClip], steps: int, size: int = 96
+) -> None:
     """Trains `model`'s vision encoder in place: AdamW, warm-up, then cosine decay to a twentieth."""
     torch.manual_seed(1)
     vision = model.model.vision_model

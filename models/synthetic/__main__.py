@@ -2,7 +2,9 @@
 
 import sys
 
+from vl3edge.runtime.cli.stderr import exit_status
+
 from .random import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

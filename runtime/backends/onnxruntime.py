@@ -18,7 +18,7 @@ import numpy as np
 from ..bundle.bundle import Bundle
 from ..bundle.manifest import VISION_GRAPHS, fp16_file
 from ..errors import BackendError, BundleError, ConfigError
-from ..host_cpu import adds_8_bit_products_exactly
+from ..host import adds_8_bit_products_exactly
 from .cuda import Device, open_device
 from .cuda_start import INSTALL, start_cuda
 from .cuda_start import PROVIDER as _CUDA

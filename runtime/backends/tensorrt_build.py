@@ -7,13 +7,11 @@ for; what it measured is kept in a timing cache, so that a second build with oth
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -32,7 +30,8 @@ from ..bundle.plans import (
     tensorrt_graph,
 )
 from ..bundle.profiles import DEFAULT_MEMORY_BYTES, Profile, projector_profiles, vision_profiles
-from ..errors import BackendError, BundleError, ConfigError
+from ..errors import BackendError, BundleError, ConfigError, OutputError
+from ..files import written_folder, written_whole
 from .tensorrt_library import import_tensorrt, make_logger
 
 TIMING_CACHE = "timing.cache"
@@ -73,8 +72,17 @@ def build_engines(
     base = folder / ENGINES / options.target
     base.mkdir(parents=True, exist_ok=True)
     cache = base / TIMING_CACHE
-    staged = Path(tempfile.mkdtemp(prefix=".partial-", dir=base))
-    try:
+    engines = EngineSet(
+        target=options.target,
+        tensorrt=str(trt.__version__),
+        device=options.device,
+        compute_capabilities=options.compute_capabilities,
+        memory_bytes=options.memory_bytes,
+        plans={},
+        sources=sources,
+        files={},
+    )
+    with written_folder(base / engines.key) as staged:
         plans = {}
         for done, name in enumerate(profiles):
             progress(name, done, len(profiles))
@@ -83,26 +91,10 @@ def build_engines(
             (staged / f"{name}.plan").write_bytes(plan)
             del plan
             progress(name, done + 1, len(profiles))
-        engines = EngineSet(
-            target=options.target,
-            tensorrt=str(trt.__version__),
-            device=options.device,
-            compute_capabilities=options.compute_capabilities,
-            memory_bytes=options.memory_bytes,
-            plans=plans,
-            sources=sources,
-            files={f"{name}.plan": hash_file(staged / f"{name}.plan") for name in profiles},
-        )
-        text = json.dumps(engines.to_json(), indent=1, ensure_ascii=False)
+        files = {f"{name}.plan": hash_file(staged / f"{name}.plan") for name in profiles}
+        text = json.dumps(replace(engines, plans=plans, files=files).to_json(), indent=1, ensure_ascii=False)
         (staged / PLAN_MANIFEST).write_text(text + "\n", encoding="utf-8")
-        staged.chmod(0o755)  # mkdtemp makes it private
-        final = base / engines.key
-        if final.exists():
-            shutil.rmtree(final)
-        staged.rename(final)
-        return final
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
+    return base / engines.key
 
 
 def compile_plan(
@@ -134,7 +126,8 @@ def compile_plan(
     if plan is None:
         raise BackendError(f"{_name(trt)} cannot compile {path.name}: {_first(errors)}")
     if cache is not None and timing_cache is not None:
-        _write_atomically(timing_cache, memoryview(config.get_timing_cache().serialize()))
+        with contextlib.suppress(OutputError), written_whole(timing_cache) as temporary:  # two builds may end at once
+            temporary.write_bytes(memoryview(config.get_timing_cache().serialize()))
     spec = PlanSpec(
         inputs=tuple(_tensor(trt, network.get_input(i)) for i in range(network.num_inputs)),
         outputs=tuple(_tensor(trt, network.get_output(i)) for i in range(network.num_outputs)),
@@ -251,9 +244,3 @@ def _name(trt: Any) -> str:
 
 def _first(errors: Sequence[str]) -> str:
     return " ".join(errors[0].split())[:500] if errors else "no reason given"
-
-
-def _write_atomically(path: Path, content: memoryview) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)

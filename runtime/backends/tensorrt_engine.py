@@ -7,8 +7,8 @@ the errors are plain Python; TensorRT and the device are handed in, so all of it
 
 from __future__ import annotations
 
+import contextlib
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ import numpy as np
 from ..bundle.plans import PlanSpec, TensorSpec
 from ..bundle.profiles import profile_for
 from ..errors import BackendError
+from ..files import written_whole
 from .buffers import DeviceBuffer
 from .cuda import Device
 from .tensorrt_library import make_logger
@@ -180,12 +181,8 @@ class TensorRtEngine:
         """Keeps what was compiled at run time. A bundle that cannot be written to costs time, not answers."""
         if self._cache is None or self._cache_path is None:
             return
-        temporary = self._cache_path.with_name(f".{self._cache_path.name}.{os.getpid()}")
-        try:
+        with contextlib.suppress(OSError), written_whole(self._cache_path) as temporary:
             temporary.write_bytes(memoryview(self._cache.serialize()))
-            os.replace(temporary, self._cache_path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
 
     def _demand(self, done: bool) -> None:
         if not done:

@@ -14,11 +14,11 @@ import dataclasses
 import hashlib
 import json
 import math
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from .json_file import read_json, short
 
 FORMAT = "vl3edge-bundle"
 FORMAT_VERSION = 1
@@ -39,7 +39,6 @@ _MAX_BLOCK_PX = 1 << 10  # side of a visual token, and so the least side of a fr
 _MAX_FRAME_PX = 1 << 26  # frames smaller than the minimum are enlarged to it
 _MAX_CLIP_PX = 1 << 32
 _LARGEST_ERROR = 10.0  # as a share: what is off by more is no approximation
-_EXACT = 1 << 53  # whole numbers that a float holds
 
 
 @dataclass(frozen=True)
@@ -206,6 +205,10 @@ class Manifest:
         values: Json = json.loads(json.dumps(dataclasses.asdict(self)))
         return sealed({"format": FORMAT, "format_version": FORMAT_VERSION, **values})
 
+    def to_text(self) -> str:
+        """What stands in the file."""
+        return json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n"
+
     @classmethod
     def from_json(cls, data: Any) -> tuple[Manifest | None, list[str]]:
         """Reads what `to_json` wrote; returns (manifest, []) or (None, every problem found)."""
@@ -236,58 +239,6 @@ def sealed(data: Mapping[str, Any]) -> Json:
     content = {key: value for key, value in data.items() if key != SEAL}
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return {**content, SEAL: hashlib.sha256(canonical.encode()).hexdigest()}
-
-
-def read_json(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
-    """value as kind (a dataclass, a tuple, a dict or a plain type); what is wrong goes to problems."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind):
-        return _read_dataclass(kind, value, where, problems)
-    if origin is Literal:
-        if not any(type(value) is type(known) and value == known for known in arguments):
-            problems.append(f"{where} is {_short(value)}, not one of {', '.join(map(str, arguments))}")
-        return value
-    if origin is tuple:
-        many = len(arguments) == 2 and arguments[1] is Ellipsis
-        if not isinstance(value, list) or not (many or len(value) == len(arguments)):
-            problems.append(f"{where} is not a list{'' if many else f' of {len(arguments)}'}")
-            return ()
-        kinds = [arguments[0]] * len(value) if many else list(arguments)
-        return tuple(
-            read_json(k, item, f"{where}[{i}]", problems) for i, (k, item) in enumerate(zip(kinds, value, strict=True))
-        )
-    if origin in (dict, types.GenericAlias):
-        if not isinstance(value, Mapping):
-            problems.append(f"{where} is not an object")
-            return {}
-        return {key: read_json(arguments[1], item, f"{where}.{key}", problems) for key, item in value.items()}
-    if kind is Any:
-        return value
-    if kind is float and type(value) is int and abs(value) < _EXACT:
-        value = float(value)
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        problems.append(f"{where} is {_short(value)}, not {kind.__name__}")
-    elif kind is float and not math.isfinite(value):
-        problems.append(f"{where} is {value}, not a finite number")
-    return value
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _read_dataclass(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
-    if not isinstance(value, Mapping):
-        problems.append(f"{where or 'the manifest'} is not an object")
-        return None
-    prefix = f"{where}." if where else ""
-    hints = typing.get_type_hints(kind)
-    optional = {f.name for f in dataclasses.fields(kind) if f.default is not dataclasses.MISSING}
-    missing = [name for name in hints if name not in value and name not in optional]
-    problems += [f"{prefix}{name} is missing" for name in missing]
-    found = {name: read_json(hints[name], value[name], prefix + name, problems) for name in hints if name in value}
-    return None if missing else kind(**found)
 
 
 def _inconsistencies(manifest: Manifest) -> list[str]:
@@ -334,7 +285,7 @@ def _inconsistencies(manifest: Manifest) -> list[str]:
     if stated.calibration_tokens < 0:
         problems.append(f"prefill_quantization.calibration_tokens is {stated.calibration_tokens}, below 0")
     if not 0 <= stated.relative_error <= _LARGEST_ERROR:
-        problems.append(f"prefill_quantization.relative_error is {_short(stated.relative_error)}, out of bounds")
+        problems.append(f"prefill_quantization.relative_error is {short(stated.relative_error)}, out of bounds")
     return problems + manifest.generation.problems() + _quantization_problems(manifest.quantization)
 
 
@@ -346,12 +297,12 @@ def _quantization_problems(facts: Mapping[str, Any]) -> list[str]:
     bits = {f"layers.{name}.bits": layer.get("bits") for name, layer in layers.items()}
     bits |= {name: facts.get(name) for name in ("bits", "head_bits")}
     problems = [
-        f"quantization.{name} is {_short(value)}, not from 1 to 16"
+        f"quantization.{name} is {short(value)}, not from 1 to 16"
         for name, value in bits.items()
         if not (value is None or (type(value) in (int, float) and 1 <= value <= 16))
         and (name, value) != ("bits", "auto")  # layers have their own then
     ]
     group = facts.get("group_size", -1)
     if type(group) is not int or not -1 <= group <= _MAX_SIZE:
-        problems.append(f"quantization.group_size is {_short(group)}, not a whole number from -1")
+        problems.append(f"quantization.group_size is {short(group)}, not a whole number from -1")
     return problems

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import BackendError, BundleError
-from .json_file import read_json_file
-from .manifest import FileEntry, Json, read_json
+from .json_file import read_json, read_json_file
+from .manifest import FileEntry, Json
 from .profiles import Profile, ShapeRange
 
 FORMAT = "vl3edge-engines"

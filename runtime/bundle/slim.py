@@ -7,14 +7,13 @@ files that nobody reads. What has gone cannot be made again on the device: it ta
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import BackendError, BundleError
+from ..files import write_whole
 from .bundle import ALWAYS_REQUIRED, MANIFEST_NAME, Bundle, open_bundle
 from .manifest import (
     DECODER_GRAPH,
@@ -63,7 +62,8 @@ def slim(folder: Path, target: SlimTarget, fits: Callable[[EngineSet], bool] = l
     lost = [name for each in _served(bundle, sets) if each != target for name in _BACKENDS[each]]
     files = {name: entry for name, entry in manifest.files.items() if name in needed}
     prompts = manifest.prefill_quantization if PREFILL_GRAPH in files else PrefillQuantization()
-    _write(folder, dataclasses.replace(manifest, files=files, slim=target, prefill_quantization=prompts).to_json())
+    slimmed = dataclasses.replace(manifest, files=files, slim=target, prefill_quantization=prompts)
+    write_whole(folder / MANIFEST_NAME, [slimmed.to_text().encode()])
     _remove(folder, dropped, [engines for engines in sets if engines not in kept])
     total = sum(dropped.values())
     return SlimReport(tuple(sorted(dropped)), total, sum(before.values()) - total, tuple(lost))
@@ -105,13 +105,6 @@ def _files(folder: Path, engines: InstalledEngines) -> list[str]:
 
 def _sizes(folder: Path, names: set[str]) -> dict[str, int]:
     return {name: (folder / name).stat().st_size for name in sorted(names)}
-
-
-def _write(folder: Path, values: dict[str, object]) -> None:
-    text = json.dumps(values, indent=1, ensure_ascii=False)
-    temporary = folder / f".{MANIFEST_NAME}.{os.getpid()}"
-    temporary.write_text(text + "\n", encoding="utf-8")
-    os.replace(temporary, folder / MANIFEST_NAME)
 
 
 def _remove(folder: Path, names: dict[str, int], sets: list[InstalledEngines]) -> None:

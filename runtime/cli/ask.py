@@ -18,6 +18,7 @@ from ..terminal import printable
 from ..vision.clip import Clip
 from . import options as shared
 from .repl import Conversation, questions_from
+from .stderr import progress
 
 
 def add_to(commands: Any) -> None:
@@ -65,4 +66,4 @@ def _answer_once(
         if chunk.stats is not None:
             print(flush=True)
             for clip in clips:
-                shared.progress(f"{clip.name}: {shared.time_report(clip, chunk.stats)}")
+                progress(f"{clip.name}: {shared.time_report(clip, chunk.stats)}")

@@ -20,7 +20,7 @@ from ..bench import Bench, BenchPlan, StageTime
 from ..bundle.bundle import bundle_folder, open_bundle
 from ..errors import ConfigError
 from ..roofline import cores
-from . import options as shared
+from .stderr import progress
 
 
 def add_to(commands: Any) -> None:
@@ -53,9 +53,7 @@ def run(options: argparse.Namespace) -> int:
     if plan.context + plan.new_tokens > limit:
         raise ConfigError(f"--context and --new-tokens exceed the model's context of {limit} tokens")
     backend = select_backend(options.backend, options.threads)
-    shared.progress(
-        f"measuring {bundle.manifest.name} on {backend.name}; other work on this machine distorts the times"
-    )
+    progress(f"measuring {bundle.manifest.name} on {backend.name}; other work on this machine distorts the times")
     bench = Bench(bundle, backend, plan)
     bench.run(options.media)
     if not to_stdout:

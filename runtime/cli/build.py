@@ -16,7 +16,7 @@ from ..bundle.plans import PORTABLE, TARGETS, EngineSet, read_engine_sets
 from ..bundle.profiles import DEFAULT_MEMORY_BYTES
 from ..bundle.slim import slim
 from ..errors import ConfigError
-from .options import progress
+from .stderr import progress
 
 
 def add_to(commands: Any) -> None:

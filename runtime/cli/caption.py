@@ -32,6 +32,7 @@ from ..jobs import CaptionResult
 from ..media.addresses import is_address
 from ..media.discovery import WANTED, matches
 from . import options as shared
+from .stderr import progress
 
 
 def add_to(commands: Any) -> None:
@@ -90,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
                     result = replace(result, clip=None, error=str(e))
                 tally.add(result)
         output.finish()
-    shared.progress(f"{tally.summary(request.find is not None)}, {time.perf_counter() - begin:.1f} s")
+    progress(f"{tally.summary(request.find is not None)}, {time.perf_counter() - begin:.1f} s")
     return 1 if tally.failed or tally.failed_before else 0
 
 
@@ -112,7 +113,7 @@ class _Tally:
             self.failed_before += list(states.values()).count(State.FAILED)
         self._clips = {name: f"[{number}/{len(waiting)}]" for number, name in enumerate(waiting, 1)}
         if skipped:
-            shared.progress(f"{skipped} of {len(media)} already have a record")
+            progress(f"{skipped} of {len(media)} already have a record")
         return waiting
 
     def add(self, result: CaptionResult) -> None:
@@ -121,11 +122,11 @@ class _Tally:
             place += f" segment {result.segment}/{result.segments}"
         if result.clip is None or result.answer is None:
             self.failed += 1
-            shared.progress(f"{place}: error: {result.error}")
+            progress(f"{place}: error: {result.error}")
         else:
             self.done += 1
             self.found += result.found is True
-            shared.progress(f"{place}: {shared.time_report(result.clip, result.answer.stats)}")
+            progress(f"{place}: {shared.time_report(result.clip, result.answer.stats)}")
 
     def summary(self, find: bool) -> str:
         before = f" ({self.failed_before} failed before; --retry-failed retries them)" if self.failed_before else ""
@@ -196,7 +197,7 @@ def _output(options: argparse.Namespace, style: str, media: Sequence[str]) -> Ou
     if options.sidecar is not None:
         output = SidecarOutput(media, options.sidecar or SUFFIXES[style], style, keep, options.force)
         if output.note is not None:
-            shared.progress(output.note)
+            progress(output.note)
         return output
     if style in ("srt", "vtt") and len(media) > 1:
         raise ConfigError(

@@ -21,6 +21,7 @@ from ..inspect.page import page
 from ..inspect.text import facts, verdict
 from ..terminal import one_line
 from . import options as shared
+from .stderr import progress
 
 
 def add_to(commands: Any) -> None:
@@ -59,9 +60,9 @@ def run(options: argparse.Namespace) -> int:
     write_whole(png, [picture(seen, available)])
     charts = (page_charts(seen, theme, available) for theme in (LIGHT, DARK))
     write_whole(html, [page(seen, *charts).encode("utf-8")])
-    shared.progress(f"{seen.name}: {'; '.join(facts(seen))}")
+    progress(f"{seen.name}: {'; '.join(facts(seen))}")
     if problem := verdict(seen):
-        shared.progress(f"it does not fit: {problem}")
+        progress(f"it does not fit: {problem}")
     for path in (png, html):
         print(one_line(str(path)))
     return 0

@@ -11,12 +11,10 @@ import argparse
 import io
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from importlib.metadata import entry_points, version
 from typing import NoReturn
 
-from ..errors import ConfigError, Vl3EdgeError
 from ..terminal import one_line
 from . import ask as cli_ask
 from . import bench as cli_bench
@@ -25,7 +23,7 @@ from . import caption as cli_caption
 from . import info as cli_info
 from . import inspect as cli_inspect
 from . import watch as cli_watch
-from .options import progress
+from .stderr import exit_status, print_line
 
 COMMANDS = (cli_caption, cli_ask, cli_watch, cli_inspect, cli_bench, cli_build, cli_info)
 
@@ -36,30 +34,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     _fill_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows what it can of a caption
-    warnings.showwarning = lambda message, *_, **__: print_line("warning", message)
-    try:
-        plugins = {entry.name: entry for entry in entry_points(group="vl3edge.commands")}
-        if arguments and arguments[0] in plugins:
-            return _run_plugin(plugins[arguments[0]], arguments[1:])
-        options = _parser(sorted(plugins)).parse_args(arguments)
-        status: int = options.run(options)
-        sys.stdout.flush()
-    except Vl3EdgeError as e:
-        print_line("error", e)
-        return 2 if isinstance(e, ConfigError) else 1
-    except KeyboardInterrupt:
-        print_line("error", "interrupted")
-        return 130
-    except BrokenPipeError:
-        _give_up_stdout()  # its reader has gone, which is how `| head` ends
-        return 1
-    except OSError as e:
-        print_line("error", f"{e.filename}: {e.strerror}" if e.filename else e)
-        _give_up_stdout()
-        return 1
-    except MemoryError:
-        print_line("error", "not enough memory: use fewer frames (--max-frames) or a smaller picture")
-        return 1
+    return exit_status(lambda: _run(arguments), "use fewer frames (--max-frames) or a smaller picture")
+
+
+def _run(arguments: list[str]) -> int:
+    plugins = {entry.name: entry for entry in entry_points(group="vl3edge.commands")}
+    if arguments and arguments[0] in plugins:
+        return _run_plugin(plugins[arguments[0]], arguments[1:])
+    options = _parser(sorted(plugins)).parse_args(arguments)
+    status: int = options.run(options)
     return status
 
 
@@ -75,19 +58,6 @@ def _fill_closed_streams() -> None:
         except OSError:
             fd = os.open(os.devnull, os.O_RDONLY if name == "stdout" else os.O_RDWR)  # the lowest number that is free
             setattr(sys, name, open(fd, "r" if name == "stdin" else "w"))  # noqa: SIM115
-
-
-def _give_up_stdout() -> None:
-    """Writes what stdout still holds; if it cannot be written, a second attempt at exit must not complain."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def print_line(kind: str, message: object) -> None:
-    """One message on stderr, on one line whatever it contains."""
-    progress(f"{kind}: {' '.join(str(message).split())}")
 
 
 def _run_plugin(entry: object, arguments: list[str]) -> int:

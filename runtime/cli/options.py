@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import sys
 from typing import Literal, get_args
 
 from ..backends.onnxruntime import BACKENDS
@@ -13,12 +11,11 @@ from ..bundle.manifest import Manifest
 from ..config import GenerationConfig, MediaKind, PruningConfig, SamplingPlan
 from ..decode.generate import GenerationStats
 from ..errors import ConfigError
-from ..media.addresses import without_secrets
 from ..media.limits import DEFAULT_LIMITS, MediaLimits
 from ..memory_budget import parse_bytes
 from ..model import VideoLlama3
-from ..terminal import one_line
 from ..vision.clip import Clip
+from .stderr import progress
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -186,15 +183,6 @@ def generation_config(options: argparse.Namespace) -> GenerationConfig:
         repetition_penalty=options.repetition_penalty,
         seed=options.seed,
     )
-
-
-def progress(message: str) -> None:
-    """One line on stderr, without the secrets of addresses.
-
-    If that cannot be written (a full disk, a reader that has gone), no clip is lost for it.
-    """
-    with contextlib.suppress(OSError):
-        print(f"vl3edge: {without_secrets(one_line(message))}", file=sys.stderr, flush=True)
 
 
 def time_report(clip: Clip, stats: GenerationStats) -> str:

@@ -19,7 +19,7 @@ from ..config import GenerationConfig
 from ..errors import ConfigError, Vl3EdgeError
 from ..terminal import one_line, printable
 from ..vision.clip import Clip
-from . import options as shared
+from .stderr import progress
 
 PROMPT = "> "
 HELP = (
@@ -53,11 +53,11 @@ class Conversation:
         """Until the lines end; 1 if one of a pipe failed, else 0. Raises ConfigError if a pipe has no question."""
         interactive = self._source.isatty()
         if interactive:
-            shared.progress(HELP)
+            progress(HELP)
             with contextlib.suppress(ImportError):  # line editing, where Python was built with it
                 importlib.import_module("readline")
         for clip in self._waiting:
-            shared.progress(_described(clip))
+            progress(_described(clip))
         read = self._prompted if interactive else self._source.readline
         while line := read():
             try:
@@ -69,7 +69,7 @@ class Conversation:
                 print(flush=True)
             except Vl3EdgeError as e:
                 self._failed = True
-                shared.progress(f"error: {' '.join(str(e).split())}")
+                progress(f"error: {' '.join(str(e).split())}")
         if not interactive and not self._asked:
             raise ConfigError("no question: use -q, or write questions to stdin, one per line")
         return int(self._failed and not interactive)
@@ -114,14 +114,14 @@ class Conversation:
         clips = self._load(files)
         self._waiting += clips
         for clip in clips:
-            shared.progress(_described(clip))
+            progress(_described(clip))
 
     def _undo(self) -> None:
         turn = self._chat.undo()
         if turn is None:
             raise ConfigError("there is no question to undo")
         self._waiting = [*turn.clips, *self._waiting]
-        shared.progress(f"undone: {turn.question}")
+        progress(f"undone: {turn.question}")
 
     def _answer(self, question: str) -> None:
         turns, self._asked = len(self._chat.turns), True

@@ -23,6 +23,7 @@ from ..live.session import Session
 from ..live.source import Reconnection, SourceOptions
 from ..live.watch import WatchConfig, watch
 from . import options as shared
+from .stderr import progress
 
 DEFAULT_EVERY_S = 10.0
 
@@ -113,17 +114,17 @@ def run(options: argparse.Namespace) -> int:
             options.system, pruning, options.context, add_system_prompt=options.add_system_prompt
         )
         writer = AnswerWriter(reader.name, stream, options.format, len(inquiry.questions) > 1, bool(options.output))
-        shared.progress(f"{_when(inquiry)}; Ctrl-C ends the watch")
+        progress(f"{_when(inquiry)}; Ctrl-C ends the watch")
         try:
             with reader:
                 for item in watch(reader, session, inquiry, generation, stopped.is_set):
                     if isinstance(item, LiveEvent):
-                        shared.progress(f"[{clock_text(item.time_s)}] {item.message}")
+                        progress(f"[{clock_text(item.time_s)}] {item.message}")
                     else:
                         writer.write(item, _state(reader, session))
         finally:
             writer.interrupt(_state(reader, session))
-            shared.progress(_summary(reader, session, writer.num_answers))
+            progress(_summary(reader, session, writer.num_answers))
     return 0
 
 

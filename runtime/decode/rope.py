@@ -16,6 +16,15 @@ from ..bundle.manifest import TextSpec
 from ..errors import BundleError
 
 
+def rotary_frequencies(theta: float, dim: int) -> np.ndarray:
+    """Radians a position, float32 [dim / 2]. In float32 throughout, as transformers computes them.
+
+    The inverse comes first, as in every implementation: at far positions the last bit of the frequencies shows.
+    """
+    exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
+    return (1.0 / np.power(np.float32(theta), exponents)).astype(np.float32)
+
+
 class Rotary:
     """Turns keys of one model.
 
@@ -24,9 +33,7 @@ class Rotary:
     """
 
     def __init__(self, theta: float, dim: int, head_dim: int) -> None:
-        exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
-        frequencies = (1.0 / np.power(np.float32(theta), exponents)).astype(np.float32)
-        self._frequencies = np.pad(frequencies, (0, (head_dim - dim) // 2))
+        self._frequencies = np.pad(rotary_frequencies(theta, dim), (0, (head_dim - dim) // 2))
 
     @classmethod
     def of(cls, spec: TextSpec) -> Rotary:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .. import roofline_workload as workload
+from .. import roofline as workload
 from ..backends.onnxruntime import select_backend
 from ..bundle.bundle import Bundle
 from ..config import GenerationConfig, MediaKind, PruningConfig, SamplingPlan
@@ -209,8 +209,11 @@ def inspect(
     keep = _keep(differences, threshold)
     question = question or DESCRIBE[opened.kind]
     messages = with_system(question_about([opened], question), system)
-    pieces = _pieces(bundle, opened, messages, add_system_prompt)
-    costs = _Costs(bundle, opened, frames, merge, pieces, generation or GenerationConfig(), speed or Speed.measured())
+    tokenizer = Tokenizer.of(bundle)
+    pieces = _pieces(bundle, tokenizer, opened, messages, add_system_prompt)
+    costs = _Costs(
+        bundle, tokenizer, opened, frames, merge, pieces, generation or GenerationConfig(), speed or Speed.measured()
+    )
     return Inspection(
         name=opened.name,
         kind=opened.kind,
@@ -253,10 +256,13 @@ def _keep(differences: npt.NDArray[np.float64], threshold: float | None) -> npt.
 
 
 def _pieces(
-    bundle: Bundle, media: OpenedMedia, messages: Sequence[Mapping[str, Any]], add_system_prompt: bool
+    bundle: Bundle,
+    tokenizer: Tokenizer,
+    media: OpenedMedia,
+    messages: Sequence[Mapping[str, Any]],
+    add_system_prompt: bool,
 ) -> list[Piece]:
-    manifest, tokenizer = bundle.manifest, Tokenizer(bundle.path("tokenizer.json"))
-    template = PromptTemplate(bundle.chat_template(), tokenizer, manifest.tokens, manifest.layout)
+    template = PromptTemplate.of(bundle, tokenizer)
     item = MediaItem(media.kind, media.timestamps_s)
     return conversation_pieces(template, messages, [item], add_system_prompt=add_system_prompt)
 
@@ -267,6 +273,7 @@ class _Costs:
     def __init__(
         self,
         bundle: Bundle,
+        tokenizer: Tokenizer,
         media: OpenedMedia,
         frames: npt.NDArray[np.uint8],
         merge: int,
@@ -280,7 +287,7 @@ class _Costs:
         # A frame that equals its predecessor is not encoded again.
         self._encoded = 1 + sum(not np.array_equal(a, b) for a, b in pairwise(frames))
         self._new_tokens = generation.max_new_tokens
-        self._tokenizer = Tokenizer(bundle.path("tokenizer.json"))
+        self._tokenizer = tokenizer
         self._pieces = pieces
 
     def of(self, keep: npt.NDArray[np.bool_]) -> Cost:

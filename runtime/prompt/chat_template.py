@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 import jinja2
 
+from ..bundle.bundle import Bundle
 from ..bundle.manifest import TokenSpec
 from ..config import MediaKind
 from ..errors import BundleError, ConfigError
@@ -103,6 +104,10 @@ class PromptTemplate:
         self._special = {"bos_token": ""} if tokenizer.special is None else tokenizer.special
         by_length = sorted(self._added, key=len, reverse=True)
         self._splitter = re.compile("|".join(map(re.escape, by_length)) or r"(?!)")
+
+    @classmethod
+    def of(cls, bundle: Bundle, tokenizer: Tokenizer) -> PromptTemplate:
+        return cls(bundle.chat_template(), tokenizer, bundle.manifest.tokens, bundle.manifest.layout)
 
     def pieces(
         self,

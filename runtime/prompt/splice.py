@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ..bundle.bundle import Bundle
 from ..errors import BundleError
 from .chat_template import Piece, VisualSlot
 from .tokenizer import Tokenizer
@@ -49,6 +50,11 @@ class EmbeddingTable:
             self._check(vocab_size, first)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as e:
             raise BundleError(f"{path} is not a usable embedding table ({e}). Export the bundle again.") from e
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> EmbeddingTable:
+        text = bundle.manifest.text
+        return cls(bundle.path("embeddings.safetensors"), text.vocab_size, text.hidden_size)
 
     def _check(self, vocab_size: int, first: np.ndarray) -> None:
         """ValueError or KeyError unless the tensors fit one another and the sizes asked for."""

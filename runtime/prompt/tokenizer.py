@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer as RustTokenizer
 
+from ..bundle.bundle import Bundle
 from ..bundle.json_file import read_json_file
 from ..bundle.manifest import SPECIAL_TOKENS
 from ..errors import BundleError
@@ -51,6 +52,10 @@ class Tokenizer:
         for tokenizer in (self._full, self._plain):
             tokenizer.no_truncation()
             tokenizer.no_padding()
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> Tokenizer:
+        return cls(bundle.path("tokenizer.json"))
 
     def encode(self, text: str) -> np.ndarray:
         """Ids of plain text, int64 [n]; nothing in it can become an added token."""

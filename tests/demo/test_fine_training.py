@@ -12,10 +12,10 @@ from fine_world import WORLD
 
 from vl3edge.models.demo.fine import clips, language_stage
 from vl3edge.models.demo.fine.answers import encode_clip, held_out_shares, random_keep, right_answers
-from vl3edge.models.demo.fine.clips import Clip, held_out_clip, make_clip
+from vl3edge.models.demo.fine.clips import WorldClip, held_out_clip, make_clip
 from vl3edge.models.demo.fine.glyphs import GLYPHS
 from vl3edge.models.demo.fine.labels import SIDE, UNKNOWN, news, token_labels
-from vl3edge.models.demo.fine.language_stage import Example, LanguageTrainer, draw_questions
+from vl3edge.models.demo.fine.language_stage import Example, FineTrainer, draw_questions
 from vl3edge.models.demo.fine.layout import random_world, training_world
 from vl3edge.models.demo.fine.model import fine_config
 from vl3edge.models.demo.fine.questions import KINDS, ask_all, choices
@@ -50,18 +50,18 @@ def test_both_stages_take_their_clips_from_the_refusing_function(
     assert language_stage.make_clip is clips.make_clip
     asked: list[int] = []
 
-    def made(seed: int) -> Clip:
+    def made(seed: int) -> WorldClip:
         asked.append(seed)
         world = training_world(seed)
-        return Clip(world, np.zeros((world.frames, 140, 140, 3), np.uint8))
+        return WorldClip(world, np.zeros((world.frames, 140, 140, 3), np.uint8))
 
     monkeypatch.setattr(language_stage, "make_clip", made)
     for rank in range(2):
-        LanguageTrainer(model, TOKENIZER, 10, rank=rank, ranks=2, batch_clips=1)._sequences(np.random.default_rng(0))
+        FineTrainer(model, TOKENIZER, 10, rank=rank, ranks=2, batch_clips=1)._sequences(np.random.default_rng(0))
     assert len(asked) == len(set(asked))
     assert max(asked) < HELD_OUT_SEED
     with pytest.raises(ValueError, match="held out"):
-        LanguageTrainer(model, TOKENIZER, 10, first_seed=HELD_OUT_SEED)._sequences(np.random.default_rng(0))
+        FineTrainer(model, TOKENIZER, 10, first_seed=HELD_OUT_SEED)._sequences(np.random.default_rng(0))
 
 
 def test_labels_say_what_lies_on_each_token() -> None:
@@ -99,7 +99,7 @@ def test_news_are_new_things_and_new_glyphs() -> None:
 
 
 def test_sequences_label_visual_tokens_alone(model: VideoLlama3ForConditionalGeneration) -> None:
-    trainer = LanguageTrainer(model, TOKENIZER, steps=10, step=9)
+    trainer = FineTrainer(model, TOKENIZER, steps=10, step=9)
     clip = encode_clip(model, make_clip(5))
     example = Example(clip, choices(clip.world), news(clip.world))
     sequence = trainer._sequence(example, np.random.default_rng(1))
@@ -115,7 +115,7 @@ def test_sequences_label_visual_tokens_alone(model: VideoLlama3ForConditionalGen
 def test_tokens_that_show_something_are_never_dropped_at_random(
     model: VideoLlama3ForConditionalGeneration, step: int, few: float
 ) -> None:
-    trainer = LanguageTrainer(model, TOKENIZER, steps=100, step=step)
+    trainer = FineTrainer(model, TOKENIZER, steps=100, step=step)
     clip = encode_clip(model, make_clip(8))
     example = Example(clip, choices(clip.world), news(clip.world))
     rng = np.random.default_rng(0)
@@ -169,9 +169,9 @@ def test_both_stages_go_on_where_they_stopped(model: VideoLlama3ForConditionalGe
     again = VisionTrainer(make_model(model.config), steps=2, size=8)
     again.load(tmp_path / "vision.pt")
     assert (again.step, again.clips_used) == (2, vision.clips_used)
-    language = LanguageTrainer(model, TOKENIZER, steps=2, batch_clips=1)
+    language = FineTrainer(model, TOKENIZER, steps=2, batch_clips=1)
     language.run(tmp_path / "language.pt", [], [], every=100)
-    other = LanguageTrainer(make_model(model.config), TOKENIZER, steps=4, batch_clips=1)
+    other = FineTrainer(make_model(model.config), TOKENIZER, steps=4, batch_clips=1)
     other.load(tmp_path / "language.pt")
     assert (other.step, other.clips_made) == (2, language.clips_made)
     for mine, theirs in zip(language.model.parameters(), other.model.parameters(), strict=True):

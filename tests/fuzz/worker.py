@@ -19,7 +19,7 @@ import numpy as np
 
 from vl3edge.runtime.config import SamplingPlan
 from vl3edge.runtime.errors import MediaError
-from vl3edge.runtime.host_trim import current_bytes, peak_bytes, reset_peak
+from vl3edge.runtime.host import current_bytes, peak_bytes, reset_peak
 from vl3edge.runtime.media.contents import PICTURE_SUFFIXES
 from vl3edge.runtime.media.image import load_image
 from vl3edge.runtime.media.limits import MediaLimits

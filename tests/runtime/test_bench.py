@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vl3edge.runtime import host_trim as resident
-from vl3edge.runtime import roofline_workload as workload
+from vl3edge.runtime import host as resident
+from vl3edge.runtime import roofline as workload
 from vl3edge.runtime.backends.onnxruntime import select_backend
 from vl3edge.runtime.bench import Bench, BenchPlan, StageTime
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, open_bundle

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vl3edge.runtime import host_cpu as cpu_features
+from vl3edge.runtime import host as cpu_features
 
 XEON = "processor\t: 0\nflags\t\t: fpu sse2 avx2 avx512f {}\nbugs\t\t: \n\nprocessor\t: 1\nflags\t\t: fpu\n"
 ARM = "processor\t: 0\nFeatures\t: fp asimd asimddp\n"

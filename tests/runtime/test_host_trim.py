@@ -7,7 +7,7 @@ import platform
 import numpy as np
 import pytest
 
-from vl3edge.runtime.host_trim import current_bytes, trimmed
+from vl3edge.runtime.host import current_bytes, trimmed
 
 
 def test_the_results_come_through_as_they_are() -> None:

@@ -28,7 +28,7 @@ import json, re, sys
 from pathlib import Path
 import numpy as np
 from vl3edge.runtime import GenerationConfig, PruningConfig, VideoLlama3
-from vl3edge.runtime.host_trim import peak_bytes
+from vl3edge.runtime.host import peak_bytes
 model = VideoLlama3.load(backend="cpu", num_threads=1)
 frames = np.random.default_rng(0).integers(0, 256, (int(sys.argv[1]), 112, 112, 3), dtype=np.uint8)
 clip = model.encode(frames, pruning=PruningConfig(enabled=False))

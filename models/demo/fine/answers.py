@@ -16,12 +16,12 @@ from ..model import encode_frames, merge_features
 from ..questions import Question
 from ..sequences import SequenceBuilder, collate
 from ..stock import VideoLlama3ForConditionalGeneration
-from .clips import Clip
+from .clips import WorldClip
 from .world import World
 
 
 @dataclass(frozen=True)
-class EncodedClip:
+class EncodedWorld:
     """A clip after the frozen encoder. features: float16 [F, 5, 5, 128], merged; difference: [F - 1, 5, 5], DiffFP's
     measure between neighbouring frames."""
 
@@ -31,17 +31,17 @@ class EncodedClip:
 
 
 @torch.no_grad()
-def encode_clip(model: VideoLlama3ForConditionalGeneration, clip: Clip) -> EncodedClip:
+def encode_clip(model: VideoLlama3ForConditionalGeneration, clip: WorldClip) -> EncodedWorld:
     """Runs the vision encoder over a clip's frames."""
     features = merge_features(encode_frames(model, torch.from_numpy(clip.frames)))
-    return EncodedClip(clip.world, features.half(), token_differences(clip.frames))
+    return EncodedWorld(clip.world, features.half(), token_differences(clip.frames))
 
 
 @torch.no_grad()
 def right_answers(
     model: VideoLlama3ForConditionalGeneration,
     builder: SequenceBuilder,
-    clips: list[EncodedClip],
+    clips: list[EncodedWorld],
     keeps: list[NDArray[np.bool_]],
     asked: list[list[Question]],
 ) -> list[list[bool]]:
@@ -64,7 +64,7 @@ def random_keep(shape: tuple[int, ...], share: float, rng: np.random.Generator) 
 def held_out_shares(
     model: VideoLlama3ForConditionalGeneration,
     builder: SequenceBuilder,
-    clips: list[EncodedClip],
+    clips: list[EncodedWorld],
     asked: list[list[Question]],
     pruned: str = "no",
 ) -> dict[str, float]:

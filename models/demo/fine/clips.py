@@ -16,19 +16,19 @@ from .world import World
 
 
 @dataclass(frozen=True)
-class Clip:
+class WorldClip:
     """A world and its sampled frames after the round trip, uint8 [F, 140, 140, 3]; frame n is at n seconds."""
 
     world: World
     frames: NDArray[np.uint8]
 
 
-def make_clip(seed: int) -> Clip:
+def make_clip(seed: int) -> WorldClip:
     """The training clip of a seed; its quality is drawn, too. Raises ValueError for a held-out seed."""
     return _through_h264(training_world(seed), seed)
 
 
-def held_out_clip(number: int) -> Clip:
+def held_out_clip(number: int) -> WorldClip:
     """The held-out clip of a number from 0, as `make_clip` makes those for training."""
     return _through_h264(random_world(HELD_OUT_SEED + number), HELD_OUT_SEED + number)
 
@@ -42,9 +42,9 @@ def write_clip(path: str | Path, number: int) -> World:
     return world
 
 
-def _through_h264(world: World, seed: int) -> Clip:
+def _through_h264(world: World, seed: int) -> WorldClip:
     mp4 = encode_mp4(source_frames(world, seed), world.fps, *_quality(seed))
-    return Clip(world, decode_sampled(mp4, world.fps))
+    return WorldClip(world, decode_sampled(mp4, world.fps))
 
 
 def _quality(seed: int) -> tuple[int, str]:

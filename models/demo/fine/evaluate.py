@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,11 +24,13 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
+from vl3edge.runtime.cli.stderr import exit_status
+
 from ..evaluate import Score, score
 from ..predictors import Predictor
 from ..render import HELD_OUT_SEED
 from .clips import write_clip
-from .paired import Difference, paired_difference
+from .paired import PairedDifference, paired_difference
 from .questions import KINDS, ask_all
 from .ways import make_way
 
@@ -35,14 +38,14 @@ ALL = "[all]"
 
 
 @dataclass(frozen=True)
-class Line:
+class PairedLine:
     """One way's answers of a kind, or of all. difference: to the first way; of the first way itself None."""
 
     count: int
     exact: float
     nll: float
     kl: float
-    difference: Difference | None
+    difference: PairedDifference | None
 
 
 def answer(ways: list[Predictor], tokenizer: Tokenizer, numbers: range) -> list[tuple[int, list[Score]]]:
@@ -61,7 +64,7 @@ def answer(ways: list[Predictor], tokenizer: Tokenizer, numbers: range) -> list[
     return rows
 
 
-def summarize(rows: list[tuple[int, list[Score]]]) -> list[dict[str, Line]]:
+def summarize(rows: list[tuple[int, list[Score]]]) -> list[dict[str, PairedLine]]:
     """Each way's lines, by kind and under `ALL`; kinds that were not asked are left out."""
     report = []
     for way in range(len(rows[0][1])):
@@ -71,7 +74,7 @@ def summarize(rows: list[tuple[int, list[Score]]]) -> list[dict[str, Line]]:
             if chosen:
                 numbers, first, own = zip(*chosen, strict=True)
                 right = [s.right for s in own]
-                lines[kind] = Line(
+                lines[kind] = PairedLine(
                     count=len(own),
                     exact=float(np.mean(right)),
                     nll=float(np.concatenate([s.nll for s in own]).mean()),
@@ -82,7 +85,7 @@ def summarize(rows: list[tuple[int, list[Score]]]) -> list[dict[str, Line]]:
     return report
 
 
-def print_lines(way: str, lines: dict[str, Line]) -> None:
+def print_lines(way: str, lines: dict[str, PairedLine]) -> None:
     """A table of one way."""
     columns = f"{'count':>7}{'exact':>9}{'NLL':>10}{'KL':>11}{'lost':>6}{'gained':>8}{'points':>9}   95 % interval, p"
     print(f"\n{way}\n{'':12}{columns}")
@@ -116,4 +119,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

@@ -20,6 +20,8 @@ from tokenizers import Tokenizer
 from torch import nn
 from torch.nn import functional as F
 
+from vl3edge.runtime.files import written_whole
+
 from ..answers import answer_logits
 from ..clips import keep_above
 from ..language_stage import average_gradients
@@ -27,7 +29,7 @@ from ..questions import Question
 from ..sequences import NO_LABEL, Batch, Sequence, SequenceBuilder, collate
 from ..stock import VideoLlama3ForConditionalGeneration
 from ..tokenizer import token_id
-from .answers import EncodedClip, encode_clip, held_out_shares
+from .answers import EncodedWorld, encode_clip, held_out_shares
 from .clips import make_clip
 from .labels import UNKNOWN, news
 from .questions import choices
@@ -49,7 +51,7 @@ _FEW, _FEW_LATER, _PRUNED = 0.85, 0.25, 0.3
 class Example:
     """An encoded clip with all that can be asked about it, and `labels.news` of it."""
 
-    clip: EncodedClip
+    clip: EncodedWorld
     questions: dict[str, list[Question]]
     news: NDArray[np.int64]
 
@@ -65,7 +67,7 @@ def draw_questions(questions: dict[str, list[Question]], rng: np.random.Generato
     return [asked[int(i)] for i in rng.permutation(len(asked))]
 
 
-class TrainingHeads(nn.Module):
+class FineHeads(nn.Module):
     """The auxiliary read-outs of the decoder's hidden states."""
 
     def __init__(self, width: int) -> None:
@@ -75,7 +77,7 @@ class TrainingHeads(nn.Module):
 
 
 @dataclass
-class LanguageTrainer:
+class FineTrainer:
     """The state of the second stage; `save` and `load` make it resumable.
 
     rank, ranks: of this process among those that train together; they average their gradients and stay equal.
@@ -97,7 +99,7 @@ class LanguageTrainer:
     def __post_init__(self) -> None:
         torch.manual_seed(2)
         self.builder = SequenceBuilder(self.tokenizer)
-        self.heads = TrainingHeads(self.model.config.text_config.hidden_size)
+        self.heads = FineHeads(self.model.config.text_config.hidden_size)
         self.model.model.vision_model.requires_grad_(False)
         trained = [p for p in self.model.parameters() if p.requires_grad]
         others = [p for p in trained if p.ndim == 1]
@@ -120,8 +122,8 @@ class LanguageTrainer:
             "step": self.step,
             "clips_made": self.clips_made,
         }
-        torch.save(state, path.with_suffix(".part"))
-        path.with_suffix(".part").rename(path)
+        with written_whole(path) as partial:
+            torch.save(state, partial)
 
     def load(self, path: Path) -> None:
         """Continues from a saved state. The buffer of clips starts anew."""
@@ -186,7 +188,7 @@ class LanguageTrainer:
                     mean.lerp_(value, 1 - kept)
         return {"answers": answers.item(), "frames": frames.item(), "news": new.item()}
 
-    def run(self, state: Path, held_out: list[EncodedClip], asked: list[list[Question]], every: int = 200) -> None:
+    def run(self, state: Path, held_out: list[EncodedWorld], asked: list[list[Question]], every: int = 200) -> None:
         """Trains up to `steps`. Rank 0 saves every few minutes, and prints the shares of right answers on `held_out`
         `every` so many steps."""
         rng = np.random.default_rng([7, self.step, self.rank])

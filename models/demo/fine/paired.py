@@ -21,7 +21,7 @@ _Z = 1.959963984540054  # of 95 %
 
 
 @dataclass(frozen=True)
-class Difference:
+class PairedDifference:
     """Second minus first, as shares of all answers. lost: right in the first alone; gained: in the second alone.
     low, high: the 95 % interval. p: two-sided."""
 
@@ -37,7 +37,7 @@ class Difference:
         return (self.gained - self.lost) / self.count
 
 
-def paired_difference(first: ArrayLike, second: ArrayLike, clips: ArrayLike) -> Difference:
+def paired_difference(first: ArrayLike, second: ArrayLike, clips: ArrayLike) -> PairedDifference:
     """Compares two ways. first, second: bool [N], whether each answer is right; clips: [N], of which clip it is.
 
     Raises ValueError if the lengths differ or are 0.
@@ -53,7 +53,7 @@ def paired_difference(first: ArrayLike, second: ArrayLike, clips: ArrayLike) -> 
     share_lost, share_gained = (lost + 1) / (count + 2), (gained + 1) / (count + 2)
     middle = share_gained - share_lost
     error = sqrt((share_gained + share_lost - middle**2) / (count + 2) * _design_effect(change, sums, sizes))
-    return Difference(
+    return PairedDifference(
         count, lost, gained, max(-1.0, middle - _Z * error), min(1.0, middle + _Z * error), sign_flip(sums)
     )
 

@@ -13,9 +13,12 @@ Training never sees the held-out seeds (see layout.py).
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
+
+from vl3edge.runtime.cli.stderr import exit_status
 
 from ..model import make_model
 from ..producer import produced_clips
@@ -24,7 +27,7 @@ from ..tokenizer import special_ids
 from ..train import WORKERS, save_checkpoint
 from .answers import encode_clip
 from .clips import held_out_clip, make_clip
-from .language_stage import LanguageTrainer
+from .language_stage import FineTrainer
 from .model import fine_config
 from .questions import ask_all
 from .tokenizer import fine_processor, train_tokenizer
@@ -42,11 +45,11 @@ def _vision_stage(out: Path, steps: int) -> None:
         trainer.run(produced_clips(make_clip, trainer.clips_used), out / "vision.pt")
 
 
-def _trainer(out: Path, steps: int, rank: int) -> LanguageTrainer:
+def _trainer(out: Path, steps: int, rank: int) -> FineTrainer:
     tokenizer = train_tokenizer()
     model = make_model(fine_config(special_ids(tokenizer)))
     model.model.vision_model.load_state_dict(torch.load(out / "vision.pt")["vision"])
-    trainer = LanguageTrainer(model, tokenizer, steps, rank=rank, ranks=WORKERS)
+    trainer = FineTrainer(model, tokenizer, steps, rank=rank, ranks=WORKERS)
     if (out / "language.pt").exists():
         trainer.load(out / "language.pt")
     return trainer
@@ -76,4 +79,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

@@ -15,9 +15,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vl3edge.runtime.files import written_whole
+
 from ..model import encode_frames, merge_features
 from ..stock import VideoLlama3ForConditionalGeneration
-from .clips import Clip
+from .clips import WorldClip
 from .labels import token_labels
 from .model import TokenHeads
 from .world import World
@@ -50,8 +52,8 @@ class VisionTrainer:
             "step": self.step,
             "clips_used": self.clips_used,
         }
-        torch.save(state, path.with_suffix(".part"))
-        path.with_suffix(".part").rename(path)
+        with written_whole(path) as partial:
+            torch.save(state, partial)
 
     def load(self, path: Path) -> None:
         """Continues from a saved state; the pool of frames starts anew."""
@@ -61,7 +63,7 @@ class VisionTrainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.clips_used = state["step"], state["clips_used"]
 
-    def run(self, clips: Iterator[Clip], path: Path) -> None:
+    def run(self, clips: Iterator[WorldClip], path: Path) -> None:
         """Trains up to `steps`, and saves every few minutes. clips: those from number `clips_used` on."""
         rng = np.random.default_rng([6, self.step])
         started = saved = time.monotonic()

@@ -88,8 +88,8 @@ def test_dropping_tokens_from_the_middle(session: Any, bundle: Bundle) -> None:
 def test_batches_with_rows_that_move(session: Any, bundle: Bundle) -> None:
     """Whole answers of prompts of several lengths, more than there are rows."""
     spec, eos = bundle.manifest.text, bundle.manifest.tokens.eos_ids
-    table = EmbeddingTable(bundle.path("embeddings.safetensors"), spec.vocab_size, spec.hidden_size)
-    tokenizer = Tokenizer(bundle.path("tokenizer.json"))
+    table = EmbeddingTable.of(bundle)
+    tokenizer = Tokenizer.of(bundle)
     prompts = [np.random.default_rng(n).integers(0, 400, 20 + 30 * n) for n in range(7)]
     device = FakeDevice()
     answers = []
@@ -111,8 +111,8 @@ def test_logits_stay_on_the_device_unless_they_are_sampled_from(
     """A step brings one token id to the host, and up one embedding and one length."""
     spec = bundle.manifest.text
     device = FakeDevice()
-    table = EmbeddingTable(bundle.path("embeddings.safetensors"), spec.vocab_size, spec.hidden_size)
-    tokenizer = Tokenizer(bundle.path("tokenizer.json"))
+    table = EmbeddingTable.of(bundle)
+    tokenizer = Tokenizer.of(bundle)
     config = GenerationConfig(max_new_tokens=8, temperature=temperature, seed=1)
     ids = np.arange(1, 30)
     prompt = SplicedPrompt(ids, ids, ())
