@@ -19,11 +19,12 @@ from typing import Any
 
 from .backends.onnxruntime import PATCHES_PER_CALL
 from .bundle.bundle import Bundle
-from .bundle.manifest import PREFILL_GRAPH, Manifest
+from .bundle.manifest import PREFILL_GRAPH, Manifest, TextSpec
 from .decode.decoder import PREFILL_CHUNK
-from .decode.kv_cache import bytes_per_row, capacity_for
+from .decode.kv_cache import bytes_per_row, capacity_for, rung_for, rungs
 
 FLOAT = 4
+_HALF = 2
 CODE_BYTES = 62_000_000
 """Pages of the libraries' files that a first clip touches. Linux maps their neighbours, too, in pieces as large as
 those in which its page cache happens to hold the file: 58 to 80 MB, from one copy of the same files to the next. They
@@ -87,6 +88,7 @@ def estimate(
     kind: str = "video",
     source_size: tuple[int, int] | None = None,
     patches_per_call: int = PATCHES_PER_CALL,
+    captures: bool = False,
 ) -> MemoryEstimate:
     """The memory of a process that loads `model`, encodes a clip and answers about it, on a CPU.
 
@@ -95,6 +97,8 @@ def estimate(
         64 of text and 256 of an answer. batch: sequences decoded together, of context_tokens each.
     kind: "image" or "video", which choose the merge size. source_size: of the frames before resizing; None is `size`.
     patches_per_call: at most so many go through the encoder at once, but always one frame.
+    captures: kv_bytes is of a GPU whose steps are CUDA graphs: a cache in float16 for one of a few capacities, and the
+        smaller of them, which are kept for the next clips.
     Raises ContextLengthError if context_tokens are beyond the model's.
     """
     manifest = model.manifest if isinstance(model, Bundle) else model
@@ -114,7 +118,7 @@ def estimate(
         frames_bytes=frames_bytes(at_once, size, source_size or size),
         vision_bytes=vision_bytes(manifest, at_once * patches, merge),
         tokens_bytes=2 * visual_tokens * text.hidden_size * FLOAT + prompt_bytes,  # a clip joins its frames' tokens
-        kv_bytes=batch * bytes_per_row(text, capacity_for(text, context_tokens)),
+        kv_bytes=batch * _kv_bytes(text, context_tokens, captures),
         prefill_bytes=prefill_bytes(manifest, min(context_tokens, PREFILL_CHUNK), batch),
     )
 
@@ -133,6 +137,14 @@ def weights_bytes(manifest: Manifest) -> int:
 def loading_bytes(manifest: Manifest) -> int:
     """What loading takes beyond the weights: the head a second time, but before the encoder is there."""
     return max(0, _head_bytes(manifest) - _encoder_bytes(manifest))
+
+
+def _kv_bytes(text: TextSpec, tokens: int, captures: bool) -> int:
+    """Of the cache for one sequence."""
+    if not captures:
+        return bytes_per_row(text, capacity_for(text, tokens))
+    largest = rung_for(text, tokens)
+    return sum(bytes_per_row(text, rung, _HALF) for rung in rungs(text) if rung <= largest)
 
 
 def _encoder_bytes(manifest: Manifest) -> int:

@@ -118,7 +118,7 @@ class VideoLlama3:
             "vision_graph": self._backend.vision_file(self.bundle),
             "decoder_graph": decoder_graph,
             "prompt_graph": decoder_graph if self._decoder_graph.prompts is None else PREFILL_GRAPH,
-            "cuda_graphs": self._decoder_graph.records,
+            "cuda_graphs": self._decoder_graph.captures,
             "providers": list(self._backend.providers),
             "onnxruntime": self._backend.version,
             "num_threads": self._backend.num_threads or "one per physical core",
