@@ -20,8 +20,8 @@ from typing import Any
 from .backends.onnxruntime import PATCHES_PER_CALL
 from .bundle.bundle import Bundle
 from .bundle.manifest import PREFILL_GRAPH, Manifest, TextSpec
-from .decode.decoder import PREFILL_CHUNK
 from .decode.kv_cache import bytes_per_row, capacity_for, rung_for, rungs
+from .decode.prefill_chunk import PREFILL_CHUNK, activation_bytes
 
 FLOAT = 4
 _HALF = 2
@@ -89,6 +89,7 @@ def estimate(
     source_size: tuple[int, int] | None = None,
     patches_per_call: int = PATCHES_PER_CALL,
     captures: bool = False,
+    prefill_chunk: int = PREFILL_CHUNK,
 ) -> MemoryEstimate:
     """The memory of a process that loads `model`, encodes a clip and answers about it, on a CPU.
 
@@ -99,6 +100,7 @@ def estimate(
     patches_per_call: at most so many go through the encoder at once, but always one frame.
     captures: kv_bytes is of a GPU whose steps are CUDA graphs: a cache in float16 for one of a few capacities, and the
         smaller of them, which are kept for the next clips.
+    prefill_chunk: tokens of a prompt that go through the decoder at once, at most.
     Raises ContextLengthError if context_tokens are beyond the model's.
     """
     manifest = model.manifest if isinstance(model, Bundle) else model
@@ -119,7 +121,7 @@ def estimate(
         vision_bytes=vision_bytes(manifest, at_once * patches, merge),
         tokens_bytes=2 * visual_tokens * text.hidden_size * FLOAT + prompt_bytes,  # a clip joins its frames' tokens
         kv_bytes=batch * _kv_bytes(text, context_tokens, captures),
-        prefill_bytes=prefill_bytes(manifest, min(context_tokens, PREFILL_CHUNK), batch),
+        prefill_bytes=prefill_bytes(manifest, min(context_tokens, prefill_chunk), batch),
     )
 
 
@@ -171,15 +173,8 @@ def vision_bytes(manifest: Manifest, patches: int, merge: int) -> int:
 
 
 def prefill_bytes(manifest: Manifest, tokens: int, batch: int = 1) -> int:
-    """Activations of the decoder for so many tokens at once, and its logits.
-
-    The largest moment is the gated product: gate and up in one array, then each alone and their product, beside the
-    residual stream. Of the attention before it, the arena keeps about a dozen arrays of the model's width: residuals,
-    normalized, queries with keys and values, rotated and rearranged, results.
-    """
-    text = manifest.text
-    per_token = 5 * text.intermediate_size + 12 * text.hidden_size
-    return (tokens * per_token + batch * text.vocab_size) * FLOAT
+    """Activations of the decoder for so many tokens at once, and its logits."""
+    return activation_bytes(manifest.text, tokens) + batch * manifest.text.vocab_size * FLOAT
 
 
 def frames_bytes(at_once: int, size: tuple[int, int], source: tuple[int, int]) -> int:

@@ -13,7 +13,7 @@ from .bundle.manifest import DECODER_GRAPH, FP16_DECODER_GRAPH, PREFILL_GRAPH
 from .chat import Chat
 from .config import GenerationConfig, MediaKind, PruningConfig, SamplingPlan
 from .decode.batch import BatchGenerator
-from .decode.decoder import PREFILL_CHUNK, Decoder
+from .decode.decoder import Decoder
 from .decode.generate import Answer, Chunk, Generator, join
 from .decode.graph import load_decoder_graph
 from .decode.rope import Rotary
@@ -238,7 +238,8 @@ class VideoLlama3:
         manifest = self.bundle.manifest
         decoder = Decoder(self._decoder_graph, manifest.text)
         eos_ids = manifest.tokens.eos_ids
-        reserve = vision_bytes(manifest, PATCHES_PER_CALL, 1) + prefill_bytes(manifest, PREFILL_CHUNK, batch)
+        chunk = self._decoder_graph.prefill_chunk
+        reserve = vision_bytes(manifest, PATCHES_PER_CALL, 1) + prefill_bytes(manifest, chunk, batch)
         if memory_bytes is None:
             memory_bytes = self._memory.cache_bytes()
         check = self._memory.check_context
@@ -303,7 +304,8 @@ class VideoLlama3:
     ) -> Iterator[Chunk]:
         if all(isinstance(clip, Clip) for clip in clips):
             return self._generator.stream(self.prompt(messages, clips, add_system_prompt=add_system_prompt), config)
-        return self._generator.stream(self._prompts(messages, clips, PREFILL_CHUNK, add_system_prompt), config)
+        chunk = self._decoder_graph.prefill_chunk
+        return self._generator.stream(self._prompts(messages, clips, chunk, add_system_prompt), config)
 
     def prompt(
         self,

@@ -19,8 +19,6 @@ from .kv_cache import capacity_for
 from .rope import Rotary
 from .step_buffers import StepBuffers
 
-PREFILL_CHUNK = 512  # tokens a call: bounds the attention scores' memory, and is long enough to be compute-bound
-
 
 class Decoder:
     """Decodes sequences side by side, one in each row of its cache. Not thread-safe.
@@ -112,9 +110,16 @@ class Decoder:
             return False
         return self._buffers.has_room(rung)
 
+    @property
+    def prefill_chunk(self) -> int:
+        """Tokens of a prompt in one run, at most."""
+        return self.graph.prefill_chunk
+
     def prefill(self, embeddings: np.ndarray, logits: bool = True, row: int = 0) -> None:
         """Appends embeddings float32 [S, hidden_size], S >= 1, to one row.
 
+        They are run in chunks of `prefill_chunk`, beginning with the first; where chunks begin is in the bits of the
+        result (`prefill_chunk.py`), and nothing else of them is.
         logits: False where the answer does not begin yet; to read `logits` or `tokens` is then a RuntimeError.
         """
         self._make_room(row, len(embeddings))
@@ -128,11 +133,11 @@ class Decoder:
 
     def _append(self, graph: DecoderGraph, row: int, embeddings: np.ndarray) -> None:
         """Runs embeddings [S, hidden_size], S >= 0, through a graph, chunk by chunk."""
+        size = self.prefill_chunk
         if self._prompt is None:
-            shape = (PREFILL_CHUNK, self.spec.hidden_size)
-            self._prompt = graph.memory.zeros(shape, np.float32, staged=True)
-        for start in range(0, len(embeddings), PREFILL_CHUNK):
-            chunk = embeddings[start : start + PREFILL_CHUNK]
+            self._prompt = graph.memory.zeros((size, self.spec.hidden_size), np.float32, staged=True)
+        for start in range(0, len(embeddings), size):
+            chunk = embeddings[start : start + size]
             part = self._prompt.rows(0, len(chunk))
             part.write(chunk)
             tensor = BoundTensor(part, (1, len(chunk), self.spec.hidden_size))

@@ -24,6 +24,7 @@ from ..backends.onnxruntime import Backend, guarded, import_onnxruntime
 from ..bundle.bundle import Bundle
 from ..bundle.manifest import DECODER_GRAPH, FP16_DECODER_GRAPH, PREFILL_GRAPH, TextSpec
 from ..errors import BackendError, BackendWarning, BundleError
+from .prefill_chunk import PREFILL_CHUNK, gpu_chunk
 
 MAX_CAPTURES = 128  # six capacities of a context of 32,768, with up to 16 rows
 _GRAPH_ID = "gpu_graph_id"
@@ -53,17 +54,24 @@ class DecoderGraph:
     session: an onnxruntime.InferenceSession. memory: of every tensor but total_sequence_length.
     captures: steps can be captured; the session must have been made for that (`enable_cuda_graph`).
     kept: where such steps get their buffers; None without captures.
+    prefill_chunk: tokens of a prompt in one run, at most.
     prompts: the graph that takes a prompt's tokens, all but the last, which makes the logits; None is this one.
     """
 
     def __init__(
-        self, session: Any, memory: Memory = HOST, captures: bool = False, prompts: DecoderGraph | None = None
+        self,
+        session: Any,
+        memory: Memory = HOST,
+        captures: bool = False,
+        prompts: DecoderGraph | None = None,
+        prefill_chunk: int = PREFILL_CHUNK,
     ) -> None:
         self.session = session
         self.memory = memory
         self.captures = captures
         self.kept = KeptBuffers(memory) if captures else None
         self.prompts = prompts
+        self.prefill_chunk = prefill_chunk
         self._ids: dict[tuple[Any, ...], int] = {}
         self._options: dict[int, Any] = {}
 
@@ -150,16 +158,18 @@ def load_decoder_graph(backend: Backend, bundle: Bundle) -> DecoderGraph:
             "too), or use backend 'cpu'."
         )
     path, memory = bundle.path(FP16_DECODER_GRAPH), DeviceMemory(backend.device)
+    captures = True
     try:
-        return DecoderGraph(backend.session(path, captures=True), memory, captures=True)
+        session = backend.session(path, captures)
     except BundleError as e:
-        graph = DecoderGraph(backend.session(path), memory)  # raises what is wrong with the file itself
+        session, captures = backend.session(path), False  # raises what is wrong with the file itself
         warnings.warn(
             f"steps run kernel by kernel, slower and with the same result, as they cannot be captured: {e}",
             BackendWarning,
             stacklevel=2,
         )
-        return graph
+    chunk = gpu_chunk(bundle.manifest.text, memory.available_bytes())
+    return DecoderGraph(session, memory, captures, prefill_chunk=chunk)
 
 
 def check_fit(graph: DecoderGraph, spec: TextSpec) -> None:

@@ -20,9 +20,10 @@ from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, FP16_DECODER_GRAPH, P
 from vl3edge.runtime.config import GenerationConfig
 from vl3edge.runtime.decode import graph as decoder_graph
 from vl3edge.runtime.decode.batch import BatchGenerator, BatchRequest
-from vl3edge.runtime.decode.decoder import PREFILL_CHUNK, Decoder
+from vl3edge.runtime.decode.decoder import Decoder
 from vl3edge.runtime.decode.generate import Generator
 from vl3edge.runtime.decode.graph import DecoderGraph, load_decoder_graph
+from vl3edge.runtime.decode.prefill_chunk import PREFILL_CHUNK
 from vl3edge.runtime.errors import BackendError, BackendWarning, BundleError
 from vl3edge.runtime.prompt.splice import EmbeddingTable, SplicedPrompt
 from vl3edge.runtime.prompt.tokenizer import Tokenizer
@@ -268,7 +269,7 @@ def test_the_gpu_runs_the_fp16_graph_in_the_one_stream(
         (fp16_file("vision"), [("CUDAExecutionProvider", stream), "CPUExecutionProvider"]),
         ("vision.onnx", [("CUDAExecutionProvider", stream), "CPUExecutionProvider"]),  # of an older bundle
     ]
-    assert (graph.captures, graph.memory.kind, graph.prompts) == (True, "cuda", None)
+    assert (graph.captures, graph.memory.kind, graph.prompts, graph.prefill_chunk) == (True, "cuda", None, 4096)
 
 
 def test_a_gpu_that_refuses_captures_is_told_and_runs(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
