@@ -10,7 +10,7 @@ from .backends.onnxruntime import PATCHES_PER_CALL, Backend
 from .bundle.bundle import Bundle
 from .bundle.manifest import DECODER_GRAPH, FP16_DECODER_GRAPH, PREFILL_GRAPH
 from .decode.batch import BatchGenerator
-from .decode.decoder import PREFILL_CHUNK, Decoder
+from .decode.decoder import Decoder
 from .decode.generate import Generator
 from .decode.graph import load_decoder_graph
 from .media.limits import DEFAULT_LIMITS, MediaLimits
@@ -74,7 +74,7 @@ class LoadedBundle:
             "vision_graph": self._backend.vision_file(self.bundle),
             "decoder_graph": decoder_graph,
             "prompt_graph": decoder_graph if self._decoder_graph.prompts is None else PREFILL_GRAPH,
-            "cuda_graphs": self._decoder_graph.records,
+            "cuda_graphs": self._decoder_graph.captures,
             "providers": list(self._backend.providers),
             "onnxruntime": self._backend.version,
             "num_threads": self._backend.num_threads or "one per physical core",
@@ -98,7 +98,8 @@ class LoadedBundle:
             manifest.tokens.eos_ids,
             batch,
             self._memory.cache_bytes() if memory_bytes is None else memory_bytes,
-            vision_bytes(manifest, PATCHES_PER_CALL, 1) + prefill_bytes(manifest, PREFILL_CHUNK, batch),
+            vision_bytes(manifest, PATCHES_PER_CALL, 1)
+            + prefill_bytes(manifest, self._decoder_graph.prefill_chunk, batch),
             self._memory.check_context,
             manifest.generation,
         )

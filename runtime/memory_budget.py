@@ -12,8 +12,8 @@ import re
 
 from .backends.onnxruntime import Backend
 from .bundle.manifest import Manifest
-from .decode.decoder import PREFILL_CHUNK
 from .decode.kv_cache import bytes_per_row
+from .decode.prefill_chunk import PREFILL_CHUNK
 from .errors import ConfigError, ContextLengthError, MediaError, MemoryLimitError
 from .host import available_bytes, current_bytes
 from .memory_estimate import (

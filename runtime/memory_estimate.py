@@ -19,11 +19,12 @@ from typing import Any
 
 from .backends.onnxruntime import PATCHES_PER_CALL
 from .bundle.bundle import Bundle
-from .bundle.manifest import PREFILL_GRAPH, Manifest
-from .decode.decoder import PREFILL_CHUNK
-from .decode.kv_cache import bytes_per_row, capacity_for
+from .bundle.manifest import PREFILL_GRAPH, Manifest, TextSpec
+from .decode.kv_cache import bytes_per_row, capacity_for, rung_for, rungs
+from .decode.prefill_chunk import PREFILL_CHUNK, activation_bytes
 
 FLOAT = 4
+_HALF = 2
 CODE_BYTES = 62_000_000
 """Pages of the libraries' files that a first clip touches. Linux maps their neighbours, too, in pieces as large as
 those in which its page cache happens to hold the file: 58 to 80 MB, from one copy of the same files to the next. They
@@ -87,6 +88,8 @@ def estimate(
     kind: str = "video",
     source_size: tuple[int, int] | None = None,
     patches_per_call: int = PATCHES_PER_CALL,
+    captures: bool = False,
+    prefill_chunk: int = PREFILL_CHUNK,
 ) -> MemoryEstimate:
     """The memory of a process that loads `model`, encodes a clip and answers about it, on a CPU.
 
@@ -95,6 +98,9 @@ def estimate(
         64 of text and 256 of an answer. batch: sequences decoded together, of context_tokens each.
     kind: "image" or "video", which choose the merge size. source_size: of the frames before resizing; None is `size`.
     patches_per_call: at most so many go through the encoder at once, but always one frame.
+    captures: kv_bytes is of a GPU whose steps are CUDA graphs: a cache in float16 for one of a few capacities, and the
+        smaller of them, which are kept for the next clips.
+    prefill_chunk: tokens of a prompt that go through the decoder at once, at most.
     Raises ContextLengthError if context_tokens are beyond the model's.
     """
     manifest = model.manifest if isinstance(model, Bundle) else model
@@ -114,8 +120,8 @@ def estimate(
         frames_bytes=frames_bytes(at_once, size, source_size or size),
         vision_bytes=vision_bytes(manifest, at_once * patches, merge),
         tokens_bytes=2 * visual_tokens * text.hidden_size * FLOAT + prompt_bytes,  # a clip joins its frames' tokens
-        kv_bytes=batch * bytes_per_row(text, capacity_for(text, context_tokens)),
-        prefill_bytes=prefill_bytes(manifest, min(context_tokens, PREFILL_CHUNK), batch),
+        kv_bytes=batch * _kv_bytes(text, context_tokens, captures),
+        prefill_bytes=prefill_bytes(manifest, min(context_tokens, prefill_chunk), batch),
     )
 
 
@@ -133,6 +139,14 @@ def weights_bytes(manifest: Manifest) -> int:
 def loading_bytes(manifest: Manifest) -> int:
     """What loading takes beyond the weights: the head a second time, but before the encoder is there."""
     return max(0, _head_bytes(manifest) - _encoder_bytes(manifest))
+
+
+def _kv_bytes(text: TextSpec, tokens: int, captures: bool) -> int:
+    """Of the cache for one sequence."""
+    if not captures:
+        return bytes_per_row(text, capacity_for(text, tokens))
+    largest = rung_for(text, tokens)
+    return sum(bytes_per_row(text, rung, _HALF) for rung in rungs(text) if rung <= largest)
 
 
 def _encoder_bytes(manifest: Manifest) -> int:
@@ -159,15 +173,8 @@ def vision_bytes(manifest: Manifest, patches: int, merge: int) -> int:
 
 
 def prefill_bytes(manifest: Manifest, tokens: int, batch: int = 1) -> int:
-    """Activations of the decoder for so many tokens at once, and its logits.
-
-    The largest moment is the gated product: gate and up in one array, then each alone and their product, beside the
-    residual stream. Of the attention before it, the arena keeps about a dozen arrays of the model's width: residuals,
-    normalized, queries with keys and values, rotated and rearranged, results.
-    """
-    text = manifest.text
-    per_token = 5 * text.intermediate_size + 12 * text.hidden_size
-    return (tokens * per_token + batch * text.vocab_size) * FLOAT
+    """Activations of the decoder for so many tokens at once, and its logits."""
+    return activation_bytes(manifest.text, tokens) + batch * manifest.text.vocab_size * FLOAT
 
 
 def frames_bytes(at_once: int, size: tuple[int, int], source: tuple[int, int]) -> int:

@@ -10,7 +10,7 @@ from .backends.onnxruntime import select_backend
 from .bundle.bundle import bundle_folder, open_bundle
 from .chat import Chat
 from .config import GenerationConfig, MediaKind, PruningConfig, SamplingPlan
-from .decode.decoder import PREFILL_CHUNK, Decoder
+from .decode.decoder import Decoder
 from .decode.generate import Answer, Chunk, join
 from .decode.rope import Rotary
 from .errors import ConfigError
@@ -218,7 +218,8 @@ class VideoLlama3(LoadedBundle):
     ) -> Iterator[Chunk]:
         if all(isinstance(clip, Clip) for clip in clips):
             return self._generator.stream(self.prompt(messages, clips, add_system_prompt=add_system_prompt), config)
-        return self._generator.stream(self._prompts(messages, clips, PREFILL_CHUNK, add_system_prompt), config)
+        chunk = self._decoder_graph.prefill_chunk
+        return self._generator.stream(self._prompts(messages, clips, chunk, add_system_prompt), config)
 
     def prompt(
         self,

@@ -1,6 +1,6 @@
 """Rotation of queries and keys, keys and values into the cache, and cached keys turned to earlier positions.
 
-The cache is described in device memory, so that a recorded step serves every length and every place of the cache:
+The cache is described in device memory, so that a captured step serves every length and every place of the cache:
 cache int64 [1 + 2 · layers] holds the capacity, then the addresses of the keys and values of layer 0, of layer 1, …:
 float16 [rows, KV_HEADS, capacity, 2 · HALF], aligned to 16 bytes; lengths int32 [rows] holds the tokens in a row.
 Tables cos and sin: float32 [positions, HALF], positions at least the capacity; channel i turns with channel i + HALF.

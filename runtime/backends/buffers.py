@@ -42,6 +42,10 @@ class Buffer(Protocol):
         """Sets all of it; values are cast to its dtype."""
         ...
 
+    def clear(self) -> None:
+        """Sets all of it to zero."""
+        ...
+
     def read_positions(self, row: int, start: int, count: int) -> np.ndarray:
         """Of one row, [heads, count, channels] from a position on; on the host it is a view."""
         ...
@@ -113,6 +117,9 @@ class HostBuffer:
 
     def write(self, values: np.ndarray) -> None:
         self.array[...] = values
+
+    def clear(self) -> None:
+        self.array[...] = 0
 
     def read_positions(self, row: int, start: int, count: int) -> np.ndarray:
         return self.array[row, :, start : start + count]
@@ -195,6 +202,9 @@ class DeviceBuffer:
         self._device.upload(self.address, staging)
         if self._staging is None:
             self._device.synchronize()
+
+    def clear(self) -> None:
+        self._device.clear(self.address, math.prod(self.shape) * self.dtype.itemsize)
 
     def read_positions(self, row: int, start: int, count: int) -> np.ndarray:
         _, heads, _, channels = self.shape

@@ -80,10 +80,10 @@ class Backend:
         """Whether the decoder runs in ONNX Runtime's CUDA provider."""
         return self.providers[0] == _CUDA
 
-    def session(self, path: Path, records: bool = False) -> Any:
+    def session(self, path: Path, captures: bool = False) -> Any:
         """An onnxruntime.InferenceSession of the graph at path; BundleError if it cannot be loaded.
 
-        records: on a GPU, runs can be recorded as CUDA graphs (`decode/graph.py`).
+        captures: on a GPU, runs can be captured as CUDA graphs (`decode/graph.py`).
         """
         ort = import_onnxruntime()
         options = ort.SessionOptions()
@@ -94,7 +94,7 @@ class Backend:
         if not adds_8_bit_products_exactly():  # wider sums, at less than half the speed
             options.add_session_config_entry("session.x64quantprecision", "1")
         try:
-            session = ort.InferenceSession(str(path), options, providers=self._providers(records))
+            session = ort.InferenceSession(str(path), options, providers=self._providers(captures))
         except Exception as e:  # ONNX Runtime's errors have no common base class
             raise BundleError(f"{path} cannot be loaded by ONNX Runtime {self.version}: {_first_line(e)}") from e
         if session.get_providers()[0] != self.providers[0]:
@@ -104,12 +104,12 @@ class Backend:
             )
         return session
 
-    def _providers(self, records: bool) -> list[str | tuple[str, dict[str, str]]]:
+    def _providers(self, captures: bool) -> list[str | tuple[str, dict[str, str]]]:
         """The providers with their options."""
         if self.device is None or not self.decodes_on_gpu:
             return list(self.providers)
         options = {"user_compute_stream": str(self.device.stream)}
-        if records:
+        if captures:
             options["enable_cuda_graph"] = "1"
         return [(_CUDA, options), *self.providers[1:]]
 

@@ -167,19 +167,20 @@ class BatchGenerator:
 
         Raises ContextLengthError if `check` does.
         """
-        spec = self._decoder.spec
         if self._check is not None:
-            self._check(capacity_for(spec, capacity))
-        capacity = capacity_for(spec, max([capacity, *(s.answer.max_length for s in self._rows if s is not None)]))
-        # The prompt's own embeddings are kept beside the cache until its answer is finished.
-        row_bytes = self._decoder.cache.bytes_per_row(capacity) + capacity * spec.hidden_size * 4
-        rows = max(1, min(self._max_rows, self._budget // row_bytes))
+            self._check(capacity_for(self._decoder.spec, capacity))
+        longest = max([capacity, *(s.answer.max_length for s in self._rows if s is not None)])
+        # A capacity whose steps are captured once for all, unless more rows fit with the smallest.
+        capacity, least = self._decoder.roomiest(longest), capacity_for(self._decoder.spec, longest)
+        if self._affordable(capacity, longest) < max(1, self._affordable(least, longest)):
+            capacity = least
+        rows = max(1, self._affordable(capacity, longest))
         if self._active + 1 > rows:
             if rows < self._told_rows:
                 self._told_rows = rows
                 _warn(
                     f"not enough memory for a batch of {self._wanted_rows}: continuing with {rows} at a time "
-                    f"({_gigabytes(row_bytes)} each, of {_gigabytes(self._budget)})"
+                    f"({_gigabytes(self._row_bytes(capacity, longest))} each, of {_gigabytes(self._budget)})"
                 )
             return False
         cache = self._decoder.cache
@@ -188,8 +189,17 @@ class BatchGenerator:
             self._decoder.resize(rows, capacity)
         return True
 
+    def _affordable(self, capacity: int, tokens: int) -> int:
+        """How many rows of a capacity fit the memory, of the rows wanted."""
+        return min(self._max_rows, self._budget // self._row_bytes(capacity, tokens))
+
+    def _row_bytes(self, capacity: int, tokens: int) -> int:
+        """The cache of one row, and the prompt's own embeddings, which are kept beside it until it is answered."""
+        rounded = capacity_for(self._decoder.spec, tokens)
+        return self._decoder.cache.bytes_per_row(capacity) + rounded * self._decoder.spec.hidden_size * 4
+
     def _usable_bytes(self) -> int:
-        available = self._decoder.cache.memory.available_bytes()
+        available = self._decoder.graph.available_bytes()
         return sys.maxsize if available is None else int(_USABLE_SHARE * available) - self._reserve_bytes
 
     def _close_gaps(self) -> None:

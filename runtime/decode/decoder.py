@@ -8,48 +8,40 @@ contiguous part of every buffer.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from ..backends.buffers import Buffer
-from ..bundle.manifest import DECODER_GRAPH, PREFILL_GRAPH, TextSpec
-from ..errors import BundleError
-from .graph import Binding, BoundTensor, DecoderGraph
-from .kv_cache import KvCache, capacity_for
+from ..bundle.manifest import TextSpec
+from ..errors import ContextLengthError
+from .graph import Binding, BoundTensor, DecoderGraph, check_fit
+from .kv_cache import capacity_for
 from .rope import Rotary
-
-PREFILL_CHUNK = 512  # tokens a call: bounds the attention scores' memory, and is long enough to be compute-bound
+from .step_buffers import StepBuffers
 
 
 class Decoder:
     """Decodes sequences side by side, one in each row of its cache. Not thread-safe.
 
-    A single row grows as it is needed; several have the capacity that `resize` gave them.
+    A single row grows as it is needed; several have the capacity that `resize` gave them. Where steps are captured as
+    CUDA graphs, capacities are a few rungs (`kv_cache.py`), and all buffers of a rung are kept by the graph for the
+    next decoder that has so many rows on it.
     check: is told how many tokens there will be before a single row grows; it raises if they are too many.
     """
 
     def __init__(self, graph: DecoderGraph, spec: TextSpec, check: Callable[[int], None] = lambda tokens: None) -> None:
-        _check_fit(graph, spec)
+        check_fit(graph, spec)
         self.graph = graph
         self.spec = spec
-        self.cache = KvCache(spec, self.graph.memory, self.graph.cache_dtype)
+        self._buffers = StepBuffers(graph, spec)
+        self.cache = self._buffers.cache
         self._check = check
         self._total = np.zeros((), np.int32)
-        self._capacity = np.zeros((), np.int32)  # in the place of _total where steps are recorded
+        self._capacity = np.zeros((), np.int32)  # in the place of _total where steps are captured
         self._prompt: Buffer | None = None
         self._steps: dict[int, Binding] = {}  # by the number of rows
         self._results: dict[str, np.ndarray] = {}  # of the last run, as far as they were read
         self._answered = True  # whether the last run was one for logits
-        self._make_rows(0)
-
-    def _make_rows(self, rows: int) -> None:
-        def zeros(columns: int, dtype: type) -> Buffer:
-            return self.graph.memory.zeros((rows, columns) if columns else (rows,), dtype, staged=True)
-
-        self._logits, self._tokens = zeros(self.spec.vocab_size, np.float32), zeros(0, np.int64)
-        self._inputs, self._seqlens = zeros(self.spec.hidden_size, np.float32), zeros(0, np.int32)
-        self._results.clear()
 
     @property
     def logits(self) -> np.ndarray:
@@ -57,12 +49,12 @@ class Decoder:
 
         On a GPU they are brought to the host when they are asked for.
         """
-        return self._result("logits", self._logits)
+        return self._result("logits", self._buffers.logits)
 
     @property
     def tokens(self) -> np.ndarray:
         """Int64 [rows], the greedy choice among `logits`; void after the next call."""
-        return self._result("tokens", self._tokens)
+        return self._result("tokens", self._buffers.tokens)
 
     @property
     def token(self) -> int:
@@ -85,10 +77,16 @@ class Decoder:
         `logits` and `tokens` are lost when the number of rows changes. MemoryError and BackendError leave no rows.
         """
         self._steps.clear()  # they point at buffers that are about to go
-        self.cache.resize(rows, capacity)
+        self._keep_results(rows)
+        self._buffers.resize(rows, capacity)
         self._capacity[...] = self.cache.capacity
-        if rows != self._tokens.shape[0]:
-            self._make_rows(rows)
+
+    def _keep_results(self, rows: int) -> None:
+        """Brings to the host what must outlive the buffers it is in; with other rows nothing must."""
+        if rows != self.cache.rows:
+            self._results.clear()
+        elif self.graph.kept is not None and self._answered:
+            self._results = {"logits": self.logits.copy(), "tokens": self.tokens.copy()}
 
     def reserve(self, tokens: int) -> None:
         """Makes one row with room for `tokens`, keeping what is cached.
@@ -96,13 +94,32 @@ class Decoder:
         Raises ContextLengthError beyond the model's positions, and what `check` raises.
         """
         if tokens > self.capacity:
-            capacity = capacity_for(self.spec, tokens)
-            self._check(capacity)
-            self.resize(1, capacity)
+            least, best = capacity_for(self.spec, tokens), self.roomiest(tokens)
+            self._check(least)
+            self.resize(1, best if best == least or self._has_room(best) else least)
+
+    def roomiest(self, tokens: int) -> int:
+        """The capacity for so many tokens where memory is no matter: a rung if steps are captured."""
+        return self._buffers.roomiest(tokens)
+
+    def _has_room(self, rung: int) -> bool:
+        """Whether one row of a rung is within the memory and what `check` takes."""
+        try:
+            self._check(rung)
+        except ContextLengthError:
+            return False
+        return self._buffers.has_room(rung)
+
+    @property
+    def prefill_chunk(self) -> int:
+        """Tokens of a prompt in one run, at most."""
+        return self.graph.prefill_chunk
 
     def prefill(self, embeddings: np.ndarray, logits: bool = True, row: int = 0) -> None:
         """Appends embeddings float32 [S, hidden_size], S >= 1, to one row.
 
+        They are run in chunks of `prefill_chunk`, beginning with the first; where chunks begin is in the bits of the
+        result (`prefill_chunk.py`), and nothing else of them is.
         logits: False where the answer does not begin yet; to read `logits` or `tokens` is then a RuntimeError.
         """
         self._make_room(row, len(embeddings))
@@ -116,11 +133,11 @@ class Decoder:
 
     def _append(self, graph: DecoderGraph, row: int, embeddings: np.ndarray) -> None:
         """Runs embeddings [S, hidden_size], S >= 0, through a graph, chunk by chunk."""
+        size = self.prefill_chunk
         if self._prompt is None:
-            shape = (PREFILL_CHUNK, self.spec.hidden_size)
-            self._prompt = graph.memory.zeros(shape, np.float32, staged=True)
-        for start in range(0, len(embeddings), PREFILL_CHUNK):
-            chunk = embeddings[start : start + PREFILL_CHUNK]
+            self._prompt = graph.memory.zeros((size, self.spec.hidden_size), np.float32, staged=True)
+        for start in range(0, len(embeddings), size):
+            chunk = embeddings[start : start + size]
             part = self._prompt.rows(0, len(chunk))
             part.write(chunk)
             tensor = BoundTensor(part, (1, len(chunk), self.spec.hidden_size))
@@ -133,15 +150,17 @@ class Decoder:
         count = len(embeddings)
         self._make_room(0, 1, count)
         self._answered = True
-        inputs = self._inputs.rows(0, count)
+        inputs = self._buffers.inputs.rows(0, count)
         inputs.write(embeddings)
         totals = self._announce(slice(count), 1)
         binding = self._steps.get(count)
         if binding is None:
             tensor = BoundTensor(inputs, (count, 1, self.spec.hidden_size))
-            # A step only wants a bound of its lengths here, so that one recording serves all of them.
-            total = self._capacity if self.graph.records else self._total
-            binding = self._steps[count] = self._bind(self.graph, tensor, 0, count, total, recorded=True)
+            # A step only wants a bound of its lengths here, so that one capture serves all of them.
+            total = self._capacity if self._buffers.captured else self._total
+            binding = self._steps[count] = self._bind(
+                self.graph, tensor, 0, count, total, captured=self._buffers.captured
+            )
         self.graph.run(binding)
         self.cache.lengths[:count] = totals
 
@@ -156,7 +175,7 @@ class Decoder:
     def _announce(self, rows: slice, tokens: int) -> np.ndarray:
         """Tells the graph how long the rows will be after a run; returns their lengths int32 [n]."""
         totals = self.cache.lengths[rows] + tokens
-        self._seqlens.rows(rows.start or 0, rows.stop).write(totals - 1)
+        self._buffers.seqlens.rows(rows.start or 0, rows.stop).write(totals - 1)
         self._total[...] = totals.max()
         self._results.clear()
         return totals
@@ -198,20 +217,22 @@ class Decoder:
         row: int,
         rows: int,
         total: np.ndarray,
-        recorded: bool = False,
+        captured: bool = False,
     ) -> Binding:
         """A binding of every input and output to our own buffers, present on past, for `rows` rows from `row` on."""
 
         def part(buffer: Buffer) -> BoundTensor:
             return BoundTensor(buffer.rows(row, row + rows), (rows, *buffer.shape[1:]))
 
-        inputs = {"inputs_embeds": embeddings, "seqlens_k": part(self._seqlens)}
-        outputs = {"logits": part(self._logits), "token": part(self._tokens)} if graph is self.graph else {}
+        inputs = {"inputs_embeds": embeddings, "seqlens_k": part(self._buffers.seqlens)}
+        outputs = (
+            {"logits": part(self._buffers.logits), "token": part(self._buffers.tokens)} if graph is self.graph else {}
+        )
         for layer in range(self.spec.num_layers):
             for kind, name in enumerate(("key", "value")):
                 buffer = part(self.cache.buffers[2 * layer + kind])
                 inputs[f"past_key_values.{layer}.{name}"] = outputs[f"present.{layer}.{name}"] = buffer
-        return graph.bind(inputs, outputs, total, recorded)
+        return graph.bind(inputs, outputs, total, captured)
 
     def _result(self, name: str, buffer: Buffer) -> np.ndarray:
         if not self._answered:
@@ -219,33 +240,3 @@ class Decoder:
         if name not in self._results:
             self._results[name] = buffer.read()
         return self._results[name]
-
-
-def _check_fit(graph: DecoderGraph, spec: TextSpec) -> None:
-    """BundleError unless the graph, and that of prompts, have the tensors and sizes that the manifest gives."""
-    files: list[tuple[Any, set[str], str]] = [(graph.session, {"logits", "token"}, DECODER_GRAPH)]
-    if graph.prompts is not None:
-        files.append((graph.prompts.session, set(), PREFILL_GRAPH))
-    for session, results, name in files:
-        if not _fits(session, spec, results):
-            raise BundleError(
-                f"{name} has other inputs, outputs or sizes than bundle.json says. Copy or export the bundle again."
-            )
-
-
-def _fits(session: Any, spec: TextSpec, results: set[str]) -> bool:
-    """Whether a graph has the tensors that are bound, as many layers as the manifest says, and as wide ones.
-
-    results: outputs beside keys and values.
-    """
-    layers = [f"{layer}.{kind}" for layer in range(spec.num_layers) for kind in ("key", "value")]
-    inputs = {value.name: tuple(value.shape) for value in session.get_inputs()}
-    outputs = {value.name: tuple(value.shape) for value in session.get_outputs()}
-    caches = {f"past_key_values.{layer}" for layer in layers}
-    return (
-        set(inputs) == {"inputs_embeds", "seqlens_k", "total_sequence_length"} | caches
-        and set(outputs) == {f"present.{layer}" for layer in layers} | results
-        and {inputs[name][1::2] for name in caches} == {(spec.num_kv_heads, spec.head_dim)}
-        and inputs["inputs_embeds"][-1] == spec.hidden_size
-        and all(outputs[name][-1] == spec.vocab_size for name in results & {"logits"})
-    )

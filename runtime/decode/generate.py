@@ -17,7 +17,7 @@ from ..config import GenerationConfig
 from ..errors import BackendError, Vl3EdgeError
 from ..prompt.splice import EmbeddingTable, SplicedPrompt, common_prefix
 from ..prompt.tokenizer import Detokenizer, Tokenizer
-from .decoder import PREFILL_CHUNK, Decoder
+from .decoder import Decoder
 from .sequence import FinishReason, SequenceState, check_room
 
 
@@ -126,7 +126,8 @@ class Generator:
             if cached < len(prompt):
                 reused = cached if reused is None else reused
                 # The last step is left for the logits, so that the steps are those of a whole prompt.
-                ready = (len(prompt) - cached - 1) // PREFILL_CHUNK * PREFILL_CHUNK
+                chunk = self._decoder.prefill_chunk
+                ready = (len(prompt) - cached - 1) // chunk * chunk
                 if ready:
                     self.prefill(prompt.head(cached + ready))
             seconds += time.perf_counter() - begin

@@ -1,11 +1,11 @@
 """A decoder's graph, loaded: binding its tensors to buffers, and running it, steps as CUDA graphs where that is on.
 
-A CUDA graph is a recording of every kernel of a run with the addresses, sizes and host values it had. ONNX Runtime
-keeps one for each `gpu_graph_id` of its run options and replays it for every run with that id, whatever is bound then.
-So an id here stands for all that a recording has baked in: addresses, shapes, and `total_sequence_length`, which
-GroupQueryAttention reads on the host. Buffers that come back at the addresses they had get their old id. Prefills run
-with the id −1, which records nothing. A recording lives as long as its session, so there is a limit to their number;
-beyond it steps run kernel by kernel, slower and with the same result.
+A captured CUDA graph is every kernel of a run with the addresses, sizes and host values it had. ONNX Runtime captures
+one for each `gpu_graph_id` of its run options and replays it for every run with that id, whatever is bound then. So an
+id here stands for all that a capture has baked in: addresses, shapes, and `total_sequence_length`, which
+GroupQueryAttention reads on the host. Buffers that come back at the addresses they had (`kept_buffers.py`) get their
+old id. Prefills run with the id −1, which captures nothing. A capture lives as long as its session, so there is a limit
+to their number; beyond it steps run kernel by kernel, slower and with the same result.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ from typing import Any
 import numpy as np
 
 from ..backends.buffers import HOST, Buffer, DeviceMemory, Memory
+from ..backends.kept_buffers import KeptBuffers
 from ..backends.onnxruntime import Backend, guarded, import_onnxruntime
 from ..bundle.bundle import Bundle
-from ..bundle.manifest import DECODER_GRAPH, FP16_DECODER_GRAPH, PREFILL_GRAPH
+from ..bundle.manifest import DECODER_GRAPH, FP16_DECODER_GRAPH, PREFILL_GRAPH, TextSpec
 from ..errors import BackendError, BackendWarning, BundleError
+from .prefill_chunk import PREFILL_CHUNK, gpu_chunk
 
-MAX_RECORDINGS = 64
+MAX_CAPTURES = 128  # six capacities of a context of 32,768, with up to 16 rows
 _GRAPH_ID = "gpu_graph_id"
-_NO_RECORDING = -1
+_NO_CAPTURE = -1
 _CACHE_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
@@ -40,7 +42,7 @@ class BoundTensor:
 
 @dataclass(frozen=True)
 class Binding:
-    """Every input and output bound. baked: what a recording of it has in it; None for one that is not recorded."""
+    """Every input and output bound. baked: what a capture of it has in it; None for one that is not captured."""
 
     handle: Any
     baked: tuple[Any, ...] | None
@@ -50,17 +52,26 @@ class DecoderGraph:
     """A session of one of the decoder's graphs, and how it is run.
 
     session: an onnxruntime.InferenceSession. memory: of every tensor but total_sequence_length.
-    records: steps are recorded; the session must have been made for that (`enable_cuda_graph`).
+    captures: steps can be captured; the session must have been made for that (`enable_cuda_graph`).
+    kept: where such steps get their buffers; None without captures.
+    prefill_chunk: tokens of a prompt in one run, at most.
     prompts: the graph that takes a prompt's tokens, all but the last, which makes the logits; None is this one.
     """
 
     def __init__(
-        self, session: Any, memory: Memory = HOST, records: bool = False, prompts: DecoderGraph | None = None
+        self,
+        session: Any,
+        memory: Memory = HOST,
+        captures: bool = False,
+        prompts: DecoderGraph | None = None,
+        prefill_chunk: int = PREFILL_CHUNK,
     ) -> None:
         self.session = session
         self.memory = memory
-        self.records = records
+        self.captures = captures
+        self.kept = KeptBuffers(memory) if captures else None
         self.prompts = prompts
+        self.prefill_chunk = prefill_chunk
         self._ids: dict[tuple[Any, ...], int] = {}
         self._options: dict[int, Any] = {}
 
@@ -70,16 +81,21 @@ class DecoderGraph:
         types = {i.type for i in self.session.get_inputs() if i.name.startswith("past_key_values.")}
         return _CACHE_DTYPES[types.pop()] if types else np.float32
 
+    def available_bytes(self) -> int | None:
+        """What decoders may still take; None where it is not known."""
+        available = self.memory.available_bytes()
+        return available if available is None or self.kept is None else available + self.kept.idle_bytes
+
     def bind(
         self,
         inputs: Mapping[str, BoundTensor],
         outputs: Mapping[str, BoundTensor],
         total: np.ndarray,
-        recorded: bool = False,
+        captured: bool = False,
     ) -> Binding:
         """Binds all tensors, and `total` int32 [] as total_sequence_length; their addresses are kept, not they.
 
-        recorded: this binding will be run often; nothing but the content of its buffers will change.
+        captured: this binding will be run often; nothing but the content of its buffers will change.
         """
         handle = self.session.io_binding()
         for bind, tensors in ((handle.bind_input, inputs), (handle.bind_output, outputs)):
@@ -87,27 +103,32 @@ class DecoderGraph:
                 buffer = tensor.buffer
                 bind(name, self.memory.kind, 0, buffer.dtype.type, tensor.shape, buffer.address)
         handle.bind_input("total_sequence_length", "cpu", 0, total.dtype.type, total.shape, total.ctypes.data)
-        if not (recorded and self.records):
+        if not (captured and self.captures):
             return Binding(handle, None)
         places = [(name, t.buffer.address, t.shape) for tensors in (inputs, outputs) for name, t in tensors.items()]
         return Binding(handle, (int(total), *places))
 
     def run(self, binding: Binding) -> None:
         """Runs the graph; everything is done when it returns. Raises BackendError."""
-        if not self.records:
+        if self.kept is None:
             guarded(self.session.run_with_iobinding, binding.handle)
         else:
             graph_id = self._graph_id(binding.baked)
-            # While a recording is made, whatever reaches the device from another thread would spoil it.
-            new = graph_id != _NO_RECORDING and graph_id not in self._options
-            with self.memory.exclusive if new else nullcontext():
-                guarded(self.session.run_with_iobinding, binding.handle, self._run_options(graph_id))
+            # While a step is captured, whatever reaches the device from another thread would spoil it.
+            new = graph_id != _NO_CAPTURE and graph_id not in self._options
+            try:
+                with self.memory.exclusive if new else nullcontext():
+                    guarded(self.session.run_with_iobinding, binding.handle, self._run_options(graph_id))
+            except BackendError:
+                self._options.pop(graph_id, None)  # it may not have been captured
+                self.kept.drop()  # what was short is memory, most likely
+                raise
         self.memory.synchronize()
 
     def _graph_id(self, baked: tuple[Any, ...] | None) -> int:
-        """The id of a recording, counted from 1; 0 is ONNX Runtime's own."""
-        if baked is None or (baked not in self._ids and len(self._ids) == MAX_RECORDINGS):
-            return _NO_RECORDING
+        """The id of a capture, counted from 1; 0 is ONNX Runtime's own."""
+        if baked is None or (baked not in self._ids and len(self._ids) == MAX_CAPTURES):
+            return _NO_CAPTURE
         return self._ids.setdefault(baked, len(self._ids) + 1)
 
     def _run_options(self, graph_id: int) -> Any:
@@ -122,7 +143,7 @@ def load_decoder_graph(backend: Backend, bundle: Bundle) -> DecoderGraph:
     """The decoder's graph for this backend; BundleError if the bundle has none or it cannot be loaded.
 
     Warns (BackendWarning) where a GPU's ONNX Runtime does not take it for CUDA graphs, as when an operator is left to
-    the CPU; `DecoderGraph.records` is False then.
+    the CPU; `DecoderGraph.captures` is False then.
     """
     if not backend.decodes_on_gpu:
         prompts = None
@@ -137,13 +158,45 @@ def load_decoder_graph(backend: Backend, bundle: Bundle) -> DecoderGraph:
             "too), or use backend 'cpu'."
         )
     path, memory = bundle.path(FP16_DECODER_GRAPH), DeviceMemory(backend.device)
+    captures = True
     try:
-        return DecoderGraph(backend.session(path, records=True), memory, records=True)
+        session = backend.session(path, captures)
     except BundleError as e:
-        graph = DecoderGraph(backend.session(path), memory)  # raises what is wrong with the file itself
+        session, captures = backend.session(path), False  # raises what is wrong with the file itself
         warnings.warn(
-            f"steps run kernel by kernel, slower and with the same result, as they cannot be recorded: {e}",
+            f"steps run kernel by kernel, slower and with the same result, as they cannot be captured: {e}",
             BackendWarning,
             stacklevel=2,
         )
-        return graph
+    chunk = gpu_chunk(bundle.manifest.text, memory.available_bytes())
+    return DecoderGraph(session, memory, captures, prefill_chunk=chunk)
+
+
+def check_fit(graph: DecoderGraph, spec: TextSpec) -> None:
+    """BundleError unless the graph, and that of prompts, have the tensors and sizes that the manifest gives."""
+    files: list[tuple[Any, set[str], str]] = [(graph.session, {"logits", "token"}, DECODER_GRAPH)]
+    if graph.prompts is not None:
+        files.append((graph.prompts.session, set(), PREFILL_GRAPH))
+    for session, results, name in files:
+        if not _fits(session, spec, results):
+            raise BundleError(
+                f"{name} has other inputs, outputs or sizes than bundle.json says. Copy or export the bundle again."
+            )
+
+
+def _fits(session: Any, spec: TextSpec, results: set[str]) -> bool:
+    """Whether a graph has the tensors that are bound, as many layers as the manifest says, and as wide ones.
+
+    results: outputs beside keys and values.
+    """
+    layers = [f"{layer}.{kind}" for layer in range(spec.num_layers) for kind in ("key", "value")]
+    inputs = {value.name: tuple(value.shape) for value in session.get_inputs()}
+    outputs = {value.name: tuple(value.shape) for value in session.get_outputs()}
+    caches = {f"past_key_values.{layer}" for layer in layers}
+    return (
+        set(inputs) == {"inputs_embeds", "seqlens_k", "total_sequence_length"} | caches
+        and set(outputs) == {f"present.{layer}" for layer in layers} | results
+        and {inputs[name][1::2] for name in caches} == {(spec.num_kv_heads, spec.head_dim)}
+        and inputs["inputs_embeds"][-1] == spec.hidden_size
+        and all(outputs[name][-1] == spec.vocab_size for name in results & {"logits"})
+    )

@@ -7,6 +7,8 @@ GPU's (`buffers.py`), in the type that the graph has.
 
 from __future__ import annotations
 
+from itertools import takewhile
+
 import numpy as np
 
 from ..backends.buffers import HOST, Buffer, Memory
@@ -15,6 +17,7 @@ from ..errors import ContextLengthError
 from .rope import Rotary
 
 CAPACITY_STEP = 256
+FIRST_RUNG = 1024
 _MOVED_AT_ONCE = 1024  # positions: bounds the copies and the tables for turning keys
 
 
@@ -58,16 +61,11 @@ class KvCache:
 
         MemoryError or BackendError, when there is no room, leaves the cache empty.
         """
-        kept = min(rows, self.rows)
-        longest = int(self.lengths[:kept].max(initial=0))
-        if longest > capacity:
-            raise ValueError(f"a row holds {longest} tokens: they do not fit a capacity of {capacity}")
+        lengths = self._lengths_in(rows, capacity)
         if rows == 0:
             self.clear()
             return
-        shape = (rows, self.spec.num_kv_heads, capacity, self.spec.head_dim)
-        lengths = np.zeros(rows, np.int32)
-        lengths[:kept] = self.lengths[:kept]
+        shape = (rows, *self.row_shape(capacity))
         try:
             for index in range(2 * self.spec.num_layers):  # one at a time: the peak is one buffer more, not a cache
                 new = self.memory.zeros(shape, self.dtype)
@@ -75,13 +73,38 @@ class KvCache:
                     self.buffers.append(new)
                     continue
                 old, self.buffers[index] = self.buffers[index], new
-                for row in range(kept):
-                    new.copy_positions(row, old, row, int(lengths[row]))
+                self._copy(old, new, lengths)
                 old.release()
         except BaseException:
             self.clear()  # out of memory, or interrupted: the buffers have different sizes
             raise
         self.lengths, self.capacity = lengths, capacity
+
+    def adopt(self, buffers: list[Buffer], capacity: int) -> None:
+        """`resize` to buffers that are there, all zeros, of `row_shape` each; those of before are left as they are."""
+        lengths = self._lengths_in(buffers[0].shape[0], capacity)
+        for old, new in zip(self.buffers, buffers, strict=False):  # there are none yet in an empty cache
+            self._copy(old, new, lengths)
+        self.buffers, self.lengths, self.capacity = buffers, lengths, capacity
+
+    def row_shape(self, capacity: int) -> tuple[int, ...]:
+        """Of one row of a buffer."""
+        return (self.spec.num_kv_heads, capacity, self.spec.head_dim)
+
+    def _lengths_in(self, rows: int, capacity: int) -> np.ndarray:
+        """The lengths in a cache of another size; ValueError if a row that remains does not fit it."""
+        kept = min(rows, self.rows)
+        longest = int(self.lengths[:kept].max(initial=0))
+        if longest > capacity:
+            raise ValueError(f"a row holds {longest} tokens: they do not fit a capacity of {capacity}")
+        lengths = np.zeros(rows, np.int32)
+        lengths[:kept] = self.lengths[:kept]
+        return lengths
+
+    @staticmethod
+    def _copy(source: Buffer, target: Buffer, lengths: np.ndarray) -> None:
+        for row in range(min(source.shape[0], target.shape[0])):
+            target.copy_positions(row, source, row, int(lengths[row]))
 
     def move_row(self, source: int, target: int) -> None:
         """Gives row `target` the content of row `source`, which is empty then."""
@@ -100,7 +123,7 @@ class KvCache:
     def wipe(self, row: int) -> None:
         """Empties a row and sets all of it to zero: a NaN spoils answers even where it is masked, as 0 · NaN is NaN."""
         for buffer in self.buffers:
-            buffer.rows(row, row + 1).write(np.zeros((), self.dtype))
+            buffer.rows(row, row + 1).clear()
         self.lengths[row] = 0
 
     def append_moved(self, row: int, source: int, count: int, rotary: Rotary) -> None:
@@ -128,3 +151,16 @@ def capacity_for(spec: TextSpec, tokens: int) -> int:
             "a higher pruning threshold, or a smaller max_new_tokens."
         )
     return min(limit, -(-tokens // CAPACITY_STEP) * CAPACITY_STEP)
+
+
+def rungs(spec: TextSpec) -> list[int]:
+    """The few capacities to make where each costs something once, as a captured CUDA graph does: they double from
+    1,024 on, and the last is the model's context."""
+    limit = spec.max_position_embeddings
+    return [*takewhile(lambda rung: rung < limit, (FIRST_RUNG << doublings for doublings in range(32))), limit]
+
+
+def rung_for(spec: TextSpec, tokens: int) -> int:
+    """The smallest of `rungs` for so many tokens in all; ContextLengthError beyond the model's positions."""
+    least = capacity_for(spec, tokens)
+    return next(rung for rung in rungs(spec) if rung >= least)

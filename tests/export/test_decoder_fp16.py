@@ -30,8 +30,9 @@ from vl3edge.quant.linear import LayerError, QuantizedLinear
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, open_bundle
 from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, FP16_DECODER_GRAPH, TextSpec
 from vl3edge.runtime.bundle.onnx_external import external_files
-from vl3edge.runtime.decode.decoder import PREFILL_CHUNK, Decoder
+from vl3edge.runtime.decode.decoder import Decoder
 from vl3edge.runtime.decode.graph import DecoderGraph
+from vl3edge.runtime.decode.prefill_chunk import PREFILL_CHUNK
 
 
 class RandomLinears:

@@ -40,8 +40,9 @@ from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, open_bundle
 from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, PREFILL_GRAPH, PrefillQuantization, TextSpec
 from vl3edge.runtime.cli import main as runtime_cli
 from vl3edge.runtime.config import SamplingPlan
-from vl3edge.runtime.decode.decoder import PREFILL_CHUNK, Decoder
+from vl3edge.runtime.decode.decoder import Decoder
 from vl3edge.runtime.decode.graph import DecoderGraph
+from vl3edge.runtime.decode.prefill_chunk import PREFILL_CHUNK
 from vl3edge.runtime.errors import BundleError
 from vl3edge.runtime.jobs import CaptionJob
 from vl3edge.runtime.media.video import open_video

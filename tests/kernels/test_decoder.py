@@ -86,7 +86,7 @@ def test_steps_give_the_tokens_of_onnx_runtime(held_out: list[Held], prefilled: 
     for step in range(STEPS):
         assert decoder.tokens.tolist() == [held.tokens[step] for held in held_out]
         assert_near(decoder.logits, np.array([held.logits[step] for held in held_out]), 1.5e-3)
-        if step == 3:  # what a recording of a step would not notice: the cache is elsewhere, and larger
+        if step == 3:  # what a capture of a step would not notice: the cache is elsewhere, and larger
             decoder.grow(CAPACITY + 40)
         if step < STEPS - 1:
             decoder.step(many)

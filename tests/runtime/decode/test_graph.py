@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fake_captures import Capturing
 from fake_tensorrt import FakeDevice
 
 from vl3edge.runtime.backends.buffers import HOST, DeviceMemory, Memory
@@ -19,9 +20,10 @@ from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, FP16_DECODER_GRAPH, P
 from vl3edge.runtime.config import GenerationConfig
 from vl3edge.runtime.decode import graph as decoder_graph
 from vl3edge.runtime.decode.batch import BatchGenerator, BatchRequest
-from vl3edge.runtime.decode.decoder import PREFILL_CHUNK, Decoder
+from vl3edge.runtime.decode.decoder import Decoder
 from vl3edge.runtime.decode.generate import Generator
 from vl3edge.runtime.decode.graph import DecoderGraph, load_decoder_graph
+from vl3edge.runtime.decode.prefill_chunk import PREFILL_CHUNK
 from vl3edge.runtime.errors import BackendError, BackendWarning, BundleError
 from vl3edge.runtime.prompt.splice import EmbeddingTable, SplicedPrompt
 from vl3edge.runtime.prompt.tokenizer import Tokenizer
@@ -37,8 +39,8 @@ def session(request: pytest.FixtureRequest, bundle: Bundle) -> Any:
     return select_backend("cpu").session(bundle.path(request.param))
 
 
-def on_device(session: Any, device: FakeDevice, records: bool = False) -> DecoderGraph:
-    return DecoderGraph(session, DeviceMemory(device, "cpu"), records)
+def on_device(session: Any, device: FakeDevice, captures: bool = False) -> DecoderGraph:
+    return DecoderGraph(session, DeviceMemory(device, "cpu"), captures)
 
 
 def both(session: Any, bundle: Bundle, device: FakeDevice) -> tuple[Decoder, Decoder]:
@@ -159,46 +161,16 @@ def test_a_cache_that_does_not_fit_leaves_nothing(session: Any, bundle: Bundle) 
     assert decoder.length == 40
 
 
-class Recorder:
-    """A session that does with `gpu_graph_id` what ONNX Runtime with CUDA graphs does.
-
-    A new id is run once more than asked for, as it is there to be recorded; what is replayed has the addresses and the
-    total length of when it was recorded, and calls with another binding of that id would go unnoticed: here they fail.
-    """
-
-    def __init__(self, session: Any) -> None:
-        self._session = session
-        self.recorded: dict[str, Any] = {}
-        self.ids: list[str] = []
-        self.exclusive: list[bool] = []
-        self.device: Any = None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._session, name)
-
-    def run_with_iobinding(self, binding: Any, options: Any) -> None:
-        graph_id = options.get_run_config_entry("gpu_graph_id")
-        self.ids.append(graph_id)
-        self.exclusive.append(self.device.lock.held)
-        if graph_id == "-1":
-            self._session.run_with_iobinding(binding)
-            return
-        if graph_id not in self.recorded:
-            self._session.run_with_iobinding(binding)
-            self.recorded[graph_id] = binding
-        self._session.run_with_iobinding(self.recorded[graph_id])
+def capturing(session: Any, device: FakeDevice) -> tuple[Capturing, DecoderGraph]:
+    ours = Capturing(session)
+    ours.device = device
+    return ours, on_device(ours, device, captures=True)
 
 
-def recording(session: Any, device: FakeDevice) -> tuple[Recorder, DecoderGraph]:
-    recorder = Recorder(session)
-    recorder.device = device
-    return recorder, on_device(recorder, device, records=True)
-
-
-def test_recorded_steps_are_the_steps(session: Any, bundle: Bundle) -> None:
-    """One recording serves all lengths; growing makes another; only making one holds the device."""
+def test_captured_steps_are_the_steps(session: Any, bundle: Bundle) -> None:
+    """One capture serves all lengths; growing to a rung makes another; only making one holds the device."""
     spec, device = bundle.manifest.text, FakeDevice()
-    recorder, graph = recording(session, device)
+    calls, graph = capturing(session, device)
     decoders = ours, reference = Decoder(graph, spec), Decoder(DecoderGraph(session), spec)
     for decoder in decoders:
         decoder.prefill(random_inputs(bundle, 30))
@@ -208,53 +180,53 @@ def test_recorded_steps_are_the_steps(session: Any, bundle: Bundle) -> None:
                 decoder.step(token[None])
             assert_same(ours, reference)
         for decoder in decoders:
-            decoder.reserve(600)
-    assert recorder.ids == ["-1", *["1"] * 5, *["2"] * 5]
-    assert recorder.exclusive == [False, True, *[False] * 4, True, *[False] * 4]
+            decoder.reserve(1100)
+    assert calls.ids == ["-1", *["1"] * 5, *["2"] * 5]
+    assert calls.exclusive == [False, True, *[False] * 4, True, *[False] * 4]
 
 
-def test_each_number_of_rows_has_its_recording(session: Any, bundle: Bundle) -> None:
+def test_each_number_of_rows_has_its_capture(session: Any, bundle: Bundle) -> None:
     spec, device = bundle.manifest.text, FakeDevice()
-    recorder, graph = recording(session, device)
+    calls, graph = capturing(session, device)
     batches = [Decoder(graph, spec), Decoder(DecoderGraph(session), spec)]
     for batch in batches:
-        batch.resize(3, 256)
+        batch.resize(3, 1024)
         for row in range(3):
             batch.prefill(random_inputs(bundle, 10 + 20 * row, row), row=row)
     for rows in (3, 3, 2, 3, 1):
         for batch in batches:
             batch.step(random_inputs(bundle, rows, 7))
         np.testing.assert_array_equal(batches[0].logits[:rows], batches[1].logits[:rows])
-    assert recorder.ids[3:] == ["1", "1", "2", "1", "3"]
+    assert calls.ids[3:] == ["1", "1", "2", "1", "3"]
 
 
-def test_decoders_of_one_session_share_no_recording(session: Any, bundle: Bundle) -> None:
+def test_decoders_of_one_session_share_no_capture(session: Any, bundle: Bundle) -> None:
     spec, device = bundle.manifest.text, FakeDevice()
-    recorder, graph = recording(session, device)
+    calls, graph = capturing(session, device)
     first, second, reference = Decoder(graph, spec), Decoder(graph, spec), Decoder(DecoderGraph(session), spec)
     for decoder, seed in ((first, 0), (second, 5)):
         decoder.prefill(random_inputs(bundle, 20, seed))
         decoder.step(random_inputs(bundle, 1, 1))
     for decoder in (first, second):
         decoder.step(random_inputs(bundle, 1, 2))
-    assert recorder.ids == ["-1", "1", "-1", "2", "1", "2"]
+    assert calls.ids == ["-1", "1", "-1", "2", "1", "2"]
     reference.prefill(random_inputs(bundle, 20, 5))
     for seed in (1, 2):
         reference.step(random_inputs(bundle, 1, seed))
     assert_same(second, reference)
 
 
-def test_there_is_a_limit_to_recordings(session: Any, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoder_graph, "MAX_RECORDINGS", 1)
+def test_there_is_a_limit_to_captures(session: Any, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoder_graph, "MAX_CAPTURES", 1)
     spec, device = bundle.manifest.text, FakeDevice()
-    recorder, graph = recording(session, device)
+    calls, graph = capturing(session, device)
     decoders = ours, reference = Decoder(graph, spec), Decoder(DecoderGraph(session), spec)
-    for capacity in (100, 600):
+    for capacity in (100, 1100):
         for decoder in decoders:
             decoder.reserve(capacity)
             decoder.step(random_inputs(bundle, 1))
         assert_same(ours, reference)
-    assert recorder.ids == ["1", "-1"]
+    assert calls.ids == ["1", "-1"]
 
 
 def test_a_bundle_without_the_graph_says_how_to_get_it(bundle: Bundle) -> None:
@@ -297,10 +269,10 @@ def test_the_gpu_runs_the_fp16_graph_in_the_one_stream(
         (fp16_file("vision"), [("CUDAExecutionProvider", stream), "CPUExecutionProvider"]),
         ("vision.onnx", [("CUDAExecutionProvider", stream), "CPUExecutionProvider"]),  # of an older bundle
     ]
-    assert (graph.records, graph.memory.kind, graph.prompts) == (True, "cuda", None)
+    assert (graph.captures, graph.memory.kind, graph.prompts, graph.prefill_chunk) == (True, "cuda", None, 4096)
 
 
-def test_a_gpu_that_refuses_recordings_is_told_and_runs(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_refuses_captures_is_told_and_runs(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     class Session:
         def __init__(self, path: str, options: Any, providers: Any) -> None:
             if "enable_cuda_graph" in providers[0][1]:
@@ -311,9 +283,9 @@ def test_a_gpu_that_refuses_recordings_is_told_and_runs(bundle: Bundle, monkeypa
 
     monkeypatch.setattr("onnxruntime.InferenceSession", Session)
     backend = Backend("cuda", ("CUDAExecutionProvider", "CPUExecutionProvider"), "1.2", device=FakeDevice())
-    with pytest.warns(BackendWarning, match="cannot be recorded: .* not all nodes are on CUDA"):
+    with pytest.warns(BackendWarning, match="cannot be captured: .* not all nodes are on CUDA"):
         graph = load_decoder_graph(backend, bundle)
-    assert not graph.records
+    assert not graph.captures
 
 
 @pytest.mark.parametrize("memory", [HOST, DeviceMemory(FakeDevice(), "cpu")], ids=["host", "device"])

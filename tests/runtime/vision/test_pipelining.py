@@ -12,9 +12,6 @@ import numpy as np
 import pytest
 
 from vl3edge.runtime import GenerationConfig, PruningConfig, SamplingPlan, VideoLlama3
-from vl3edge.runtime import model as model_module
-from vl3edge.runtime.decode import decoder as decoder_module
-from vl3edge.runtime.decode import generate as generation_module
 from vl3edge.runtime.decode.generate import Answer, join
 from vl3edge.runtime.errors import BackendError, ContextLengthError, MediaError
 from vl3edge.runtime.media.read_ahead import read_ahead
@@ -29,15 +26,11 @@ WHOLE = PruningConfig(enabled=False)
 CONFIG = GenerationConfig(max_new_tokens=24)
 
 
-@pytest.fixture(autouse=True)
-def _short_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (decoder_module, generation_module, model_module):
-        monkeypatch.setattr(module, "PREFILL_CHUNK", STEP)
-
-
 @pytest.fixture(scope="module")
 def model() -> VideoLlama3:
-    return VideoLlama3.load()
+    model = VideoLlama3.load()
+    model._decoder_graph.prefill_chunk = STEP
+    return model
 
 
 def logits(model: VideoLlama3) -> np.ndarray:
