@@ -21,7 +21,7 @@ from torch import nn
 
 from vl3edge.models.tensor_names import VISION
 from vl3edge.models.vision import VisionEncoder
-from vl3edge.models.weight_map import Turn, WeightSource
+from vl3edge.models.weight_map import Transform, WeightSource
 
 from ..tensor_source import TensorSource
 
@@ -41,7 +41,9 @@ class Smoothing:
 
     def sources(self, sources: Mapping[str, WeightSource]) -> dict[str, WeightSource]:
         """`VisionEncoder.sources()`, scaled: there weights are [in, out]."""
-        return {name: replace(source, turn=self._turn(name, source.turn)) for name, source in sources.items()}
+        return {
+            name: replace(source, transform=self._transform(name, source.transform)) for name, source in sources.items()
+        }
 
     def stored(self, name: str, value: np.ndarray) -> np.ndarray:
         """A tensor as checkpoints hold it, weights [out, in], scaled. name: the canonical one."""
@@ -54,18 +56,18 @@ class Smoothing:
         """What goes into each product, by its name, float32 [in], after smoothing."""
         return {name: value / self.read.get(f"{name}.weight", np.float32(1)) for name, value in largest.items()}
 
-    def _turn(self, name: str, before: Turn) -> Turn:
+    def _transform(self, name: str, before: Transform) -> Transform:
         made, read = self.made.get(name), self.read.get(name)
         if made is None and read is None:
             return before
 
-        def turn(stored: torch.Tensor) -> torch.Tensor:
+        def transform(stored: torch.Tensor) -> torch.Tensor:
             value = before(stored).float()
             if made is not None:
                 value = value / torch.from_numpy(made)
             return value if read is None else value * torch.from_numpy(read)[:, None]
 
-        return turn
+        return transform
 
 
 @dataclass(frozen=True)

@@ -82,5 +82,5 @@ def test_tensors_as_stored_are_scaled_alike(checkpoints: Callable[..., Path]) ->
         sources = VisionEncoder(checkpoint.config).sources()
     for name, source in smoothing.sources(sources).items():
         stored = smoothing.stored(source.name, checkpoint.tensor(source.name, torch.float32).numpy())
-        turned = sources[name].turn(torch.from_numpy(stored)).numpy()
+        turned = sources[name].transform(torch.from_numpy(stored)).numpy()
         assert np.array_equal(turned, source.read(checkpoint).numpy()), name
