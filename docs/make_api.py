@@ -10,13 +10,14 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 PAGE = Path(__file__).with_name("api.md")
-MODULES = ("vl3edge.runtime",)
+MODULES = ("vl3edge.runtime", "vl3edge.runtime.live", "vl3edge.runtime.captions")
 
 
 def sections(module: str) -> Iterator[str]:
@@ -58,7 +59,7 @@ def signature_of(item: Any) -> str:
         parameters = [
             p.replace(default=inspect.Parameter.empty) if "factory" in repr(p.default) else p for p in parameters
         ]
-    text = str(signature.replace(parameters=parameters))
+    text = re.sub(r"<function .*? at 0x\w+>", "...", str(signature.replace(parameters=parameters)))
     return text.replace("'", "").replace("NoneType", "None").removesuffix(" -> None")
 
 

@@ -74,13 +74,13 @@ def reference_logits(
     """
     config = checkpoint.config.text
     hidden = [inputs[None] for inputs in sequences]
-    turns = [rotary(config, 0, len(inputs)) for inputs in sequences]
+    all_cos_sin = [rotary(config, 0, len(inputs)) for inputs in sequences]
     for index in range(config.num_layers):
         layer = DecoderLayer.from_checkpoint(cast(Checkpoint, checkpoint), index)
         if fp16_range is not None:
             fp16_range.watch(layer, f"layers.{index}.")
-        for number, turn in enumerate(turns):
-            hidden[number], present = layer(hidden[number], turn)
+        for number, cos_sin in enumerate(all_cos_sin):
+            hidden[number], present = layer(hidden[number], cos_sin)
             if caches is not None:
                 caches[number].append(torch.cat(present).numpy())
         progress(index + 1, config.num_layers)

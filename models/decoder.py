@@ -50,11 +50,11 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, kv)
         self.o_proj = nn.Linear(q, config.hidden_size, bias=False)
 
-    def forward(self, x: torch.Tensor, turn: Rotary, past: KeyValue | None) -> tuple[torch.Tensor, KeyValue]:
+    def forward(self, x: torch.Tensor, cos_sin: Rotary, past: KeyValue | None) -> tuple[torch.Tensor, KeyValue]:
         batch, length, _ = x.shape
         head_dim = self.config.head_dim
-        q = _rotated(self.q_proj(x).view(batch, length, -1, head_dim).transpose(1, 2), turn)
-        k = _rotated(self.k_proj(x).view(batch, length, -1, head_dim).transpose(1, 2), turn)
+        q = _rotated(self.q_proj(x).view(batch, length, -1, head_dim).transpose(1, 2), cos_sin)
+        k = _rotated(self.k_proj(x).view(batch, length, -1, head_dim).transpose(1, 2), cos_sin)
         v = self.v_proj(x).view(batch, length, -1, head_dim).transpose(1, 2)
         if past is not None:
             k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
@@ -80,7 +80,7 @@ class MLP(nn.Module):
 class DecoderLayer(nn.Module):
     """hidden [B, S, H] -> hidden [B, S, H] and the layer's keys and values [B, kv_heads, past + S, head_dim].
 
-    past: what the previous call returned, or None at the start. turn: `rotary` of the S new positions.
+    past: what the previous call returned, or None at the start. cos_sin: `rotary` of the S new positions.
     """
 
     def __init__(self, config: TextConfig) -> None:
@@ -99,9 +99,9 @@ class DecoderLayer(nn.Module):
         return layer
 
     def forward(
-        self, hidden: torch.Tensor, turn: Rotary, past: KeyValue | None = None
+        self, hidden: torch.Tensor, cos_sin: Rotary, past: KeyValue | None = None
     ) -> tuple[torch.Tensor, KeyValue]:
-        attended, present = self.self_attn(self.input_layernorm(hidden), turn, past)
+        attended, present = self.self_attn(self.input_layernorm(hidden), cos_sin, past)
         hidden = hidden + attended
         return hidden + self.mlp(self.post_attention_layernorm(hidden)), present
 
@@ -133,16 +133,16 @@ class TextDecoder(nn.Module):
     ) -> tuple[torch.Tensor, list[KeyValue]]:
         """cache: what the previous call returned (it is not changed), or None at the start."""
         start = 0 if cache is None else cache[0][0].shape[2]
-        turn = rotary(self.config, start, inputs_embeds.shape[1])
+        cos_sin = rotary(self.config, start, inputs_embeds.shape[1])
         hidden, present = inputs_embeds, []
         for i, layer in enumerate(self.layers):
-            hidden, key_value = layer(hidden, turn, None if cache is None else cache[i])
+            hidden, key_value = layer(hidden, cos_sin, None if cache is None else cache[i])
             present.append(key_value)
         return self.lm_head(self.norm(hidden)), present
 
 
-def _rotated(x: torch.Tensor, turn: Rotary) -> torch.Tensor:
+def _rotated(x: torch.Tensor, cos_sin: Rotary) -> torch.Tensor:
     """[B, heads, S, head_dim], rotate-half convention."""
-    cos, sin = turn
+    cos, sin = cos_sin
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from .checkpoint import Checkpoint
 from .config import ModelConfig
 from .tensor_names import PROJECTOR
-from .weight_map import Linear, WeightSource, as_stored, dense_weights, load, transposed
+from .weight_map import Linear, WeightSource, as_stored, linear_weights, load, transposed
 
 
 class Projector(nn.Module):
@@ -34,13 +34,13 @@ class Projector(nn.Module):
         return projector
 
     def sources(self) -> dict[str, WeightSource]:
-        dense = dense_weights(self)
+        linear = linear_weights(self)
         parts = {"first": "readout.0", "second": "readout.2"}
         sources = {}
         for name, _ in self.named_parameters():
             layer, _, leaf = name.partition(".")
-            turn = transposed if name in dense else as_stored
-            sources[name] = WeightSource(f"{PROJECTOR}{parts[layer]}.{leaf}", turn)
+            transform = transposed if name in linear else as_stored
+            sources[name] = WeightSource(f"{PROJECTOR}{parts[layer]}.{leaf}", transform)
         return sources
 
     def forward(self, features: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:

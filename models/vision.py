@@ -16,7 +16,7 @@ from .checkpoint import Checkpoint
 from .config import ModelConfig, VisionConfig
 from .rope import rotary_frequencies
 from .tensor_names import VISION
-from .weight_map import Linear, WeightSource, as_stored, dense_weights, load, transposed
+from .weight_map import Linear, WeightSource, as_stored, linear_weights, load, transposed
 
 
 class Attend(Protocol):
@@ -123,16 +123,16 @@ class VisionEncoder(nn.Module):
         """Where each parameter comes from; the patch embedding's rows are in the order in which `patches`
         reads.
         """
-        dense = dense_weights(self)
+        linear = linear_weights(self)
         sources = {}
         for name, _ in self.named_parameters():
             canonical = name.replace("layers.", "encoder.layers.", 1)
             if name.startswith("patch_embedding."):
                 canonical = f"embeddings.{name}"
-            turn = transposed if name in dense else as_stored
+            transform = transposed if name in linear else as_stored
             if name == "patch_embedding.weight":
-                turn = _pixel_order
-            sources[name] = WeightSource(VISION + canonical, turn)
+                transform = _pixel_order
+            sources[name] = WeightSource(VISION + canonical, transform)
         return sources
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """Where each parameter of the torch modules comes from in a checkpoint, read lazily.
 
-A module lists its parameters as `WeightSource`s: the canonical tensor and how it is turned. Loading fills a
+A module lists its parameters as `WeightSource`s: the canonical tensor and how it is transformed. Loading fills a
 module with them; export streams them into a file one at a time, so that the whole model never needs to be
 in memory.
 """
@@ -31,15 +31,15 @@ def transposed(stored: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class WeightSource:
-    """One parameter: the canonical name of the stored tensor, and how its axes are turned."""
+    """One parameter: the canonical name of the stored tensor, and how its axes are transformed."""
 
     name: str
     transform: WeightTransform = as_stored
 
     def read(self, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The parameter, contiguous, in its own memory."""
-        turned = self.transform(checkpoint.tensor(self.name)).to(dtype)
-        return turned.clone(memory_format=torch.contiguous_format)
+        transformed = self.transform(checkpoint.tensor(self.name)).to(dtype)
+        return transformed.clone(memory_format=torch.contiguous_format)
 
 
 class Linear(nn.Module):
@@ -56,7 +56,7 @@ class Linear(nn.Module):
         return x @ self.weight + self.bias
 
 
-def dense_weights(module: nn.Module) -> set[str]:
+def linear_weights(module: nn.Module) -> set[str]:
     """Names of the parameters of `module` that are the [in, out] weights of `Linear` layers."""
     return {f"{name}.weight" for name, part in module.named_modules() if isinstance(part, Linear)}
 

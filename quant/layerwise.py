@@ -115,8 +115,8 @@ class LayerQuantizer:
 
     def _attend(self, layer: DecoderLayer, states: torch.Tensor) -> torch.Tensor:
         cos, sin = self._turn
-        turn = cos[: len(states)], sin[: len(states)]
-        output, _ = layer.self_attn(layer.input_layernorm(states)[None], turn, None)
+        cos_sin = cos[: len(states)], sin[: len(states)]
+        output, _ = layer.self_attn(layer.input_layernorm(states)[None], cos_sin, None)
         context: torch.Tensor = output[0].cpu()
         return context
 

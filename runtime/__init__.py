@@ -1,8 +1,8 @@
 """Caption videos and answer questions about them from a VideoLLaMA3 bundle, without torch."""
 
-from .chat import Chat
+from .chat import Chat, Turn
 from .config import GenerationConfig, PruningConfig, SamplingPlan
-from .decode.generate import Answer, Chunk
+from .decode.generate import Answer, Chunk, GenerationStats
 from .errors import (
     BackendError,
     BundleError,
@@ -17,7 +17,8 @@ from .jobs import CaptionJob, CaptionResult
 from .live.session import FrameReport, Session
 from .media.limits import MediaLimits
 from .model import VideoLlama3
-from .vision.clip import Clip
+from .prompt.splice import SplicedPrompt, VisualTokens
+from .vision.clip import Clip, EncodeStats
 from .vision.opened_media import OpenedMedia
 from .vision.pending_clip import PendingClip
 
@@ -32,8 +33,10 @@ __all__ = [
     "Clip",
     "ConfigError",
     "ContextLengthError",
+    "EncodeStats",
     "FrameReport",
     "GenerationConfig",
+    "GenerationStats",
     "MediaError",
     "MediaLimits",
     "MediaWarning",
@@ -43,6 +46,9 @@ __all__ = [
     "PruningConfig",
     "SamplingPlan",
     "Session",
+    "SplicedPrompt",
+    "Turn",
     "VideoLlama3",
+    "VisualTokens",
     "Vl3EdgeError",
 ]

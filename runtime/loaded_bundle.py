@@ -18,7 +18,7 @@ from .memory_budget import MemoryBudget
 from .memory_estimate import prefill_bytes, vision_bytes
 from .prompt.chat_template import MediaItem, PromptTemplate
 from .prompt.messages import conversation_pieces
-from .prompt.splice import EmbeddingTable, SplicedPrompt, growing
+from .prompt.splice import EmbeddingTable, SplicedPrompt, stream_incremental
 from .prompt.tokenizer import Tokenizer
 from .vision.clip import Clip
 from .vision.clip_encoder import ClipEncoder
@@ -107,10 +107,10 @@ class LoadedBundle:
     def _prompts(
         self, messages: Messages, clips: Sequence[AnyClip], every: int | None, add_system_prompt: bool
     ) -> Iterator[SplicedPrompt]:
-        """The prompt of a conversation while its clips are encoded; see `growing`."""
+        """The prompt of a conversation while its clips are encoded; see `stream_incremental`."""
         tokens = self.bundle.manifest.tokens
         media = [MediaItem(clip.kind, clip.timestamps_s) for clip in clips]
         pieces = conversation_pieces(self._template, messages, media, add_system_prompt=add_system_prompt)
         placeholders = [tokens.image_id if clip.kind == "image" else tokens.video_id for clip in clips]
         visuals = [clip.visual if isinstance(clip, Clip) else clip for clip in clips]
-        return growing(pieces, visuals, placeholders, self._tokenizer, every)
+        return stream_incremental(pieces, visuals, placeholders, self._tokenizer, every)

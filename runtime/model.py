@@ -20,6 +20,7 @@ from .live.session import Session
 from .live.session_prompt import StreamFormat, StreamLayout
 from .loaded_bundle import LoadedBundle, Messages
 from .media.limits import DEFAULT_LIMITS, MediaLimits
+from .prompt.chat_template import DESCRIBE as DESCRIBE
 from .prompt.chat_template import media_items, question_about, with_system
 from .prompt.splice import SplicedPrompt
 from .vision.clip import Clip

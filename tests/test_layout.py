@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import inspect
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import pytest
+
+from vl3edge.runtime.media import video
 
 ROOT = Path(__file__).resolve().parent.parent
 # Modules each package may import from outside itself, the standard library apart.
@@ -121,12 +127,48 @@ def test_importing_the_runtime_loads_no_backend() -> None:
     assert done.stdout.strip() == "False"
 
 
-def test_public_names() -> None:
-    import vl3edge.runtime
+PUBLIC = ("vl3edge.runtime", "vl3edge.runtime.live", "vl3edge.runtime.captions")
 
-    names = vl3edge.runtime.__all__
-    assert names == sorted(names)
-    assert all(hasattr(vl3edge.runtime, name) for name in names)
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_public_names(module: str) -> None:
+    public = importlib.import_module(module)
+    assert public.__all__ == sorted(public.__all__, key=lambda name: (name.islower(), name))
+    assert all(hasattr(public, name) for name in public.__all__)
+
+
+# What callers get from one public name and give to another, without a use of their own.
+PASSED_THROUGH = {
+    "GenerationConfig.filled: GenerationSpec",
+    "Session.pull: Fetched",
+    "SplicedPrompt.embeddings: EmbeddingTable",
+}
+
+
+def test_public_methods_take_and_return_public_types() -> None:
+    modules = [importlib.import_module(name) for name in PUBLIC]
+    public = {getattr(module, name) for module in modules for name in module.__all__}
+    hidden = {
+        f"{item.__name__}.{name}: {kind.__name__}"
+        for item in public
+        for name, member in [(item.__name__, item), *vars(item).items()]
+        if not name.startswith("_")
+        for kind in types_of(member)
+        if kind not in public
+    }
+    assert hidden <= PASSED_THROUGH
+
+
+def types_of(member: Any) -> Iterator[type]:
+    """The project's own classes in the signature of a function, method or property."""
+    function = getattr(member, "fget", None) or getattr(member, "__func__", member)
+    if inspect.isfunction(function):
+        waiting: list[Any] = list(get_type_hints(function, localns=vars(video)).values())
+        while waiting:
+            kind = waiting.pop()
+            waiting += kind if isinstance(kind, list) else get_args(kind)
+            if inspect.isclass(kind) and kind.__module__.startswith("vl3edge."):
+                yield kind
 
 
 @pytest.mark.parametrize("module", ["vl3edge", "vl3edge.runtime.cli.main"])

@@ -64,7 +64,7 @@ def calibrate_prefill(
     text = checkpoint.config.text
     watched, held_out = _some(data.calibration, CALIBRATION_TOKENS), _some(data.held_out, CALIBRATION_TOKENS // 2)
     hidden = [torch.from_numpy(sequence) for sequence in (*watched, *held_out)]
-    turn = rotary(text, 0, max(map(len, hidden)))
+    cos_sin = rotary(text, 0, max(map(len, hidden)))
     made: dict[str, np.ndarray] = {}
     read: dict[str, np.ndarray] = {}
     caches: list[list[np.ndarray]] = [[] for _ in held_out]
@@ -76,7 +76,7 @@ def calibrate_prefill(
             if number == len(watched):
                 for hook in hooks:
                     hook.remove()
-            output, (key, value) = layer(states[None], (turn[0][: len(states)], turn[1][: len(states)]))
+            output, (key, value) = layer(states[None], (cos_sin[0][: len(states)], cos_sin[1][: len(states)]))
             hidden[number] = output[0]
             if number >= len(watched):
                 caches[number - len(watched)].append(torch.stack((key[0], value[0])).numpy())

@@ -61,13 +61,13 @@ class Smoothing:
         if made is None and read is None:
             return before
 
-        def turn(stored: torch.Tensor) -> torch.Tensor:
+        def transform(stored: torch.Tensor) -> torch.Tensor:
             value = before(stored).float()
             if made is not None:
                 value = value / torch.from_numpy(made)
             return value if read is None else value * torch.from_numpy(read)[:, None]
 
-        return turn
+        return transform
 
 
 @dataclass(frozen=True)

@@ -93,9 +93,9 @@ class CachedAttention(PromptAttention):
         by_key = node("FusedMatMul", [keys, grouped], f"{name}.scores.by.key", domain=MS, transB=1, alpha=self._scale)
         scores = node("Transpose", [by_key], f"{name}.scores", perm=[0, 1, 3, 2])
         masked = node("Add", [scores, "attention.bias"], f"{name}.masked")
-        shares = node("Softmax", [masked], f"{name}.shares", axis=-1)
-        mixed = node("MatMul", [shares, values], f"{name}.mixed")
-        return [node("Reshape", [mixed, "attention.joined"], name), keys, values]
+        probabilities = node("Softmax", [masked], f"{name}.shares", axis=-1)
+        attended = node("MatMul", [probabilities, values], f"{name}.mixed")
+        return [node("Reshape", [attended, "attention.joined"], name), keys, values]
 
     def _rotated(self, x: str, heads: int, name: str) -> str:
         inputs = [x, "attention.positions", *self._tables]

@@ -293,8 +293,10 @@ class _VisionBuilder(_TypedBuilder):
         value = graph.node("Transpose", [value], f"{name}.value.t", perm=[0, 2, 1, 3])
         # The casts around the softmax are what makes TensorRT for RTX sum scores in float32 inside its fused kernel.
         scores = self.float32(str(graph.node("MatMul", [query, key], f"{name}.scores")), f"{name}.scores.float32")
-        shares = self.product_type(str(graph.node("Softmax", [scores], f"{name}.shares", axis=-1)), f"{name}.cast")
-        attended = graph.node("MatMul", [shares, value], f"{name}.attended")
+        probabilities = self.product_type(
+            str(graph.node("Softmax", [scores], f"{name}.shares", axis=-1)), f"{name}.cast"
+        )
+        attended = graph.node("MatMul", [probabilities, value], f"{name}.attended")
         attended = graph.node("Transpose", [attended], f"{name}.attended.t", perm=[0, 2, 1, 3])
         attended = graph.node("Reshape", [attended, self._flat_shape], f"{name}.attended.flat")
         update = self.linear(attended, f"{stem}self_attn.out_proj", f"{name}.output", columns=self._pad)

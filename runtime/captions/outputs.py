@@ -52,18 +52,18 @@ class StreamOutput(Output):
     several: whether there is more than one clip; plain text then names them.
     """
 
-    def __init__(self, write: Callable[[bytes], None], style: str, several: bool) -> None:
+    def __init__(self, write: Callable[[bytes], None], format: str, several: bool) -> None:
         self._write = write
-        self._style = style
+        self._format = format
         self._several = several
-        self._cues = Cues(style)
-        if style == "vtt":
+        self._cues = Cues(format)
+        if format == "vtt":
             write(VTT_HEADER.encode())
 
     def write(self, record: CaptionResult) -> None:
-        if self._style == "jsonl":
+        if self._format == "jsonl":
             self._write(json_line(record))
-        elif self._style == "text":
+        elif self._format == "text":
             self._write(text_line(record, self._several).encode())
         elif is_shown(record):
             self._write(self._cues.next(record).encode())
@@ -103,17 +103,17 @@ class DocumentOutput(RecordFile):
     clips to it. Raises ConfigError if it exists and is neither to be replaced nor continued.
     """
 
-    def __init__(self, path: Path, style: str, keep: bool, force: bool) -> None:
+    def __init__(self, path: Path, format: str, keep: bool, force: bool) -> None:
         self._document = path
-        self._style = style
+        self._format = format
         journal = records_of(path)
         if path.exists() and not force and not (keep and journal.exists()):
             raise ConfigError(f"{path} exists; replace it with --force, or choose another file")
         super().__init__(journal, keep, force)
 
     def finish(self) -> None:
-        write_whole(self._document, document(self.records, self._style))
-        if self._style != "parquet" and not any(record.error for record in self.records()):
+        write_whole(self._document, document(self.records, self._format))
+        if self._format != "parquet" and not any(record.error for record in self.records()):
             self.remove()
 
 
@@ -122,14 +122,14 @@ def records_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.jsonl")
 
 
-def document(records: Callable[[], Iterable[CaptionResult]], style: str) -> Iterator[bytes]:
+def document(records: Callable[[], Iterable[CaptionResult]], format: str) -> Iterator[bytes]:
     """A file of one of the formats, in parts. records: gives all of them, each time it is called."""
-    if style == "parquet":
+    if format == "parquet":
         yield from parquet_bytes(records())
-    elif style in ("srt", "vtt"):
-        yield subtitles(records(), style).encode()
+    elif format in ("srt", "vtt"):
+        yield subtitles(records(), format).encode()
     else:
-        yield from (json_line(r) if style == "jsonl" else text_line(r, False).encode() for r in records())
+        yield from (json_line(r) if format == "jsonl" else text_line(r, False).encode() for r in records())
 
 
 def stream_to(stream: TextIO) -> Callable[[bytes], None]:

@@ -30,7 +30,7 @@ class SidecarOutput(Output):
     A clip that is cut into segments has all of them in its file; in JSON, a list of records instead of one.
     """
 
-    def __init__(self, media: Sequence[str], suffix: str, style: str, keep: bool, force: bool) -> None:
+    def __init__(self, media: Sequence[str], suffix: str, format: str, keep: bool, force: bool) -> None:
         """suffix: of the sidecar, with its dot. keep: clips that have a file are done. force: it is replaced.
 
         Clips that would have one file (IMG.JPG and IMG.MOV) have files with their whole names (IMG.JPG.txt and
@@ -38,7 +38,7 @@ class SidecarOutput(Output):
         Raises ConfigError if a file would be a clip all the same, and if there are files already and neither `keep` nor
         `force` says what to do about them.
         """
-        self._style = style
+        self._format = format
         self._paths, self.note = _paths(media, suffix)
         self._force = force
         self._keep = keep
@@ -76,10 +76,10 @@ class SidecarOutput(Output):
             raise OutputError(f"{path}: {e.strerror or e}") from e
 
     def _content(self, records: list[CaptionResult]) -> Sequence[bytes]:
-        if self._style == "jsonl":
+        if self._format == "jsonl":
             whole = records[0].to_json() if records[0].segment is None else [part.to_json() for part in records]
             return [f"{json.dumps(whole, ensure_ascii=True, indent=1)}\n".encode()]
-        return list(document(lambda: records, self._style))
+        return list(document(lambda: records, self._format))
 
 
 def _paths(media: Sequence[str], suffix: str) -> tuple[dict[str, Path], str | None]:

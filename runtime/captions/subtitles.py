@@ -22,11 +22,11 @@ _MIN_CUE_MS = 1000  # an event found at one moment, and a picture, are shown for
 _WORD_JOINER = "\u2060"
 
 
-def subtitles(records: Iterable[CaptionResult], style: str) -> str:
-    """A whole subtitle file, cues in order of their times. style: "srt" or "vtt"."""
+def subtitles(records: Iterable[CaptionResult], format: str) -> str:
+    """A whole subtitle file, cues in order of their times. format: "srt" or "vtt"."""
     shown = sorted((r for r in records if is_shown(r)), key=lambda r: (r.start_s or 0.0, r.end_s or 0.0))
-    cues = Cues(style)
-    return (VTT_HEADER if style == "vtt" else "") + "".join(cues.next(record) for record in shown)
+    cues = Cues(format)
+    return (VTT_HEADER if format == "vtt" else "") + "".join(cues.next(record) for record in shown)
 
 
 def is_shown(record: CaptionResult) -> bool:
@@ -35,10 +35,10 @@ def is_shown(record: CaptionResult) -> bool:
 
 
 class Cues:
-    """Writes the cues of one film, records that are shown, in the order of their times. style: "srt" or "vtt"."""
+    """Writes the cues of one film, records that are shown, in the order of their times. format: "srt" or "vtt"."""
 
-    def __init__(self, style: str) -> None:
-        self._style = style
+    def __init__(self, format: str) -> None:
+        self._format = format
         self._count = 0
         self._end_ms = 0
 
@@ -50,7 +50,7 @@ class Cues:
         self._count += 1
         self._end_ms = end
         text = _text(record)
-        if self._style == "vtt":
+        if self._format == "vtt":
             text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
             return f"{_time(start, '.')} --> {_time(end, '.')}\n{text}\n\n"
         text = re.sub(r"<|\{(?=\\)|--(?=>)", rf"\g<0>{_WORD_JOINER}", text)

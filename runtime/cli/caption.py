@@ -69,11 +69,11 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     begin = time.perf_counter()
-    request, style = _request(options), _style(options)
+    request, format = _request(options), _format(options)
     shared.manifest_of(options)  # a bundle that is none should not leave an empty output
     arguments = matches(options.media, shared.folder_kind(options), shared.media_limits(options))
     media = [name for _, names in arguments for name in names]
-    with closing(_output(options, style, media)) as output:
+    with closing(_output(options, format, media)) as output:
         tally = _Tally()
         for argument, names in arguments:
             if not names:
@@ -172,43 +172,43 @@ def _request(options: argparse.Namespace) -> CaptionRequest:
     )
 
 
-def _style(options: argparse.Namespace) -> str:
+def _format(options: argparse.Namespace) -> str:
     """The format, after checking that the other options go with it."""
     suffixes = {".jsonl": "jsonl", ".srt": "srt", ".vtt": "vtt", ".parquet": "parquet"}
-    style: str = options.format or suffixes.get(options.output.suffix.lower() if options.output else "", "text")
+    format: str = options.format or suffixes.get(options.output.suffix.lower() if options.output else "", "text")
     if options.sidecar is not None:
         if options.output is not None:
             raise ConfigError("--sidecar and -o are mutually exclusive")
-        if style not in SUFFIXES:
-            raise ConfigError(f"--sidecar writes {', '.join(SUFFIXES)}, not {style}")
-    elif (options.resume or options.retry_failed) and (options.output is None or style == "text"):
+        if format not in SUFFIXES:
+            raise ConfigError(f"--sidecar writes {', '.join(SUFFIXES)}, not {format}")
+    elif (options.resume or options.retry_failed) and (options.output is None or format == "text"):
         raise ConfigError("--resume needs output to continue: -o FILE with a --format other than text, or --sidecar")
     if options.force and (options.resume or options.retry_failed):
         raise ConfigError("--force and --resume or --retry-failed are mutually exclusive")
-    if style == "parquet":
+    if format == "parquet":
         check_pyarrow()
         if options.output is None:
             raise ConfigError("--format parquet needs -o FILE")
-    return style
+    return format
 
 
-def _output(options: argparse.Namespace, style: str, media: Sequence[str]) -> Output:
+def _output(options: argparse.Namespace, format: str, media: Sequence[str]) -> Output:
     keep = options.resume or options.retry_failed
     if options.sidecar is not None:
-        output = SidecarOutput(media, options.sidecar or SUFFIXES[style], style, keep, options.force)
+        output = SidecarOutput(media, options.sidecar or SUFFIXES[format], format, keep, options.force)
         if output.note is not None:
             progress(output.note)
         return output
-    if style in ("srt", "vtt") and len(media) > 1:
+    if format in ("srt", "vtt") and len(media) > 1:
         raise ConfigError(
-            f"{style} holds the captions of one video, not of {len(media)}; use --sidecar or --format jsonl"
+            f"{format} holds the captions of one video, not of {len(media)}; use --sidecar or --format jsonl"
         )
     if options.output is None:
-        return StreamOutput(stream_to(sys.stdout), style, len(media) > 1)
-    if style in ("srt", "vtt") and keep and options.output.exists() and not records_of(options.output).exists():
+        return StreamOutput(stream_to(sys.stdout), format, len(media) > 1)
+    if format in ("srt", "vtt") and keep and options.output.exists() and not records_of(options.output).exists():
         return FinishedOutput()
-    if style in DOCUMENTS:
-        return DocumentOutput(options.output, style, keep, options.force)
-    if style == "text":
+    if format in DOCUMENTS:
+        return DocumentOutput(options.output, format, keep, options.force)
+    if format == "text":
         return TextFileOutput(options.output, len(media) > 1, options.force)
     return RecordFile(options.output, keep, options.force)

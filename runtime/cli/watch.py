@@ -100,7 +100,11 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    inquiry, generation, pruning = _inquiry(options), shared.generation_config(options), shared.pruning_config(options)
+    watch_config, generation, pruning = (
+        _watch_config(options),
+        shared.generation_config(options),
+        shared.pruning_config(options),
+    )
     source = SourceOptions(
         options.timeout, options.transport, options.camera_size, options.camera_rate, options.source_fps
     )
@@ -113,11 +117,13 @@ def run(options: argparse.Namespace) -> int:
         session = model.open_session(
             options.system, pruning, options.context, add_system_prompt=options.add_system_prompt
         )
-        writer = AnswerWriter(reader.name, stream, options.format, len(inquiry.questions) > 1, bool(options.output))
-        progress(f"{_when(inquiry)}; Ctrl-C ends the watch")
+        writer = AnswerWriter(
+            reader.name, stream, options.format, len(watch_config.questions) > 1, bool(options.output)
+        )
+        progress(f"{_when(watch_config)}; Ctrl-C ends the watch")
         try:
             with reader:
-                for item in watch(reader, session, inquiry, generation, stopped.is_set):
+                for item in watch(reader, session, watch_config, generation, stopped.is_set):
                     if isinstance(item, LiveEvent):
                         progress(f"[{clock_text(item.time_s)}] {item.message}")
                     else:
@@ -128,7 +134,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _inquiry(options: argparse.Namespace) -> WatchConfig:
+def _watch_config(options: argparse.Namespace) -> WatchConfig:
     change = None if options.on_change is None else ChangeDetector(options.on_change)
     every_s = options.every
     if every_s is None and change is None:
@@ -136,12 +142,12 @@ def _inquiry(options: argparse.Namespace) -> WatchConfig:
     return WatchConfig(tuple(options.question), every_s, change, options.keep_answers, options.duration)
 
 
-def _when(inquiry: WatchConfig) -> str:
+def _when(watch_config: WatchConfig) -> str:
     """When questions are asked, in words."""
     times = []
-    if inquiry.every_s is not None:
-        times.append(f"every {inquiry.every_s:g} s")
-    if inquiry.change is not None:
+    if watch_config.every_s is not None:
+        times.append(f"every {watch_config.every_s:g} s")
+    if watch_config.change is not None:
         times.append("when the picture changes")
     return f"asking {' and '.join(times)}"
 

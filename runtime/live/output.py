@@ -57,14 +57,14 @@ class AnswerWriter:
     """Puts the pieces of answers together and writes them to a stream; an answer is flushed when it is complete.
 
     source: what records call it.
-    style: one of FORMATS. name_questions: whether text names the question before each answer.
+    format: one of FORMATS. name_questions: whether text names the question before each answer.
     on_disk: whether the stream is a file, which is then synced after each answer.
     """
 
-    def __init__(self, source: str, stream: TextIO, style: str, name_questions: bool, on_disk: bool) -> None:
+    def __init__(self, source: str, stream: TextIO, format: str, name_questions: bool, on_disk: bool) -> None:
         self._source = source
         self._stream = stream
-        self._style = style
+        self._format = format
         self._name_questions = name_questions
         self._on_disk = on_disk
         self._first: AnswerPart | None = None  # of the answer that is being written
@@ -76,11 +76,11 @@ class AnswerWriter:
         """Takes the next piece; state: as it is now."""
         if self._first is None:
             self._first, self._texts, self._begin_s = part, [], time.monotonic()
-            if self._style == "text":
+            if self._format == "text":
                 asked = f"{one_line(part.question)} " if self._name_questions else ""
                 self._stream.write(f"[{clock_text(part.time_s)}] {asked}")
         self._texts.append(part.chunk.text)
-        if self._style == "text":
+        if self._format == "text":
             self._stream.write(printable(part.chunk.text))
             self._stream.flush()
         if part.chunk.finish_reason is not None:
@@ -94,7 +94,7 @@ class AnswerWriter:
     def _end(self, finish_reason: str, state: WatchState) -> None:
         assert self._first is not None
         self.num_answers += 1
-        if self._style == "text":
+        if self._format == "text":
             self._stream.write(" …\n" if finish_reason == "interrupted" else "\n")
         else:
             record = AnswerRecord(

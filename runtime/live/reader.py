@@ -88,7 +88,7 @@ class LiveReader:
         self._speed = speed
         self._clock = StreamClock()
         self._sampler = IntervalSampler["VideoFrame"](fps)
-        self._news = EventLog()
+        self._events = EventLog()
         self._stopped = threading.Event()
         self._changed = threading.Condition()  # of a lock that one thread may take twice; guards the four below
         self._waiting: LiveFrame | None = None
@@ -126,7 +126,7 @@ class LiveReader:
 
     def events(self) -> list[LiveEvent]:
         """What happened since the last call."""
-        return self._news.take()
+        return self._events.take()
 
     @property
     def lost(self) -> bool:
@@ -192,26 +192,26 @@ class LiveReader:
 
     def _read(self, opened: LiveSource) -> None:
         """Every packet until the end. Raises SourceLost where a live source breaks off; a recording is cut short."""
-        pace = RealtimePacer(self._speed, self._stopped) if opened.is_recording else None
+        pacer = RealtimePacer(self._speed, self._stopped) if opened.is_recording else None
         heard_s = time.monotonic()
         try:
             for packet in opened.container.demux():
                 if self._stopped.is_set():
                     return
                 if packet.stream_index == opened.stream.index:
-                    self._decode(packet, opened, pace)
+                    self._decode(packet, opened, pacer)
                     heard_s = time.monotonic()
                 elif not opened.is_recording and time.monotonic() - heard_s > self._options.timeout_s:
                     raise SourceLost(f"no video for {self._options.timeout_s:g} s, only other streams")
         except av.FFmpegError as e:
-            self._decode(None, opened, pace)
+            self._decode(None, opened, pacer)
             if not opened.is_recording:
                 raise SourceLost(reason(e, self._options)) from e
             self._tell("cut", f"{self.name}: cut short here: {reason(e, self._options)}")
         finally:
             self._offer(self._sampler.flush())
 
-    def _decode(self, packet: Packet | None, opened: LiveSource, pace: RealtimePacer | None) -> None:
+    def _decode(self, packet: Packet | None, opened: LiveSource, pacer: RealtimePacer | None) -> None:
         """The frames of a packet; with None those that the decoder still holds."""
         if packet is not None and packet.is_corrupt:
             self._damaged()
@@ -222,9 +222,9 @@ class LiveReader:
             self._damaged()
             return
         for frame in frames:
-            self._accept(frame, opened, pace)
+            self._accept(frame, opened, pacer)
 
-    def _accept(self, frame: VideoFrame, opened: LiveSource, pace: RealtimePacer | None) -> None:
+    def _accept(self, frame: VideoFrame, opened: LiveSource, pacer: RealtimePacer | None) -> None:
         """One decoded frame: when it is shown, and whether an interval ended with the one before."""
         if frame.is_corrupt:
             self._damaged()
@@ -240,8 +240,8 @@ class LiveReader:
         self._describe(frame, opened)
         if jump is not None:
             self._tell("jump", f"the stream's clock jumped by {jump:+.1f} s; continuing from here")
-        if pace is not None:
-            pace.wait_for(shown)
+        if pacer is not None:
+            pacer.wait_for(shown)
         self._offer(self._sampler.push(shown, frame))
 
     def _offer(self, sample: Sample[VideoFrame] | None) -> None:
@@ -281,4 +281,4 @@ class LiveReader:
             self._counts = replace(now, **{name: getattr(now, name) + number for name, number in more.items()})
 
     def _tell(self, kind: str, message: str) -> None:
-        self._news.add(kind, LiveEvent(self._clock.now_s, message))
+        self._events.add(kind, LiveEvent(self._clock.now_s, message))

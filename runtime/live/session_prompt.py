@@ -39,23 +39,23 @@ Entry = FrameEntry | AnswerEntry
 class StreamLayout:
     """The layout of one session.
 
-    style: "video": frames stand in a user's turn as those of a clip do, a question closes the turn, and frames that
+    format: "video": frames stand in a user's turn as those of a clip do, a question closes the turn, and frames that
         come after its answer open the next. "stream": frames stand in turns of the role `stream`, questions in turns of
         their own.
     system, add_system_prompt: see `VideoLlama3.open_session`.
-    Raises ConfigError for an unknown style, or one that the template does not have.
+    Raises ConfigError for an unknown format, or one that the template does not have.
     """
 
     def __init__(
-        self, template: PromptTemplate, style: StreamFormat, system: str | None, add_system_prompt: bool = False
+        self, template: PromptTemplate, format: StreamFormat, system: str | None, add_system_prompt: bool = False
     ) -> None:
-        if style not in STREAM_FORMATS:
-            raise ConfigError(f"format must be one of {', '.join(STREAM_FORMATS)}, not {style!r}")
+        if format not in STREAM_FORMATS:
+            raise ConfigError(f"format must be one of {', '.join(STREAM_FORMATS)}, not {format!r}")
         self._template = template
-        self._style = style
+        self._format = format
         self._system = with_system([], system)
         self._add_system_prompt = add_system_prompt
-        if style == "stream" and self._opening("stream") == self._opening("user"):
+        if format == "stream" and self._opening("stream") == self._opening("user"):
             raise ConfigError("the checkpoint's chat template has no tokens for the stream role: use format='video'")
 
     def lead(self, previous: Entry | None, entry: Entry) -> list[Piece]:
@@ -86,7 +86,7 @@ class StreamLayout:
     def _turns(self, times: list[float], question: str | None) -> tuple[list[dict[str, Any]], list[MediaItem]]:
         """The turns of frames and a question, and the frames as the template's media."""
         text = [] if question is None else [{"type": "text", "text": question}]
-        if self._style == "video" or not times:
+        if self._format == "video" or not times:
             video = [{"type": "video"}] if times else []
             return [{"role": "user", "content": video + text}], [MediaItem("video", tuple(times))] if times else []
         content: list[dict[str, Any]] = []

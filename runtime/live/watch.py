@@ -67,7 +67,7 @@ class AnswerPart:
 def watch(
     reader: LiveReader,
     session: Session,
-    inquiry: WatchConfig,
+    watch_config: WatchConfig,
     config: GenerationConfig | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[LiveEvent | AnswerPart]:
@@ -77,7 +77,7 @@ def watch(
     time. `stopped` is looked at between frames and between the pieces of an answer, which then ends without its last.
     Raises MediaError when the source cannot be read; what push and ask of the session raise.
     """
-    return _Watch(reader, session, inquiry, config, stopped).run()
+    return _Watch(reader, session, watch_config, config, stopped).run()
 
 
 class _Watch:
@@ -85,16 +85,16 @@ class _Watch:
         self,
         reader: LiveReader,
         session: Session,
-        inquiry: WatchConfig,
+        watch_config: WatchConfig,
         config: GenerationConfig | None,
         stopped: Callable[[], bool],
     ) -> None:
         self._reader = reader
         self._session = session
-        self._inquiry = inquiry
+        self._watch_config = watch_config
         self._config = config
         self._stopped = stopped
-        self._due_s = inquiry.every_s
+        self._due_s = watch_config.every_s
         self._seen_s: float | None = None  # the time of the last frame
         self._seen_at_s = 0.0  # and by this machine's clock
         self._asked_s: float | None = None  # the time of the last frame that was asked about
@@ -125,25 +125,29 @@ class _Watch:
             yield LiveEvent(frame.timestamp_s, note)
         if first_to_leave:
             yield LiveEvent(frame.timestamp_s, "the context is full: the oldest frames are dropped from now on")
-        changed = self._inquiry.change is not None and self._inquiry.change.push(frame.pixels, frame.timestamp_s)
-        if self._due_s is not None and self._inquiry.every_s is not None and frame.timestamp_s >= self._due_s:
-            self._due_s += self._inquiry.every_s * (1 + (frame.timestamp_s - self._due_s) // self._inquiry.every_s)
+        changed = self._watch_config.change is not None and self._watch_config.change.push(
+            frame.pixels, frame.timestamp_s
+        )
+        if self._due_s is not None and self._watch_config.every_s is not None and frame.timestamp_s >= self._due_s:
+            self._due_s += self._watch_config.every_s * (
+                1 + (frame.timestamp_s - self._due_s) // self._watch_config.every_s
+            )
             yield from self._ask("time")
         elif changed:
             yield from self._ask("change")
 
     def _ask(self, cause: Cause) -> Iterator[AnswerPart]:
         time_s = self._asked_s = self._seen_s or 0.0
-        for question in self._inquiry.questions:
-            for chunk in self._session.ask(question, self._config, self._inquiry.keep):
+        for question in self._watch_config.questions:
+            for chunk in self._session.ask(question, self._config, self._watch_config.keep):
                 yield AnswerPart(time_s, question, cause, chunk)
                 if self._stopped() and chunk.finish_reason is None:
                     return
 
     def _over(self) -> bool:
         """Whether `until_s` is reached. While the source is lost, time goes on."""
-        if self._inquiry.until_s is None or self._seen_s is None:
+        if self._watch_config.until_s is None or self._seen_s is None:
             return False
-        if self._seen_s >= self._inquiry.until_s:
+        if self._seen_s >= self._watch_config.until_s:
             return True
-        return self._reader.lost and self._seen_s + time.monotonic() - self._seen_at_s >= self._inquiry.until_s
+        return self._reader.lost and self._seen_s + time.monotonic() - self._seen_at_s >= self._watch_config.until_s

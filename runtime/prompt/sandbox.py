@@ -1,10 +1,10 @@
 """Running a chat template that may come from anywhere: Jinja's sandbox, with limits on work, size and time.
 
 The sandbox keeps a template from reaching Python; it does not keep it from looping for a year or from asking for a
-terabyte. So a rendering has a budget of characters, and whatever makes something is charged for it: each turn of a loop
-the length of the template, each operator, filter and call the size of what it makes and of what it is given. A few
-filters and methods remain, those that cannot make much out of little, and so do numbers that fit 63 bits. Filter and
-call blocks and inheritance are refused when the template is compiled.
+terabyte. So a rendering has a budget of characters, and whatever makes something is charged for it: each iteration the
+length of the template, each operator, filter and call the size of what it makes and of what it is given. A few filters
+and methods remain, those that cannot make much out of little, and so do numbers that fit 63 bits. Filter and call
+blocks and inheritance are refused when the template is compiled.
 
 What transformers adds to Jinja is there: `break` and `continue`, `generation` blocks (which mark what a model is
 trained to say, and write what is in them), and its own `tojson`.
@@ -32,7 +32,7 @@ BUDGET = 1 << 24  # characters in all; the longest conversations that fit a mode
 MAX_VALUE = 1 << 20
 MAX_SECONDS = 10.0
 _ITEM = 8  # what an item of a list costs, in characters
-_TURN = 256  # what a turn of a loop and a call cost at least
+_ITERATION = 256  # what an iteration of a loop and a call cost at least
 _FILTERS = (
     "abs capitalize count d default dictsort e escape first float format int items join last length list lower map max "
     "min reject rejectattr replace reverse round safe select selectattr sort string sum title tojson trim unique upper"
@@ -78,11 +78,11 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         super().__init__(trim_blocks=True, lstrip_blocks=True, finalize=self._printed, extensions=extensions)
         self._left = BUDGET
         self._deadline = 0.0
-        self._turn = _TURN
+        self._iteration = _ITERATION
         self.globals = {name: self.globals[name] for name in ("range", "namespace", "dict")} | dict(functions)
         known = self.filters | {"tojson": self._tojson}
         self.filters = {name: self._charged_filter(name, known[name]) for name in _FILTERS.split()}
-        self.filters["iterations of a loop"] = self._turns
+        self.filters["iterations of a loop"] = self._iterations
         self.filters["value of a variable"] = self._charged
         self.code_generator_class = _Guarded
 
@@ -92,11 +92,11 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
 
     def render(self, template: Template, context: Mapping[str, Any]) -> str:
         """What the template writes; TemplateError beyond the limits, besides whatever templates raise."""
-        self._begin(self._turn)
+        self._begin(self._iteration)
         return "".join(template.generate(context))
 
     def call(self, context: Any, obj: Any, /, *arguments: Any, **options: Any) -> Any:
-        self._spend(self._turn)
+        self._spend(self._iteration)
         if not isinstance(obj, Undefined) and not self._is_known(obj):
             raise SecurityError(f"{getattr(obj, '__name__', type(obj).__name__)} may not be called")
         self._charged((arguments, options))
@@ -116,8 +116,8 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
             self._charged((left, right))
         return self._charged(super().call_binop(context, operator, left, right))
 
-    def _begin(self, turn: int) -> None:
-        self._turn = max(turn, _TURN)
+    def _begin(self, iteration: int) -> None:
+        self._iteration = max(iteration, _ITERATION)
         self._left = BUDGET
         self._deadline = time.monotonic() + MAX_SECONDS
 
@@ -140,9 +140,9 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
     def _printed(self, value: Any) -> Any:
         return self._charged(value)
 
-    def _turns(self, items: Iterable[Any]) -> Iterator[Any]:
+    def _iterations(self, items: Iterable[Any]) -> Iterator[Any]:
         for item in items:
-            self._spend(self._turn)
+            self._spend(self._iteration)
             yield item
 
     def _tojson(

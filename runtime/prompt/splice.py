@@ -200,11 +200,11 @@ def splice(
     tokenizer: Tokenizer,
 ) -> SplicedPrompt:
     """Puts a prompt's pieces together; visuals[k] and placeholder_ids[k] belong to the k-th media item."""
-    whole = list(growing(pieces, visuals, placeholder_ids, tokenizer, every=None))
+    whole = list(stream_incremental(pieces, visuals, placeholder_ids, tokenizer, every=None))
     return whole[-1]
 
 
-def growing(
+def stream_incremental(
     pieces: Sequence[Piece],
     visuals: Sequence[FrameTokens],
     placeholder_ids: Sequence[int],

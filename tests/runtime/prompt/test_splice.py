@@ -12,7 +12,14 @@ import pytest
 
 from vl3edge.runtime.errors import BundleError
 from vl3edge.runtime.prompt.chat_template import VisualSlot
-from vl3edge.runtime.prompt.splice import EmbeddingTable, SplicedPrompt, VisualTokens, common_prefix, growing, splice
+from vl3edge.runtime.prompt.splice import (
+    EmbeddingTable,
+    SplicedPrompt,
+    VisualTokens,
+    common_prefix,
+    splice,
+    stream_incremental,
+)
 
 VOCAB, HIDDEN = 11, 12
 NAMES = {"float16": "F16", "float32": "F32", "uint8": "U8"}
@@ -268,7 +275,7 @@ def test_embeddings_of_every_part(tmp_path: Path) -> None:
 )
 def test_a_growing_prompt_is_its_own_beginning(every: int | None, lengths: list[int]) -> None:
     whole = spliced()
-    parts = list(growing(PIECES, [CLIP, PHOTO], [9, 10], Letters(), every))  # type: ignore[arg-type]
+    parts = list(stream_incremental(PIECES, [CLIP, PHOTO], [9, 10], Letters(), every))  # type: ignore[arg-type]
     assert [len(part) for part in parts] == lengths
     for part in parts:
         assert part.ids.tolist() == whole.ids[: len(part)].tolist()
