@@ -23,7 +23,7 @@ from ..media.contents import format_of, media_kind
 from ..media.frame_rate import ASSUMED_FPS, lacks_clock, must_be_counted, own_rate
 from ..media.frame_sampling import as_fraction
 from ..media.limits import DEFAULT_LIMITS
-from ..media.packets import best_video_stream, open_container, open_tolerantly
+from ..media.packets import best_video_stream, is_picture, open_container, open_tolerantly
 from ..media.signatures import STILL_BRANDS
 
 if TYPE_CHECKING:
@@ -191,8 +191,7 @@ def reason(error: av.FFmpegError, options: SourceOptions) -> str:
 
 def _shows_a_picture(container: InputContainer) -> bool:
     """Whether FFmpeg found a picture; of a HEIF one it would show the first tile."""
-    name, brand = container.format.name, container.metadata.get("major_brand", "")
-    return name == "image2" or name.endswith("_pipe") or brand.encode() in STILL_BRANDS
+    return is_picture(container) or container.metadata.get("major_brand", "").encode() in STILL_BRANDS
 
 
 def _check_film(path: str) -> None:
