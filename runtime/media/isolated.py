@@ -1,7 +1,7 @@
 """Reading media in a process of its own, so that a crash or a hang inside a codec costs one clip and not the program.
 
 The process is another Python that runs `isolated_worker.py`. It is kept for the next clip, and started anew after it
-died or had to be killed. It isolates crashes, endless loops and hunger for memory; it is no sandbox: the process may do
+died, at work or while it waited, or had to be killed. It isolates crashes, endless loops and hunger for memory; it is no sandbox: the process may do
 what its user may. Frames come through a socket at their full size.
 """
 
@@ -42,6 +42,10 @@ def _folder() -> str | None:
         return None
 
 
+class _Gone(MediaError):
+    """The process ended before it began with a request: the clip has nothing to do with it."""
+
+
 class ReaderProcess:
     """A process that reads media, one request after the other.
 
@@ -68,13 +72,16 @@ class ReaderProcess:
 
         Raises MediaError for what the process refuses, and when it dies or takes longer than the clock allows.
         """
-        self.is_ready = False
+        self.is_ready = has_begun = False
         try:
             self._connection.send(request)
             while True:
                 if not self._connection.poll(max(0.0, clock.left_s()) + GRACE_S):
                     clock.check()
                 kind, answer = self._connection.recv()
+                if kind == "begun":
+                    has_begun = True
+                    continue
                 self.is_ready = kind != "more"
                 if kind == "error":
                     raise MediaError(answer)
@@ -86,6 +93,8 @@ class ReaderProcess:
         except (EOFError, OSError) as e:
             status = self._process.wait()
             how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+            if not has_begun:
+                raise _Gone(f"{name}: the process that was to read it {how}") from e
             raise MediaError(f"{name}: the process that read it {how}: the file is damaged, or meant to do that") from e
 
     def kill(self) -> None:
@@ -122,11 +131,19 @@ _idle = _Idle()
 
 
 def ask(name: str, limits: MediaLimits, request: tuple[Any, ...]) -> Generator[Any]:
-    """What a process answers to a request about the clip `name`; see `ReaderProcess.ask`."""
+    """What a process answers to a request about the clip `name`; see `ReaderProcess.ask`.
+
+    One that was ended while it waited (by whoever needed memory, say) is replaced, once.
+    """
     clock = ReadingClock(name, limits)
     process = _idle.take(limits.max_isolated_bytes)
     try:
-        yield from clock.timed(process.ask(clock, name, request))
+        try:
+            yield from clock.timed(process.ask(clock, name, request))
+        except _Gone:
+            process.kill()
+            process = ReaderProcess(limits.max_isolated_bytes)
+            yield from clock.timed(process.ask(clock, name, request))
     finally:
         _idle.give(process)
 
