@@ -1,8 +1,8 @@
 """Reading media in a process of its own, so that a crash or a hang inside a codec costs one clip and not the program.
 
 The process is another Python that runs `isolated_worker.py`. It is kept for the next clip, and started anew after it
-died, at work or while it waited, or had to be killed. It isolates crashes, endless loops and hunger for memory; it is no sandbox: the process may do
-what its user may. Frames come through a socket at their full size.
+died, at work or while it waited, or had to be killed. It isolates crashes, endless loops and hunger for memory; it is
+no sandbox: the process may do what its user may. Frames come through a socket at their full size.
 """
 
 from __future__ import annotations
