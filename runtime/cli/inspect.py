@@ -31,7 +31,7 @@ def add_to(commands: Any) -> None:
         "-o", "--output", type=Path, required=True, metavar="REPORT", help="writes REPORT.png and REPORT.html"
     )
     parser.add_argument("-q", "--question", help="that will be asked (default: for a description)")
-    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="of the answer (default: 256)")
+    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="of the answer (default: the model's, or 256)")
     shared.add_system(parser)
     shared.add_sampling(parser)
     parser.set_defaults(run=run)
