@@ -168,8 +168,11 @@ def _open(source: str, name: str, options: SourceOptions) -> InputContainer:
     if options.camera_rate is not None:
         settings["framerate"] = f"{options.camera_rate:g}"
     limits = (options.timeout_s, options.timeout_s)
+    kind = "v4l2" if is_camera(source) else None
     try:
-        return open_tolerantly(source, format="v4l2" if is_camera(source) else None, options=settings, timeout=limits)
+        # Not `options`, which go to each stream, too: before version 18, PyAV then frees memory that is not its own
+        # where FFmpeg finds more streams than the header named, as in FLV and MPEG-PS.
+        return open_tolerantly(source, format=kind, container_options=settings, timeout=limits)
     except av.FFmpegError as e:
         if isinstance(e, av.ProtocolNotFoundError | PermissionError):
             raise MediaError(f"{name}: {reason(e, options)}") from e
