@@ -265,6 +265,9 @@ def _generation(folder: Path, *sections: Section) -> GenerationSpec:
         top_p=top_p,
         top_k=holding("top_k").integer("top_k", _TRANSFORMERS_TOP_K if samples else 0, at_least=0),
         repetition_penalty=holding("repetition_penalty").number("repetition_penalty", 1.0),
+        # Not of the configuration itself, where max_length may be the context's.
+        max_new_tokens=file.integer("max_new_tokens", 0, at_least=0),
+        max_length=file.integer("max_length", 0, at_least=0),
     )
 
 

@@ -16,6 +16,8 @@ from .bundle.manifest import GenerationSpec
 from .errors import ConfigError
 
 MAX_FPS = 1_000_000  # finer than any clip's clock; times are counted exactly, and may not overflow
+DEFAULT_NEW_TOKENS = 256
+"""Of an answer, where neither the call nor the model limits it."""
 SamplingRule = Literal["fps", "index"]
 MediaKind = Literal["image", "video"]
 _KINDS: dict[str, tuple[type, str]] = {
@@ -99,9 +101,10 @@ class GenerationConfig:
     """How tokens are chosen. Field names and meanings follow transformers; temperature 0 is greedy.
 
     What is None is as the checkpoint's generation_config.json says (`model.info` shows it), or, where that says
-    nothing, greedy and without a penalty.
+    nothing, greedy, without a penalty, and at most 256 tokens.
 
-    max_new_tokens: upper limit of generated tokens.
+    max_new_tokens: upper limit of generated tokens. None takes the checkpoint's max_new_tokens, or what its max_length
+        leaves after the prompt.
     temperature, top_k, top_p: applied in this order; top_k 0 and top_p 1.0 switch theirs off. A temperature above 0
         draws tokens, also from a checkpoint that does not ask for it.
     repetition_penalty: 1.0 is off; applied to every token of the prompt and the answer so far; to those of the answer
@@ -109,7 +112,7 @@ class GenerationConfig:
     seed: of the sampler; None draws one. The same seed gives the same text on the same machine.
     """
 
-    max_new_tokens: int = 256
+    max_new_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
@@ -118,7 +121,7 @@ class GenerationConfig:
 
     def __post_init__(self) -> None:
         _check_types(self)
-        if self.max_new_tokens < 1:
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
         temperature, penalty = self.temperature, self.repetition_penalty
         if temperature is not None and not (math.isfinite(temperature) and temperature >= 0):
@@ -133,11 +136,18 @@ class GenerationConfig:
             raise ConfigError(f"seed must be a whole number, 0 or more, not {self.seed}")
 
     def filled(self, model: GenerationSpec) -> GenerationConfig:
-        """The same with what is left open taken from the model's own; only seed may still be None."""
+        """The same with how tokens are chosen, where that is left open, taken from the model's own; seed stays."""
         own = {"temperature": model.temperature if model.do_sample else 0.0, "top_p": model.top_p, "top_k": model.top_k}
         own["repetition_penalty"] = model.repetition_penalty
         taken: dict[str, Any] = {name: value for name, value in own.items() if getattr(self, name) is None}
         return replace(self, **taken)
+
+    def new_tokens(self, model: GenerationSpec, prompt_tokens: int) -> int:
+        """The upper limit of tokens to generate after a prompt of so many; below 1 if the model's max_length is used
+        up."""
+        if self.max_new_tokens is None and not model.max_new_tokens and model.max_length:
+            return model.max_length - prompt_tokens
+        return self.max_new_tokens or model.max_new_tokens or DEFAULT_NEW_TOKENS
 
 
 def check_rate(name: str, fps: float | None) -> None:

@@ -41,7 +41,7 @@ from typing import Any
 
 from .captions.captioner import CaptionRequest, CollectionCaptioner
 from .captions.parquet import record_table
-from .config import GenerationConfig, PruningConfig, SamplingPlan
+from .config import GenerationConfig, MediaKind, PruningConfig, SamplingPlan
 from .media.limits import MediaLimits
 from .model import VideoLlama3
 
@@ -66,6 +66,7 @@ class Captioner:
         batch: int = 1,
         system: str | None = None,
         add_system_prompt: bool = False,
+        kind: MediaKind | None = None,
     ) -> None:
         """bundle, backend, memory_limit: see `VideoLlama3.load`. Set memory_limit where actors share a machine: what
         is available when one starts is not its own.
@@ -75,6 +76,7 @@ class Captioner:
         prompt: None asks for a description. sampling, pruning, generation: None takes the defaults.
         batch: how many captions are generated together; see `VideoLlama3.caption_all`.
         system, add_system_prompt: see `VideoLlama3`.
+        kind: "image" or "video", what all media are; None tells it by their content, as `caption` does without --as.
         Raises BundleError, BackendError, ConfigError, MemoryLimitError.
         """
         threads = int(os.environ.get("OMP_NUM_THREADS", "0").split(",")[0]) if num_threads is None else num_threads
@@ -87,6 +89,7 @@ class Captioner:
             batch=batch,
             system=system,
             add_system_prompt=add_system_prompt,
+            kind=kind,
         )
         self._captioner = CollectionCaptioner(VideoLlama3.load(bundle, backend, threads, memory_limit, limits), request)
 

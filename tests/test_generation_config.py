@@ -10,7 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from reference import VisualInput, generate_from_visuals, load_reference, reference_generate
+from reference import (
+    VisualInput,
+    generate_from_visuals,
+    load_processor,
+    load_reference,
+    reference_generate,
+    reference_inputs,
+)
 
 from vl3edge.export.pipeline import export_bundle
 from vl3edge.models.checkpoint import Checkpoint
@@ -20,6 +27,7 @@ from vl3edge.models.synthetic.random import preset, write_random_checkpoint
 from vl3edge.runtime import GenerationConfig, SamplingPlan, VideoLlama3
 from vl3edge.runtime.bundle.manifest import GREEDY, GenerationSpec
 from vl3edge.runtime.cli.main import main
+from vl3edge.runtime.errors import ContextLengthError
 from vl3edge.runtime.jobs import CaptionJob
 from vl3edge.runtime.ray import Captioner
 from vl3edge.runtime.terminal import printable
@@ -151,7 +159,7 @@ def test_info_says_how_tokens_are_chosen(
     assert main(["info", str(drawing.bundle.folder)]) == 0
     assert "drawn at temperature 0.8, top-p 0.9, top-k 7, repetition penalty 1" in capsys.readouterr().out
     assert main(["info", str(bundle)]) == 0
-    assert "greedy, repetition penalty 1; end tokens" in capsys.readouterr().out
+    assert "greedy, repetition penalty 1; at most 256 tokens new; end tokens" in capsys.readouterr().out
 
 
 def test_the_command_line_and_ray_take_the_models_own(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
@@ -174,6 +182,8 @@ READ: list[tuple[dict[str, Any], GenerationSpec]] = [
     ({"do_sample": True, "top_k": 0, "top_p": 0.5}, GenerationSpec(do_sample=True, top_p=0.5)),
     ({"do_sample": True, "top_k": None, "temperature": None}, GenerationSpec(do_sample=True, top_k=50)),
     ({"repetition_penalty": 1.1, "top_p": 0.8, "top_k": 20}, GenerationSpec(False, 1.0, 0.8, 20, 1.1)),
+    ({"max_new_tokens": 2048}, GenerationSpec(max_new_tokens=2048)),
+    ({"max_length": 77, "max_new_tokens": None}, GenerationSpec(max_length=77)),
 ]
 
 
@@ -194,7 +204,7 @@ def test_older_checkpoints_keep_it_in_config(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "asked",
     [{"top_p": 1.5}, {"top_p": 0}, {"temperature": -1}, {"repetition_penalty": 0}, {"top_k": -1}, {"do_sample": "yes"},
-     {"repetition_penalty": float("nan")}, {"temperature": float("inf")}],
+     {"repetition_penalty": float("nan")}, {"temperature": float("inf")}, {"max_new_tokens": -5}, {"max_length": "x"}],
 )  # fmt: skip
 def test_what_cannot_be_done_is_named(tmp_path: Path, asked: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError, match=rf"generation_config\.json: {next(iter(asked))} "):
@@ -209,6 +219,65 @@ def test_what_is_not_done_is_said(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         Checkpoint.open(checkpoint_with(tmp_path / "c", num_beams=1, no_repeat_ngram_size=0, min_length=0))
+
+
+LENGTHS: dict[str, dict[str, int]] = {
+    "new": {"max_new_tokens": 7},
+    "in all": {"max_length": 110},
+    "new goes first": {"max_new_tokens": 9, "max_length": 90},
+    "longer than the usual": {"max_new_tokens": 270},
+}
+
+
+@pytest.mark.parametrize("layout", ["transformers", "authors"])
+@pytest.mark.parametrize("name", LENGTHS)
+def test_answers_are_as_long_as_the_model_says(tmp_path: Path, layout: Layout, name: str) -> None:
+    """As many tokens as transformers gives by the same generation_config.json; a call's own limit goes first."""
+    if layout == "authors" and name != "new":
+        pytest.skip("once is enough")
+    checkpoint = Checkpoint.open(checkpoint_with(tmp_path / "checkpoint", layout, seed=11, **LENGTHS[name]))
+    export_bundle(checkpoint, tmp_path / "bundle")
+    model = VideoLlama3.load(tmp_path / "bundle", "cpu", 1)
+    clip = model.encode(media(0)["image"])
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
+    prompt = len(model.prompt(messages, [clip]))
+    answer = model.ask(clip, QUESTION)
+    assert answer.finish_reason == "length"
+    expected = LENGTHS[name].get("max_new_tokens") or LENGTHS[name]["max_length"] - prompt
+    assert len(answer.token_ids) == answer.stats.generated_tokens == expected
+    assert model.ask(clip, QUESTION, GenerationConfig(max_new_tokens=3)).stats.generated_tokens == 3
+    jobs = [CaptionJob(clip, QUESTION), CaptionJob(clip, QUESTION)]
+    for result in model.caption_all(jobs, batch=2):
+        assert result.answer is not None
+        assert result.answer.stats.generated_tokens == expected
+    if layout == "transformers":
+        messages[0]["content"][0]["image"] = media(0)["image"]  # type: ignore[index]
+        _, inputs = reference_inputs(load_processor(checkpoint.folder), messages, resize=False)
+        theirs = load_reference(checkpoint.folder).generate(**inputs)
+        assert theirs[0, prompt:].tolist() == list(answer.token_ids)
+
+
+def test_a_prompt_longer_than_the_model_allows_is_told(tmp_path: Path) -> None:
+    export_bundle(Checkpoint.open(checkpoint_with(tmp_path / "c", max_length=20)), tmp_path / "bundle")
+    model = VideoLlama3.load(tmp_path / "bundle", "cpu", 1)
+    clip = model.encode(media(0)["image"])
+    with pytest.raises(ContextLengthError, match=r"allows 20 with the answer \(max_length\): set max_new_tokens"):
+        model.ask(clip, QUESTION)
+    assert model.ask(clip, QUESTION, SHORT).stats.generated_tokens == NEW_TOKENS
+    session = model.open_session(frames_expected=4)
+    session.push(media(0)["image"], 0.0)
+    assert 1 <= sum(len(chunk.token_ids) for chunk in session.ask(QUESTION)) <= 20
+
+
+def test_the_command_line_takes_the_models_own_length(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    export_bundle(Checkpoint.open(checkpoint_with(tmp_path / "c", seed=11, max_new_tokens=5)), tmp_path / "bundle")
+    clip = str(Path(__file__).parent / "fixtures" / "demo_clip.mp4")
+    model = ["-m", str(tmp_path / "bundle")]
+    for options, expected in (([], 5), (["--max-new-tokens", "8"], 8)):
+        assert main(["caption", clip, *model, *options]) == 0
+        assert f"for {expected} tokens" in capsys.readouterr().err
+    assert main(["info", *model[1:]]) == 0
+    assert "at most 5 tokens new" in capsys.readouterr().out
 
 
 SETTINGS = ({}, {"temperature": 0.0}, {"temperature": 0.5}, {"top_k": 3, "repetition_penalty": 1.4})

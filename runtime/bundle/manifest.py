@@ -111,6 +111,7 @@ class GenerationSpec:
     """How the checkpoint wants tokens to be chosen: what a call takes for what its GenerationConfig leaves open.
 
     do_sample: False is greedy; temperature, top_p and top_k then count only for calls that set a temperature.
+    max_new_tokens: of an answer, max_length: of the prompt and the answer; 0 says nothing, and the former goes first.
     penalize_prompt: whether repetition_penalty counts the prompt's tokens, placeholders of media included. So it is
         where transformers is given ids (its own layout); the authors' release gives it embeddings, and then it counts
         those of the answer alone.
@@ -122,6 +123,8 @@ class GenerationSpec:
     top_k: int = 0
     repetition_penalty: float = 1.0
     penalize_prompt: bool = True
+    max_new_tokens: int = 0
+    max_length: int = 0
 
     def problems(self) -> list[str]:
         """What is out of bounds, in words; NaN and infinity are refused where JSON is read."""
@@ -130,6 +133,8 @@ class GenerationSpec:
             "top_p": 0 < self.top_p <= 1,
             "top_k": self.top_k >= 0,
             "repetition_penalty": self.repetition_penalty > 0,
+            "max_new_tokens": self.max_new_tokens >= 0,
+            "max_length": self.max_length >= 0,
         }
         return [f"generation.{name} is {getattr(self, name)}, out of bounds" for name, ok in right.items() if not ok]
 

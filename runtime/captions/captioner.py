@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import get_args
 
 from ..config import GenerationConfig, MediaKind, PruningConfig, SamplingPlan
 from ..errors import ConfigError, MediaError
@@ -30,7 +31,7 @@ class CaptionRequest:
     system, add_system_prompt: see `VideoLlama3`.
     segment_s: seconds of the pieces that videos are cut into; None takes each as a whole.
     batch: how many answers are generated together. kind: what the media are, where it should not be told by their
-    content. Raises ConfigError for less than one.
+    content. Raises ConfigError for a batch of less than one, and for a kind that there is not.
     """
 
     sampling: SamplingPlan
@@ -47,6 +48,8 @@ class CaptionRequest:
     def __post_init__(self) -> None:
         if self.batch < 1:
             raise ConfigError(f"batch must be at least 1, not {self.batch}")
+        if self.kind not in (None, *get_args(MediaKind)):
+            raise ConfigError(f"kind must be 'image' or 'video', not {self.kind!r}")
 
 
 class CollectionCaptioner:

@@ -16,6 +16,7 @@ from ..backends.tensorrt_library import import_tensorrt
 from ..bundle.bundle import Bundle, open_bundle
 from ..bundle.manifest import DECODER_GRAPH, PREFILL_GRAPH, Manifest
 from ..bundle.plans import read_engine_sets
+from ..config import DEFAULT_NEW_TOKENS
 from ..errors import BackendError, BundleError
 from ..terminal import one_line
 
@@ -95,7 +96,9 @@ def _generation_line(manifest: Manifest) -> str:
     drawn = f"drawn at temperature {spec.temperature:g}, top-p {spec.top_p:g}, top-k {spec.top_k or 'off'}"
     ends = ", ".join(map(str, manifest.tokens.eos_ids))
     choice = drawn if spec.do_sample and spec.temperature else "greedy"
-    return f"{choice}, repetition penalty {spec.repetition_penalty:g}; end tokens {ends}"
+    limits = [("new", spec.max_new_tokens), ("in all", spec.max_length), ("new", DEFAULT_NEW_TOKENS)]
+    what, most = next(limit for limit in limits if limit[1])
+    return f"{choice}, repetition penalty {spec.repetition_penalty:g}; at most {most} tokens {what}; end tokens {ends}"
 
 
 def _show(text: str = "") -> None:

@@ -35,7 +35,7 @@ def add_to(commands: Any) -> None:
     )
     parser.add_argument("-q", "--question", help="question that will be asked (default: one for a description)")
     parser.add_argument(
-        "--max-new-tokens", type=int, default=256, metavar="N", help="tokens of the answer (default: 256)"
+        "--max-new-tokens", type=int, metavar="N", help="tokens of the answer (default: the model's, or 256)"
     )
     shared.add_system(parser)
     shared.add_sampling(parser)

@@ -92,7 +92,7 @@ def _threshold(text: str) -> float | Literal["auto"]:
 
 def add_generation(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("answer")
-    group.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="length limit (default: 256)")
+    group.add_argument("--max-new-tokens", type=int, metavar="N", help="length limit (default: the model's, or 256)")
     group.add_argument(
         "--temperature", type=float, metavar="T", help="0 is greedy (default: the model's; greedy if it has none)"
     )

@@ -140,6 +140,10 @@ class Generator:
         """
         return self._tokens(prompt, self._state_of(prompt, config))
 
+    def new_tokens(self, config: GenerationConfig, prompt_tokens: int) -> int:
+        """The upper limit of tokens after a prompt of so many, by the config or else the model."""
+        return config.new_tokens(self._defaults, prompt_tokens)
+
     def _state_of(self, prompt: SplicedPrompt, config: GenerationConfig) -> SequenceState:
         return SequenceState(prompt, config, self._eos_ids, self._decoder.spec.max_position_embeddings, self._defaults)
 

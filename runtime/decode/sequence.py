@@ -39,7 +39,7 @@ class SequenceState:
     """A prompt's ids and the tokens chosen after them.
 
     limit: of the model's context, in tokens. model: what the config leaves open.
-    Raises ContextLengthError if the prompt leaves no room for an answer.
+    Raises ContextLengthError if the prompt leaves no room for an answer, in the context or the model's max_length.
     """
 
     def __init__(
@@ -55,7 +55,13 @@ class SequenceState:
         self._sampler = Sampler(config, model)
         self._penalized_from = 0 if model.penalize_prompt else self.prompt_length
         self._eos_ids = eos_ids
-        room = np.zeros(min(config.max_new_tokens, limit - self.prompt_length), np.int64)
+        wanted = config.new_tokens(model, self.prompt_length)
+        if wanted < 1:
+            raise ContextLengthError(
+                f"the prompt has {self.prompt_length} tokens, and the model's generation_config.json allows "
+                f"{model.max_length} with the answer (max_length): set max_new_tokens (--max-new-tokens)"
+            )
+        room = np.zeros(min(wanted, limit - self.prompt_length), np.int64)
         self._history = np.concatenate([prompt.ids, room])
         self.length = self.prompt_length
 

@@ -286,7 +286,7 @@ class _Costs:
         self._merge = merge
         # A frame that equals its predecessor is not encoded again.
         self._encoded = 1 + sum(not np.array_equal(a, b) for a, b in pairwise(frames))
-        self._new_tokens = generation.max_new_tokens
+        self._generation = generation
         self._tokenizer = tokenizer
         self._pieces = pieces
 
@@ -298,7 +298,7 @@ class _Costs:
         spliced = splice(self._pieces, [nothing], [0], self._tokenizer)
         prompt = len(spliced)
         limit = manifest.text.max_position_embeddings
-        answer = max(0, min(self._new_tokens, limit - prompt))
+        answer = max(0, min(self._generation.new_tokens(manifest.generation, prompt), limit - prompt))
         memory = estimate(
             manifest,
             frames=media.num_frames,

@@ -151,10 +151,11 @@ class Session:
         media_items([{"role": "user", "content": question}])  # refuses what is no text
         config = config or GenerationConfig()
         entry = AnswerEntry(question)
-        self._make_room(entry, min(config.max_new_tokens, self._room_for_answers), self.max_tokens)
+        wanted = self._generator.new_tokens(config, 0)  # the model's max_length is about prompts, not about streams
+        self._make_room(entry, min(wanted, self._room_for_answers), self.max_tokens)
         prompt = self._after(entry)
         self._check_cache(prompt)
-        limit = min(config.max_new_tokens, self.max_tokens - len(prompt))
+        limit = min(wanted, self.max_tokens - len(prompt))
         chunks = self._generator.stream(prompt, replace(config, max_new_tokens=limit))
         return self._answer(entry, prompt, chunks, keep, self._turn)
 

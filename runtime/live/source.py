@@ -23,7 +23,7 @@ from ..media.contents import format_of, media_kind
 from ..media.frame_rate import ASSUMED_FPS, lacks_clock, must_be_counted, own_rate
 from ..media.frame_sampling import as_fraction
 from ..media.limits import DEFAULT_LIMITS
-from ..media.packets import best_video_stream, open_container, open_tolerantly
+from ..media.packets import best_video_stream, is_picture, open_container, open_tolerantly
 from ..media.signatures import STILL_BRANDS
 
 if TYPE_CHECKING:
@@ -168,8 +168,11 @@ def _open(source: str, name: str, options: SourceOptions) -> InputContainer:
     if options.camera_rate is not None:
         settings["framerate"] = f"{options.camera_rate:g}"
     limits = (options.timeout_s, options.timeout_s)
+    kind = "v4l2" if is_camera(source) else None
     try:
-        return open_tolerantly(source, format="v4l2" if is_camera(source) else None, options=settings, timeout=limits)
+        # Not `options`, which go to each stream, too: before version 18, PyAV then frees memory that is not its own
+        # where FFmpeg finds more streams than the header named, as in FLV and MPEG-PS.
+        return open_tolerantly(source, format=kind, container_options=settings, timeout=limits)
     except av.FFmpegError as e:
         if isinstance(e, av.ProtocolNotFoundError | PermissionError):
             raise MediaError(f"{name}: {reason(e, options)}") from e
@@ -191,8 +194,7 @@ def reason(error: av.FFmpegError, options: SourceOptions) -> str:
 
 def _shows_a_picture(container: InputContainer) -> bool:
     """Whether FFmpeg found a picture; of a HEIF one it would show the first tile."""
-    name, brand = container.format.name, container.metadata.get("major_brand", "")
-    return name == "image2" or name.endswith("_pipe") or brand.encode() in STILL_BRANDS
+    return is_picture(container) or container.metadata.get("major_brand", "").encode() in STILL_BRANDS
 
 
 def _check_film(path: str) -> None:

@@ -22,12 +22,12 @@ from .addresses import Fetched, is_address, suffix_of
 from .image import damage_reported, open_image
 from .isolated import ask_worker
 from .limits import DEFAULT_LIMITS, MediaLimits
-from .packets import open_container
+from .packets import is_picture, open_container
 from .signatures import TGA_SUFFIXES, picture_format
 
 PICTURE_SUFFIXES = TGA_SUFFIXES | frozenset(
     {".avif", ".bmp", ".gif", ".heic", ".heif", ".hif", ".ico", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"}
-    | {".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
+    | {".dpx", ".exr", ".jxl", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".tif", ".tiff", ".webp"}
 )
 VIDEO_SUFFIXES = frozenset(
     {".3gp", ".asf", ".avi", ".divx", ".dv", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts"}
@@ -37,6 +37,7 @@ VIDEO_SUFFIXES = frozenset(
 )
 ANIMATED_FORMATS = frozenset({"GIF", "PNG", "WEBP", "AVIF"})
 _EVERYDAY_FORMATS = ANIMATED_FORMATS | {"JPEG", "TIFF", "BMP", "ICO", "TGA", "JPEG2000", "HEIF", "PPM"}
+_EVERYDAY_FORMATS |= {"JXL", "EXR", "DPX", "QOI"}
 
 
 def media_kind(source: Any, limits: MediaLimits = DEFAULT_LIMITS) -> MediaKind:
@@ -62,7 +63,7 @@ def media_kind(source: Any, limits: MediaLimits = DEFAULT_LIMITS) -> MediaKind:
 
 
 def format_of(source: str | Path | Fetched) -> str | None:
-    """Pillow's name of a picture file's format; None for what is no picture, or cannot be read."""
+    """The name of a picture file's format, see `picture_format`; None for what has none, or cannot be read."""
     try:
         with _opened(source) as file:
             return picture_format(file, suffix_of(str(source)))
@@ -102,8 +103,7 @@ def _file_kind(source: str | Path | Fetched, limits: MediaLimits) -> MediaKind:
         return "video"
     name = format_of(source)
     if name is None:
-        hoped_for = suffix_of(str(source)) in PICTURE_SUFFIXES and not os.path.isdir(str(source))
-        return "image" if hoped_for and not _is_film(str(source)) else "video"
+        return _kind_by_ffmpeg(str(source))
     if name not in ANIMATED_FORMATS:
         return "image"
     try:
@@ -113,16 +113,19 @@ def _file_kind(source: str | Path | Fetched, limits: MediaLimits) -> MediaKind:
         return "image"  # reading it says what is wrong
 
 
-def _is_film(path: str) -> bool:
-    """Whether FFmpeg reads a file, whose suffix says otherwise, as a video."""
-    if not os.path.isfile(path):
-        return False
-    try:
-        with open_container(path) as container:
-            name = container.format.name
-            return bool(container.streams.video) and name != "image2" and not name.endswith("_pipe")
-    except (MediaError, ValueError):
-        return False
+def _kind_by_ffmpeg(path: str) -> MediaKind:
+    """By what FFmpeg finds in a file; by the suffix, if it finds nothing."""
+    suffix = suffix_of(path)
+    hoped_for: MediaKind = "image" if suffix in PICTURE_SUFFIXES else "video"
+    if (hoped_for == "image" or suffix not in VIDEO_SUFFIXES) and os.path.isfile(path):
+        try:
+            with open_container(path) as container:
+                # One JPEG would have been told by its bytes: these are several, of which FFmpeg looked at the first.
+                is_still = is_picture(container) and container.format.name != "jpeg_pipe"
+                return "image" if is_still else "video"
+        except (MediaError, ValueError):
+            pass
+    return "video" if os.path.isdir(path) else hoped_for
 
 
 def _opened(source: str | Path | Fetched) -> BinaryIO:

@@ -1,6 +1,6 @@
 """Reading one image as the reference processors do: upright, RGB, 8 bits.
 
-Takes what Pillow reads, by content and not by file name. Of an animated image it takes the first frame; the
+Takes what Pillow reads, or FFmpeg, by content and not by file name. Of an animated image it takes the first frame; the
 frames themselves are a video and read by `video.py`.
 """
 
@@ -9,17 +9,22 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from io import BytesIO
 from pathlib import Path
 
+import av
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from ..errors import MediaError, no_such_file
 from .addresses import Fetched, is_address, located, suffix_of
+from .ffmpeg_picture import ffmpeg_picture
 from .limits import DEFAULT_LIMITS, MediaLimits
 from .signatures import NOT_PICTURES, picture_format
+
+_JXL_DECODERS = {"jpegxl", "libjxl"}
 
 PROGRAMS = frozenset({"EPS", "WMF"})
 """Formats that Pillow hands to other programs (Ghostscript), whatever the file is called."""
@@ -62,12 +67,14 @@ def open_image(source: str | Path | Fetched, limits: MediaLimits = DEFAULT_LIMIT
     if not isinstance(source, Fetched) and is_address(str(source)):
         raise MediaError(f"{source}: this address holds no picture that Pillow can read")
     path = source if isinstance(source, Fetched) else Path(source)
+    name = None
     try:
         if isinstance(path, Path) and path.is_fifo():  # opening it would wait for a writer for ever
             raise MediaError(f"{path}: this is a pipe, not a file; save its output to a file first")
         if isinstance(path, Path) and path.stat().st_size == 0:
             raise MediaError(f"{path}: the file is empty")
-        formats = _formats(path)
+        name = _format(path)
+        formats = _formats(path, name)
         with warnings.catch_warnings():
             # Pillow warns from 89 million pixels on and refuses from twice that; our own limit is checked below.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -81,7 +88,10 @@ def open_image(source: str | Path | Fetched, limits: MediaLimits = DEFAULT_LIMIT
     except IsADirectoryError as e:
         raise MediaError(f"{path}: this is a folder, not an image") from e
     except UnidentifiedImageError as e:
-        raise MediaError(f"{path}: not an image in a format that Pillow can read") from e
+        if (decoded := ffmpeg_picture(path, name, limits)) is None:
+            what = f"a damaged {name} picture" if name else "not an image in a format that Pillow or FFmpeg can read"
+            raise MediaError(f"{path}: {what}; convert it to PNG or JPEG") from e
+        return decoded
     except Image.DecompressionBombError as e:
         raise MediaError(f"{path}: more than the limit of {limits.max_pixels:,} pixels; make it smaller first") from e
     except Exception as e:
@@ -96,10 +106,13 @@ def open_image(source: str | Path | Fetched, limits: MediaLimits = DEFAULT_LIMIT
     return image
 
 
-def _formats(source: Path | Fetched) -> list[str]:
-    """The formats that Pillow should try. Raises MediaError if it lacks the reader of the one it is."""
+def _format(source: Path | Fetched) -> str | None:
     with source.open("rb") if isinstance(source, Path) else BytesIO(source.data) as file:
-        name = picture_format(file, suffix_of(str(source)))
+        return picture_format(file, suffix_of(str(source)))
+
+
+def _formats(source: Path | Fetched, name: str | None) -> list[str]:
+    """The formats that Pillow should try. Raises MediaError if the reader of the format `name` is missing."""
     if name == "HEIF":
         try:
             import pillow_heif
@@ -108,10 +121,20 @@ def _formats(source: Path | Fetched) -> list[str]:
                 f"{source}: a HEIF picture (.heic), which needs pillow-heif: pip install 'vl3edge[heif]'"
             ) from e
         pillow_heif.register_heif_opener()
+    if name == "JXL":
+        try:
+            import_module("pillow_jxl")  # which registers it
+        except ImportError as e:
+            if not _JXL_DECODERS & av.codecs_available:
+                raise MediaError(
+                    f"{source}: a JPEG XL picture, which needs pillow-jxl-plugin: pip install pillow-jxl-plugin"
+                ) from e
     Image.init()
     if name == "AVIF" and not (name in Image.OPEN and features.check("avif")):
         raise MediaError(f"{source}: an AVIF picture, which needs Pillow 11.3 or later: pip install -U pillow")
-    return [name] if name else [known for known in Image.OPEN if known not in NOT_PICTURES]
+    if name:
+        return [name] if name in Image.OPEN else []
+    return [known for known in Image.OPEN if known not in NOT_PICTURES]
 
 
 def image_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:

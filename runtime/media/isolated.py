@@ -1,8 +1,8 @@
 """Reading media in a process of its own, so that a crash or a hang inside a codec costs one clip and not the program.
 
 The process is another Python that runs `isolated_worker.py`. It is kept for the next clip, and started anew after it
-died or had to be killed. It isolates crashes, endless loops and hunger for memory; it is no sandbox: the process may do
-what its user may. Frames come through a socket at their full size.
+died, at work or while it waited, or had to be killed. It isolates crashes, endless loops and hunger for memory; it is
+no sandbox: the process may do what its user may. Frames come through a socket at their full size.
 """
 
 from __future__ import annotations
@@ -40,6 +40,10 @@ def _folder() -> str | None:
         return None
 
 
+class _Gone(MediaError):
+    """The process ended before it began with a request: the clip has nothing to do with it."""
+
+
 class ReaderProcess:
     """A process that reads media, one request after the other.
 
@@ -66,13 +70,16 @@ class ReaderProcess:
 
         Raises MediaError for what the process refuses, and when it dies or takes longer than the clock allows.
         """
-        self.is_ready = False
+        self.is_ready = has_begun = False
         try:
             self._connection.send(request)
             while True:
                 if not self._connection.poll(max(0.0, clock.left_s()) + GRACE_S):
                     clock.check()
                 kind, answer = self._connection.recv()
+                if kind == "begun":
+                    has_begun = True
+                    continue
                 self.is_ready = kind != "more"
                 if kind == "error":
                     raise MediaError(answer)
@@ -84,6 +91,8 @@ class ReaderProcess:
         except (EOFError, OSError) as e:
             status = self._process.wait()
             how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
+            if not has_begun:
+                raise _Gone(f"{name}: the process that was to read it {how}") from e
             raise MediaError(f"{name}: the process that read it {how}: the file is corrupt or malicious") from e
 
     def kill(self) -> None:
@@ -120,11 +129,19 @@ _idle = _Idle()
 
 
 def ask(name: str, limits: MediaLimits, request: tuple[Any, ...]) -> Generator[Any]:
-    """What a process answers to a request about the clip `name`; see `ReaderProcess.ask`."""
+    """What a process answers to a request about the clip `name`; see `ReaderProcess.ask`.
+
+    One that was ended while it waited (by whoever needed memory, say) is replaced, once.
+    """
     clock = ReadingClock(name, limits)
     process = _idle.take(limits.max_isolated_bytes)
     try:
-        yield from clock.timed(process.ask(clock, name, request))
+        try:
+            yield from clock.timed(process.ask(clock, name, request))
+        except _Gone:
+            process.kill()
+            process = ReaderProcess(limits.max_isolated_bytes)
+            yield from clock.timed(process.ask(clock, name, request))
     finally:
         _idle.give(process)
 

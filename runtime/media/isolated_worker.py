@@ -2,7 +2,7 @@
 
     python -m vl3edge.runtime.media.isolated_worker SOCKET MEMORY_BYTES
 
-An answer is ("more", value), ("last", value) or ("error", message).
+A request is acknowledged with ("begun", None). An answer is ("more", value), ("last", value) or ("error", message).
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ def main() -> None:
             request = connection.recv()
         except EOFError:
             return
+        connection.send(("begun", None))
         reply(connection, request, memory_bytes)
 
 

@@ -7,13 +7,14 @@ stream.
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import av
 import numpy as np
@@ -101,7 +102,7 @@ class PacketTable:
         return bool((self.ticks[key + 1 : end] < self.ticks[key]).any())
 
 
-def open_tolerantly(name: str, **options: Any) -> InputContainer:
+def open_tolerantly(name: str | BinaryIO | io.RawIOBase, **options: Any) -> InputContainer:
     """`av.open` for reading, with metadata in any encoding: what is not UTF-8 in it is never an error."""
     return av.open(name, mode="r", **_METADATA, **options)
 
@@ -115,9 +116,10 @@ def open_container(name: str, limits: MediaLimits = DEFAULT_LIMITS) -> InputCont
             raise MediaError(f"{name}: this is a pipe, not a file; save its output to a file first")
         if is_local and path.is_file() and path.stat().st_size == 0:
             raise MediaError(f"{name}: the file is empty")
-        # FFmpeg would take what stands before a colon for a protocol.
-        container = open_tolerantly(f"file:{name}" if is_local else name, timeout=silence_s)
-        if silence_s is not None and container.format.name == "image2":  # FFmpeg believes the suffix alone
+        if is_local:
+            return open_file(name)
+        container = open_tolerantly(name, timeout=silence_s)
+        if container.format.name == "image2":  # FFmpeg believes the suffix alone
             container.close()
             raise MediaError(f"{name}: {UNREADABLE}")
         return container
@@ -134,6 +136,34 @@ def open_container(name: str, limits: MediaLimits = DEFAULT_LIMITS) -> InputCont
             f"{name}: not a video that FFmpeg can read ({e.strerror}): "
             "it is damaged, cut short before its index, or not a video at all"
         ) from e
+
+
+def open_file(path: str) -> InputContainer:
+    """Opens a file by what is in it, whatever it is called. Raises OSError, FFmpegError."""
+    url = f"file:{path}"  # FFmpeg would take what stands before a colon for a protocol
+    try:
+        container = open_tolerantly(url)
+        if container.format.name != "image2":
+            return container
+        container.close()  # FFmpeg believes the suffix alone
+    except FileNotFoundError:
+        if not os.path.isfile(path):
+            raise
+        # FFmpeg takes shot%03d.jpg for the pattern of many names.
+    return open_tolerantly(url, format=_format_by_content(path))
+
+
+def _format_by_content(path: str) -> str:
+    """FFmpeg's name for what the bytes of a file are. Raises FFmpegError."""
+    with io.FileIO(path) as file:
+        file.name = ""  # which FFmpeg would look at, too
+        with open_tolerantly(file) as container:
+            return container.format.name.split(",")[0]
+
+
+def is_picture(container: InputContainer) -> bool:
+    """Whether FFmpeg opened a file as a picture."""
+    return container.format.name == "image2" or container.format.name.endswith("_pipe")
 
 
 def best_video_stream(container: InputContainer, name: str) -> VideoStream:

@@ -1,6 +1,7 @@
 """What a file is by its bytes: a picture, and of which format, or something that is FFmpeg's to read.
 
-Most formats are known by Pillow's own look at their first bytes. Three need more: HEIF and AVIF pictures lie in the
+Most formats are known by Pillow's own look at their first bytes, and some that it does not read by those listed here.
+Three need more: HEIF and AVIF pictures lie in the
 same boxes as an MP4 film, and FFmpeg would show their first tile; raw Motion JPEG begins as its first picture does; and
 TGA has no signature at all.
 """
@@ -8,6 +9,7 @@ TGA has no signature at all.
 from __future__ import annotations
 
 import os
+import re
 import struct
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
@@ -29,19 +31,40 @@ _SIGNED = frozenset({"PNG", "GIF", "WEBP", "TIFF", "JPEG2000"})
 STILL_BRANDS = frozenset(
     {b"mif1", b"mif2", b"heic", b"heix", b"heim", b"heis", b"avif", b"avci", b"jpeg", b"j2ki", b"vvic", b"miaf"}
 )
+FFMPEG_FORMATS = {name: f"{name.lower()}_pipe" for name in ("EXR", "DPX", "PAM", "PFM", "PHM", "HDR")}
+FFMPEG_FORMATS["JXL"] = "jpegxl_pipe"
+"""FFmpeg's names for pictures that Pillow does not read by itself, under names of our own."""
+
+_FFMPEG_MAGIC = {
+    b"\x76\x2f\x31\x01": "EXR",
+    b"SDPX": "DPX",
+    b"XPDS": "DPX",
+    b"P7\n": "PAM",
+    b"PF\n": "PFM",
+    b"PH\n": "PHM",
+    b"Ph\n": "PHM",
+    b"#?RADIANCE": "HDR",
+    b"\xff\x0a": "JXL",
+    b"\0\0\0\x0cJXL \r\n\x87\n": "JXL",
+}
+
 _SEQUENCES = frozenset({b"msf1", b"hevc", b"hevx", b"hevm", b"hevs", b"avis", b"avcs", b"vvis"})
-_MJPEG_SEARCH_BYTES = 1 << 20
+_MJPEG_SEARCH_BYTES = 1 << 24
+_JPEG_MARKER = re.compile(rb"\xff[^\0\xff\xd0-\xd7]")
+_NEXT_JPEG = re.compile(rb"[\0\r\n]*\xff\xd8\xff")
+_JPEG_SIZE = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+"""The markers of segments that state the size of a JPEG."""
 
 
 def starts_as_picture(prefix: bytes) -> bool:
     """Whether a file with these first bytes (PREFIX_BYTES of them, if it has so many) may be a picture."""
     if prefix[4:8] == b"ftyp":
         return prefix[8:12] in STILL_BRANDS | _SEQUENCES
-    return bool(_accepting(prefix))
+    return bool(_accepting(prefix) or _ffmpeg_format(prefix))
 
 
 def picture_format(file: BinaryIO, suffix: str = "") -> str | None:
-    """Pillow's name of a picture's format; None for what is no picture, or is better read by FFmpeg.
+    """Pillow's name of a picture's format, or one of FFMPEG_FORMATS; None for what is none by its bytes.
 
     file: at its beginning, and able to seek. suffix: of its name in lower case, which decides where bytes cannot.
     Raises OSError.
@@ -51,14 +74,36 @@ def picture_format(file: BinaryIO, suffix: str = "") -> str | None:
         return _iso_format(file, prefix)
     accepting = _accepting(prefix)
     if "JPEG" in accepting:
-        more = prefix + file.read(_MJPEG_SEARCH_BYTES)
-        # Pictures that lie back to back are a film, unless the first says that the others belong to it.
-        is_film = suffix in MJPEG_SUFFIXES or (b"\xff\xd9\xff\xd8\xff" in more and b"MPF\0" not in more)
-        return None if is_film else "JPEG"
+        return None if _is_motion_jpeg(prefix + file.read(_MJPEG_SEARCH_BYTES), suffix) else "JPEG"
     for name in accepting:
         if name in _SIGNED or _opens(file, name):
             return name
-    return "TGA" if _is_tga(file, prefix, suffix) else None
+    return _ffmpeg_format(prefix) or ("TGA" if _is_tga(file, prefix, suffix) else None)
+
+
+def _is_motion_jpeg(data: bytes, suffix: str) -> bool:
+    """Whether JPEGs lie back to back: a film, unless they differ in size (a photograph and its preview), or the first
+    says that the others belong to it."""
+    size, end = _first_jpeg(data)
+    following = _NEXT_JPEG.match(data, end)
+    if following is None:
+        return False
+    return suffix in MJPEG_SUFFIXES or (
+        b"MPF\0" not in data[:end] and _first_jpeg(data[following.end() - 3 :])[0] == size
+    )
+
+
+def _first_jpeg(data: bytes) -> tuple[bytes, int]:
+    """The height and width of a JPEG, as its bytes have them, and where it ends; what its segments hold is skipped."""
+    size, at = b"", 2
+    while found := _JPEG_MARKER.search(data, at):
+        marker, at = data[found.end() - 1], found.end()
+        if marker == 0xD9:
+            return size, at
+        if marker in _JPEG_SIZE:
+            size = data[at + 3 : at + 7]
+        at += int.from_bytes(data[at : at + 2], "big")
+    return size, len(data)
 
 
 def iso_brands(prefix: bytes) -> tuple[bytes, frozenset[bytes]]:
@@ -112,6 +157,10 @@ def _accepts(accept: Callable[[bytes], bool | str], prefix: bytes) -> bool:
         return bool(accept(prefix))
     except (IndexError, struct.error):  # some look at bytes that a tiny file lacks
         return False
+
+
+def _ffmpeg_format(prefix: bytes) -> str | None:
+    return next((name for magic, name in _FFMPEG_MAGIC.items() if prefix.startswith(magic)), None)
 
 
 def _opens(file: BinaryIO, name: str) -> bool:

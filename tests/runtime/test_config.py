@@ -28,7 +28,7 @@ WRONG: list[tuple[type, str, Any]] = [
     (PruningConfig, "enabled", 1),
     (PruningConfig, "enabled", "no"),
     (PruningConfig, "max_visual_tokens", 10.0),
-    (GenerationConfig, "max_new_tokens", None),
+    (GenerationConfig, "max_new_tokens", "many"),
     (GenerationConfig, "max_new_tokens", 1e3),
     (GenerationConfig, "temperature", "0"),
     (GenerationConfig, "top_p", "all"),

@@ -69,6 +69,33 @@ def test_one_row_for_each_clip_in_order_with_the_errors(captioner: Captioner, tm
         assert row == expected
 
 
+def test_what_media_are_can_be_said(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    frames = [Image.fromarray(np.full((56, 56, 3), level, np.uint8)) for level in (0, 120, 250)]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:], duration=1000)
+    frames[0].save(tmp_path / "still.png")
+    media = [str(tmp_path / name) for name in ("moving.gif", "still.png")]
+    model = VideoLlama3.load(backend="cpu", num_threads=1)
+    counts = {}
+    for kind in (None, "image", "video"):
+        captioner = Captioner(num_threads=1, limits=MediaLimits(), kind=kind, **OPTIONS)
+        rows = captioner({"media": media}).to_pylist()
+        counts[kind] = [row["num_frames"] for row in rows]
+        for row in rows:
+            clip = model.encode(row["media"], SAMPLING, kind=kind)
+            question = f"Describe this {clip.kind}."
+            assert (row["num_tokens"], row["caption"]) == (
+                clip.num_tokens,
+                model.ask(clip, question, GENERATION).text,
+            )
+    assert counts == {None: [2, 1], "image": [1, 1], "video": [2, 1]}
+
+
+def test_a_kind_that_is_none_fails_the_job() -> None:
+    with pytest.raises(ConfigError, match="kind"):
+        Captioner(num_threads=1, limits=MediaLimits(), backend="cpu", kind="film")
+
+
 def test_tables_of_good_and_of_bad_clips_have_the_same_types(captioner: Captioner) -> None:
     good, bad, none = (
         captioner({"media": [str(CLIP)]}),

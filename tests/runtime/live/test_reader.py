@@ -7,7 +7,9 @@ import time
 from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
+import av
 import numpy as np
 import pytest
 from clips import picture, write_clip
@@ -274,3 +276,23 @@ def test_bad_options() -> None:
     ):
         with pytest.raises(ConfigError):
             make()
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [(".flv", "flv"), (".mpg", "mpeg2video"), (".ts", "libx264")])
+def test_streams_that_no_header_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, codec: str) -> None:
+    """PyAV before 18 crashed on the first two."""
+    data = write_clip(tmp_path / f"clip{suffix}", range(50), codec=codec).read_bytes()
+    opened, given = av.open, []
+
+    def recorded(*arguments: Any, **options: Any) -> Any:
+        given.append(options)
+        return opened(*arguments, **options)
+
+    monkeypatch.setattr(av, "open", recorded)
+    with http_stream(lambda _: [(0.0, data)]) as (url, _), LiveReader(url, 5.0, QUICK, ONCE) as reader:
+        taken(reader, 100)
+    assert reader.counts.received == 50
+    assert given
+    for options in given:
+        assert "options" not in options
+        assert options["container_options"]["fpsprobesize"] == "0"

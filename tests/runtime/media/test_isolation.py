@@ -94,6 +94,42 @@ def test_a_crash_costs_one_clip(tmp_path: Path, sent: signal.Signals) -> None:
     assert len(frames(path, ISOLATED)) == 12
 
 
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM])
+def test_a_process_that_dies_while_it_waits_costs_nothing(clip: Path, tmp_path: Path, sent: signal.Signals) -> None:
+    expected = frames(clip, MediaLimits())
+    Image.fromarray(picture(1)).save(tmp_path / "a.png")
+
+    def end_it(is_over: bool) -> None:
+        dying = process()
+        os.kill(dying.pid, sent)
+        if is_over:
+            dying._process.wait()
+
+    for is_over in (True, False):  # noticed before the request, or as it is made
+        reader = open_video(clip, PLAN, limits=ISOLATED)
+        end_it(is_over)
+        np.testing.assert_array_equal([frame.pixels for frame in reader.frames((56, 84))], expected)
+        end_it(is_over)
+        np.testing.assert_array_equal(image_pixels(tmp_path / "a.png", ISOLATED), picture(1))
+
+
+def test_a_process_that_never_begins_is_tried_twice(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not for ever, and the file is not blamed."""
+    frames(clip, ISOLATED)
+    process().kill()
+    started = tmp_path / "started"
+    command = tmp_path / "python"
+    command.write_text(f"#!/bin/sh\necho >> {started}\nexit 3\n")
+    command.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(command))
+    monkeypatch.setattr(isolation._idle, "_process", None)
+    with pytest.raises(MediaError, match=r"clip\.mp4: the process that was to read it exited with status 3"):
+        open_video(clip, PLAN, limits=ISOLATED)
+    assert started.read_text() == "\n\n"
+
+
 def test_a_hang_costs_the_time_that_a_clip_may_take(clip: Path) -> None:
     limits = MediaLimits(isolate=True, max_read_s=1.0)
     reader = open_video(clip, PLAN, limits=limits)
