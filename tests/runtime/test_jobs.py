@@ -110,3 +110,17 @@ def test_no_jobs_no_results_and_a_bad_batch_fails_at_the_call(model: VideoLlama3
     assert none == []
     with pytest.raises(ConfigError, match="1 or more, not 0"):
         model.caption_all([], batch=0)
+
+
+def test_a_result_is_what_outputs_write(model: VideoLlama3) -> None:
+    work = [CaptionJob(CLIP, name="the clip"), CaptionJob(noise(1)[0]), CaptionJob("missing.mp4")]
+    film, picture, missing = model.caption_all(work, CONFIG)
+    for result, media in ((film, "the clip"), (picture, "the media given")):
+        assert result.clip is not None
+        assert result.answer is not None
+        fields = result.to_json()
+        assert (fields["media"], fields["caption"]) == (media, result.answer.text)
+        assert (fields["num_frames"], fields["num_tokens"]) == (result.clip.num_frames, result.clip.num_tokens)
+        assert (fields.get("start_s"), fields.get("end_s")) == (result.clip.start_s, result.clip.end_s)
+        assert CaptionResult.from_json(fields).to_json() == fields
+    assert (missing.media, missing.error) == ("missing.mp4", str(missing.exception))
