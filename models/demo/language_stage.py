@@ -11,22 +11,17 @@ the clips and at none or higher ones for the others.
 
 from __future__ import annotations
 
-import copy
-import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
-import torch.distributed
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
-from torch import nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from vl3edge.runtime.files import written_whole
-
-from .answers import answer_logits, held_out_shares
+from .answers import held_out_shares
 from .clips import keep_above, make_clip
 from .model import encode_frames
 from .questions import IMAGE_KINDS, VIDEO_KINDS, Question, ask_image, ask_video, draw_wording
@@ -38,13 +33,10 @@ from .sequences import (
     Batch,
     EncodedClip,
     Sequence,
-    SequenceBuilder,
-    collate,
     encode_clip,
     frame_labels,
 )
-from .stock import VideoLlama3ForConditionalGeneration
-from .tokenizer import token_id
+from .trainer import Trainer
 from .vision_stage import still
 
 # How often a kind is asked of a clip. Times are the hardest and are asked most.
@@ -52,16 +44,6 @@ _SHARES = {"caption": 0.5, "direction": 0.5, "start": 1.0, "turn": 1.0, "stop": 
 _ATTRIBUTE_SHARE = 0.25
 _IMAGE_SHARE = 0.12
 _CHAIN_SHARE = 0.25
-
-
-class TrainingHeads(nn.Module):
-    """The auxiliary read-outs of the decoder's hidden states."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.moves = nn.Linear(width, len(MOVES))
-        self.events = nn.Linear(width, len(EVENTS))
-        self.frames = nn.Linear(width, MAX_FRAMES)
 
 
 def draw_keep(clip: EncodedClip, few: float, rng: np.random.Generator) -> NDArray[np.bool_]:
@@ -86,82 +68,22 @@ def draw_questions(scene: Scene, image: bool, rng: np.random.Generator) -> list[
     return [ask(scene, kind, draw_wording(kind, image, rng)) for kind in chosen]
 
 
-def average_gradients(parameters: list[nn.Parameter], ranks: int) -> None:
-    """Replaces gradients by their mean over so many processes that train together."""
-    if ranks == 1:
-        return
-    flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
-    torch.distributed.all_reduce(flat)
-    flat /= ranks
-    first = 0
-    for p in parameters:
-        if p.grad is not None:
-            p.grad.copy_(flat[first : first + p.numel()].view_as(p))
-            first += p.numel()
-
-
 @dataclass
-class LanguageTrainer:
-    """The state of the second stage; `save` and `load` make it resumable.
+class LanguageTrainer(Trainer):
+    """The state of the second stage. Loaded, it begins with a new optimizer, so the learning rate warms up again.
 
-    rank, ranks: of this process among those that train together; they average their gradients and stay equal.
-    batch_clips: sequences per step in each process. few_steps: how long sequences are short (see above).
-    decay_steps: the last steps, in which the learning rate falls evenly.
-    clips_made: by this process; its k-th clip has seed k * ranks + rank.
+    few_steps: how long sequences are short (see above). decay_steps: the last, in which the rate falls evenly.
     """
 
-    model: VideoLlama3ForConditionalGeneration
-    tokenizer: Tokenizer
-    steps: int
-    rank: int = 0
-    ranks: int = 1
-    batch_clips: int = 8
     few_steps: int = 1500
     decay_steps: int = 1400
-    rate: float = 1.5e-3
-    step: int = 0
-    clips_made: int = 0
+    HEADS: ClassVar[dict[str, int]] = {"moves": len(MOVES), "events": len(EVENTS), "frames": MAX_FRAMES}
 
     def __post_init__(self) -> None:
-        torch.manual_seed(2)
-        self.builder = SequenceBuilder(self.tokenizer)
-        self.heads = TrainingHeads(self.model.config.text_config.hidden_size)
-        self.model.model.vision_model.requires_grad_(False)
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        matrices = [p for p in trained if p.ndim > 1]
-        others = [p for p in trained if p.ndim == 1]
-        groups = [
-            {"params": matrices, "weight_decay": 0.05},
-            {"params": [*others, *self.heads.parameters()], "weight_decay": 0.0},
-        ]
-        self.optimizer = torch.optim.AdamW(groups, lr=self.rate, betas=(0.9, 0.98), fused=True)
-        self.trained = [*trained, *self.heads.parameters()]
-        self.average = copy.deepcopy(self.model)
+        super().__post_init__()
         self.buffer: list[EncodedClip] = []
-        self.first_step = self.step
 
-    def save(self, path: Path) -> None:
-        """Writes the whole state, first beside its name, so that an interruption leaves the last one."""
-        state = {
-            "model": self.model.state_dict(),
-            "average": self.average.state_dict(),
-            "heads": self.heads.state_dict(),
-            "step": self.step,
-            "clips_made": self.clips_made,
-        }
-        with written_whole(path) as partial:
-            torch.save(state, partial)
-
-    def load(self, path: Path) -> None:
-        """Continues from a saved state. The optimizer's moments and the replay buffer start anew, and so the learning
-        rate warms up again."""
-        state = torch.load(path)
-        for name in ("model", "average", "heads"):
-            getattr(self, name).load_state_dict(state[name])
-        self.step, self.clips_made = state["step"], state["clips_made"]
-        self.first_step = self.step
-
-    def _sequences(self, rng: np.random.Generator) -> list[Sequence]:
+    def sequences(self, rng: np.random.Generator) -> list[Sequence]:
         """Two batches' worth of sequences; half of the clips are new, the others from the buffer."""
         new = self.batch_clips
         for _ in range(new if len(self.buffer) >= 4 * new else 4 * new):
@@ -187,53 +109,23 @@ class LanguageTrainer:
                 rows.append(self.builder.image(features, draw_questions(scene, True, rng), chain))
         return sorted(rows, key=lambda row: len(row.ids))
 
-    def _learn(self, batch: Batch) -> dict[str, float]:
-        """One step; returns its losses."""
+    def learning_rate(self) -> float:
         warm = min(1.0, (self.step - self.first_step + 1) / 150)
-        rate = self.rate * warm * min(1.0, max(0.02, (self.steps - self.step) / self.decay_steps))
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        logits, targets, after = answer_logits(self.model, batch, self.builder)
-        ends = int(targets.eq(token_id(self.tokenizer, "<|im_end|>")).sum())
-        answers = F.cross_entropy(logits, targets, reduction="sum") / ends
+        return self.rate * warm * min(1.0, max(0.02, (self.steps - self.step) / self.decay_steps))
+
+    def head_losses(self, batch: Batch, after: list[Tensor]) -> dict[str, Tensor]:
         seen = batch.moves.ne(NO_LABEL)
-        moves = F.cross_entropy(self.heads.moves(after[2][seen]), batch.moves[seen])
         weight = torch.tensor([1.0, 3.0, 3.0, 3.0])
-        events = F.cross_entropy(self.heads.events(after[3][seen]), batch.events[seen], weight=weight)
-        frames = F.cross_entropy(self.heads.frames(after[2][seen]), batch.frames[seen])
-        loss = answers + 0.5 * moves + 0.5 * events + 0.5 * frames
-        self.optimizer.zero_grad()
-        loss.backward()
-        average_gradients(self.trained, self.ranks)
-        torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
-        self.optimizer.step()
-        keep = min(0.998, 1 - 1 / (self.step + 2))
-        with torch.no_grad():
-            for mean, value in zip(self.average.parameters(), self.model.parameters(), strict=True):
-                if value.requires_grad:
-                    mean.lerp_(value, 1 - keep)
-        return {"answers": answers.item(), "moves": moves.item(), "events": events.item(), "frames": frames.item()}
+        return {
+            "moves": F.cross_entropy(self.heads["moves"](after[2][seen]), batch.moves[seen]),
+            "events": F.cross_entropy(self.heads["events"](after[3][seen]), batch.events[seen], weight=weight),
+            "frames": F.cross_entropy(self.heads["frames"](after[2][seen]), batch.frames[seen]),
+        }
 
     def run(self, state: Path, held_out: list[EncodedClip], every: int = 250) -> None:
         """Trains up to `steps`. `every` so many, rank 0 saves and prints the share of right answers on `held_out`."""
-        rng = np.random.default_rng([7, self.step, self.rank])
-        started = time.monotonic()
-        means: dict[str, float] = {}
-        while self.step < self.steps:
-            rows = self._sequences(rng)
-            half = len(rows) // 2
-            for part in (rows[:half], rows[half:]):
-                batch = collate(part)
-                for name, value in self._learn(batch).items():
-                    means[name] = 0.95 * means.get(name, value) + 0.05 * value
-                self.step += 1
-                if self.rank:
-                    continue
-                if self.step % 50 == 0:
-                    figures = " ".join(f"{name} {value:.3f}" for name, value in means.items())
-                    seconds = time.monotonic() - started
-                    print(f"language {self.step} {seconds:.0f}s {figures} tokens {batch.ids.numel()}", flush=True)
-                if self.step % every == 0 or self.step == self.steps:
-                    self.save(state)
-                    shares = held_out_shares(self.average, self.builder, held_out)
-                    print(" ".join(f"{kind} {share:.3f}" for kind, share in shares.items()), flush=True)
+        for _ in self.trained_steps():
+            if self.step % every == 0 or self.step == self.steps:
+                self.save(state)
+                shares = held_out_shares(self.average, self.builder, held_out)
+                print(" ".join(f"{kind} {share:.3f}" for kind, share in shares.items()), flush=True)

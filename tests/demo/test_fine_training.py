@@ -57,11 +57,11 @@ def test_both_stages_take_their_clips_from_the_refusing_function(
 
     monkeypatch.setattr(language_stage, "make_clip", made)
     for rank in range(2):
-        FineTrainer(model, TOKENIZER, 10, rank=rank, ranks=2, batch_clips=1)._sequences(np.random.default_rng(0))
+        FineTrainer(model, TOKENIZER, 10, rank=rank, ranks=2, batch_clips=1).sequences(np.random.default_rng(0))
     assert len(asked) == len(set(asked))
     assert max(asked) < HELD_OUT_SEED
     with pytest.raises(ValueError, match="held out"):
-        FineTrainer(model, TOKENIZER, 10, first_seed=HELD_OUT_SEED)._sequences(np.random.default_rng(0))
+        FineTrainer(model, TOKENIZER, 10, first_seed=HELD_OUT_SEED).sequences(np.random.default_rng(0))
 
 
 def test_labels_say_what_lies_on_each_token() -> None:
@@ -102,7 +102,7 @@ def test_sequences_label_visual_tokens_alone(model: VideoLlama3ForConditionalGen
     trainer = FineTrainer(model, TOKENIZER, steps=10, step=9)
     clip = encode_clip(model, make_clip(5))
     example = Example(clip, choices(clip.world), news(clip.world))
-    sequence = trainer._sequence(example, np.random.default_rng(1))
+    sequence = trainer.sequence(example, np.random.default_rng(1))
     slots = [i for i, token in enumerate(sequence.ids) if token == trainer.builder.video_id]
     assert 25 < len(slots) == len(sequence.visual) < 25 * clip.world.frames, "the first frame is whole, others pruned"
     assert all(sequence.frames[i] != NO_LABEL for i in slots)
@@ -119,7 +119,7 @@ def test_tokens_that_show_something_are_never_dropped_at_random(
     clip = encode_clip(model, make_clip(8))
     example = Example(clip, choices(clip.world), news(clip.world))
     rng = np.random.default_rng(0)
-    keeps = [trainer._keep(example, rng) for _ in range(200)]
+    keeps = [trainer.keep(example, rng) for _ in range(200)]
     assert all(keep[example.news != UNKNOWN].all() for keep in keeps)
     assert np.mean([not keep.all() for keep in keeps]) == pytest.approx(few, abs=0.08)
     assert {bool((keep.sum(axis=(1, 2)) > 0).all()) for keep in keeps} == {True}
