@@ -1,6 +1,6 @@
 """Several parts of one clip, read in a single pass over its file when they are asked for in order.
 
-Each part alone would read the file from its beginning again (see videofile.py on why it is not sought in): for sixty
+Each part alone would read the file from its beginning again (see video_file.py on why there is no seeking): for sixty
 minutes cut into sixty parts, thirty times the file.
 """
 
@@ -21,7 +21,7 @@ Frame = npt.NDArray[np.uint8]
 
 
 class FrameSource(Protocol):
-    """Frames by their number on a timeline; see videofile.py and framesets.py."""
+    """Frames by their number on a timeline; see video_file.py and image_sequence.py."""
 
     name: str
     height: int
