@@ -4,8 +4,8 @@
 
 Each bundle is calibrated on synthetic scenes, as an export without `--calibration` is; KL, lost and gained are against
 the float32 torch model, as in `vl3edge.models.demo.evaluate`. "Without SmoothQuant" is the same graph without the
-factors of `export/calibrate/prefill.py`. The head is quantized by GPTQ like the layers. Speeds at the 2B sizes are those
-of `peers.py` and `caption.py`. Writes benchmarks/results/prefill.json.
+factors of `export/calibrate/prefill.py`. The head is quantized by GPTQ like the layers. Speeds at the 2B sizes are
+those of `peers.py` and `caption.py`. Writes benchmarks/results/prefill.json.
 """
 
 from __future__ import annotations

@@ -80,8 +80,9 @@ class Sample(Generic[T]):
 class IntervalSampler(Generic[T]):
     """The last frame of every interval of 1/fps seconds that has one; holds one frame.
 
-    These are the frames and times that a file is sampled to (`media/frame_sampling.py`, rule "fps"), but for intervals without a
-    frame: nothing was seen in them, so nothing stands for them. An interval's frame is known when the next one begins.
+    These are the frames and times that a file is sampled to (`media/frame_sampling.py`, rule "fps"), but for intervals
+    without a frame: nothing was seen in them, so nothing stands for them. An interval's frame is known when the next
+    one begins.
     """
 
     def __init__(self, fps: float) -> None:
