@@ -24,7 +24,7 @@ def current_bytes() -> int | None:
 
 
 def reset_peak() -> None:
-    """Lets `peak_bytes` begin anew, where the kernel allows it."""
+    """Restarts `peak_bytes`, where the kernel allows it."""
     try:
         (_SELF / "clear_refs").write_text("5", encoding="ascii")
     except OSError:  # not Linux, or a container that forbids it: the peak then covers the whole process
@@ -32,7 +32,7 @@ def reset_peak() -> None:
 
 
 def trimmed(jobs: Iterable[T]) -> Iterator[T]:
-    """The jobs of a long run; every now and then, between two, memory that is free is given back to the system.
+    """Passes on the jobs of a long run, and from time to time returns free memory to the system between two of them.
 
     Threads and decoders come and go with every clip, and glibc keeps what they free in a heap for each thread, in
     pieces that the next decoder often cannot use: without this, 8,400 clips left 100 MB there.

@@ -125,5 +125,5 @@ class RecordFile:
         self._file.path.unlink()
 
     def close(self) -> None:
-        """Gives the file free for other processes."""
+        """Unlocks the file for other processes."""
         self._file.close()

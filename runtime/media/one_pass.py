@@ -36,7 +36,7 @@ class FrameSource(Protocol):
 
 
 class OnePass:
-    """A source that goes on where the last call of `frames` ended; one that asks for earlier frames starts anew.
+    """A source that continues where the last call of `frames` ended; asking for earlier frames starts over.
 
     wanted: the numbers of all frames that will be asked for, ascending.
     """

@@ -1,4 +1,4 @@
-"""What a file is by its bytes: a picture, and of which format, or something that is FFmpeg's to read.
+"""What a file is by its bytes: a picture of some format, or something for FFmpeg to read.
 
 Most formats are known by Pillow's own look at their first bytes. Three need more: HEIF and AVIF pictures lie in the
 same boxes as an MP4 film, and FFmpeg would show their first tile; raw Motion JPEG begins as its first picture does; and
@@ -40,7 +40,7 @@ def starts_as_picture(prefix: bytes) -> bool:
 
 
 def picture_format(file: BinaryIO, suffix: str = "") -> str | None:
-    """Pillow's name of a picture's format; None for what is no picture, or is better read by FFmpeg.
+    """Pillow's name of a picture's format; None if it is not a picture, or is better read by FFmpeg.
 
     file: at its beginning, and able to seek. suffix: of its name in lower case, which decides where bytes cannot.
     Raises OSError.
