@@ -3,9 +3,9 @@
     python benchmarks/prefill.py [--clips 256] [--models demo twin]
 
 Each bundle is calibrated on synthetic scenes, as an export without `--calibration` is; KL, lost and gained are against
-the float32 torch model, as in `vl3edge.models.demo.evaluate`. "Not evened out" is the same graph without the factors of
-`export/calibrate/prefill.py`. The head is quantized by GPTQ like the layers. Speeds at the 2B sizes are those of
-`peers.py` and `caption.py`. Writes benchmarks/results/prefill.json.
+the float32 torch model, as in `vl3edge.models.demo.evaluate`. "Without SmoothQuant" is the same graph without the
+factors of `export/calibrate/prefill.py`. The head is quantized by GPTQ like the layers. Speeds at the 2B sizes are
+those of `peers.py` and `caption.py`. Writes benchmarks/results/prefill.json.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ RESULTS = Path(__file__).parent / "results" / "prefill.json"
 
 @dataclass(frozen=True)
 class Variant:
-    """prefill_bits, head_bits: as of an export. evened: whether loud channels are evened out."""
+    """prefill_bits, head_bits: as of an export. smoothquant: whether outlier channels are smoothed."""
 
     prefill_bits: int = 16
     head_bits: int = 8
-    evened: bool = True
+    smoothquant: bool = True
 
 
 VARIANTS = {
     "as exported": Variant(),
     "prompts in 8 bits": Variant(prefill_bits=8),
-    "prompts in 8 bits, not evened out": Variant(prefill_bits=8, evened=False),
+    "prompts in 8 bits, without SmoothQuant": Variant(prefill_bits=8, smoothquant=False),
     "head in 4 bits": Variant(head_bits=4),
     "prompts in 8 bits, head in 4": Variant(prefill_bits=8, head_bits=4),
 }
@@ -59,7 +59,7 @@ def export(checkpoint: Checkpoint, folder: Path, variant: Variant) -> None:
     """Writes a variant's bundle."""
     options = ExportOptions(plan=QuantizationPlan(head_bits=variant.head_bits), prefill_bits=variant.prefill_bits)  # type: ignore[arg-type]
     export_bundle(checkpoint, folder, options)
-    if not variant.evened:
+    if not variant.smoothquant:
         names = [name for name in checkpoint.names if name.startswith(DECODER)]
         ones = {name: np.ones(checkpoint.shape(name)[-1], np.float32) for name in names}
         write_prefill(checkpoint.config.text, Float32Source(checkpoint), Smoothing({}, ones), folder)

@@ -210,7 +210,7 @@ def batch_parts() -> Iterator[Part]:
         one, *_, most = bundle["batches"]
         work = f"decode of {most['batch']} clips together, {bundle['bundle']}"
         times = [f"{batch['tokens_per_s']:,.0f} tokens/s" for batch in (most, one)]
-        rows.append([work, times[0], "one by one", times[1], f"{most['times_batch_1']:.1f}×"])
+        rows.append([work, times[0], "sequential", times[1], f"{most['times_batch_1']:.1f}×"])
     yield result, rows
 
 
@@ -278,12 +278,12 @@ def encoder_table() -> str:
                 f"{speed['vision_mb'][name]:.0f} MB",
                 f"{speed['seconds_per_frame'][name]:.2f} s",
                 difference,
-                *(f"{found[model]['kl']:.1e}" for model in ("demo", "demo, loud encoder channels")),
+                *(f"{found[model]['kl']:.1e}" for model in ("demo", "demo, outlier encoder channels")),
                 f"{answers['lost']} / {answers['gained']} of {answers['count']}",
             ]
         )
     frames, height, width = speed["frames"]
-    header = ["encoder", "file", f"a frame of {width}×{height}", "features differ by", "KL, demo", "KL, loud twin"]
+    header = ["encoder", "file", f"a frame of {width}×{height}", "features differ by", "KL, demo", "KL, twin"]
     text = table([*header, "answers lost / gained"], rows)
     return f"{text}\n\nTimes: {frames} frames at once, {machine_line(parts['speed'])}"
 
@@ -326,12 +326,12 @@ def reliability_table() -> str:
         [
             "damaged media decoded, sampled and pruned",
             f"{fuzz['inputs']:,} inputs",
-            f"{fuzz['crashed']} crashes, {fuzz['hung']} hangs; {fuzz['failed']} wrong errors, mended",
+            f"{fuzz['crashed']} crashes, {fuzz['hung']} hangs; {fuzz['failed']} wrong errors, fixed",
         ],
         [
             "damaged bundles loaded, chat templates rendered, record files continued",
             f"{artefacts['inputs']:,} inputs",
-            f"{artefacts['crashed']} crashes, {artefacts['hung']} hangs; {artefacts['failed']} wrong errors, mended",
+            f"{artefacts['crashed']} crashes, {artefacts['hung']} hangs; {artefacts['failed']} wrong errors, fixed",
         ],
         [
             "frames pushed into one session",

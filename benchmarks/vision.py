@@ -129,7 +129,7 @@ def demo(clips: int) -> list[dict[str, Any]]:
     entries = []
     with tempfile.TemporaryDirectory() as folder:
         twin = write_outlier_twin(Checkpoint.open(CHECKPOINT), Path(folder) / "twin", part="vision")
-        for name, checkpoint in (("demo", CHECKPOINT), ("demo, loud encoder channels", twin)):
+        for name, checkpoint in (("demo", CHECKPOINT), ("demo, outlier encoder channels", twin)):
             for bits in (16, 8):
                 bundle = Path(folder) / f"{checkpoint.name}-{bits}"
                 options = ExportOptions(("cpu", "jetson"), vision_bits=bits)
@@ -163,7 +163,7 @@ def _unsmoothed(twin: Path, folder: Path) -> dict[str, Any]:
     calibration = calibrate_vision(source, calibration_clips(make_manifest(source.config, ExportOptions(), None)))
     export_vision(source, folder, calibration=replace(calibration, smoothing=Smoothing({}, {})))
     error = relative_error(folder / "vision.onnx", calibration.held_out)
-    return {"model": "demo, loud encoder channels, not smoothed", "vision_bits": 8, "held_out_relative_error": error}
+    return {"model": "demo, outlier encoder channels, not smoothed", "vision_bits": 8, "held_out_relative_error": error}
 
 
 def main() -> None:

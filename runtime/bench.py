@@ -94,7 +94,7 @@ class Bench:
     flops: float | None = None
 
     def run(self, media: Path | None = None) -> None:
-        """All stages in the order of the data. Raises BundleError, BackendError, MediaError."""
+        """Runs all stages in the order of the data. Raises BundleError, BackendError, MediaError."""
         if self.backend.name == "cpu":
             threads = self.backend.num_threads or cores()
             self.bandwidth, self.flops = read_bandwidth(threads), multiply_rate()

@@ -76,7 +76,7 @@ class Chat:
         return self._taken(clips, question, chunks, self._turn)
 
     def undo(self) -> Turn | None:
-        """Takes the last turn back and returns it; None if there is none."""
+        """Removes the last turn and returns it; None if there is none."""
         self._turn += 1
         return self.turns.pop() if self.turns else None
 

@@ -136,7 +136,7 @@ class GenerationConfig:
             raise ConfigError(f"seed must be a whole number, 0 or more, not {self.seed}")
 
     def filled(self, model: GenerationSpec) -> GenerationConfig:
-        """The same with how tokens are chosen, where that is left open, taken from the model's own; seed stays."""
+        """A copy whose open fields are filled from the model's defaults; only seed may still be None."""
         own = {"temperature": model.temperature if model.do_sample else 0.0, "top_p": model.top_p, "top_k": model.top_k}
         own["repetition_penalty"] = model.repetition_penalty
         taken: dict[str, Any] = {name: value for name, value in own.items() if getattr(self, name) is None}
@@ -151,7 +151,7 @@ class GenerationConfig:
 
 
 def check_rate(name: str, fps: float | None) -> None:
-    """ConfigError for a number of frames per second that there cannot be; None is none."""
+    """Raises ConfigError for an impossible number of frames per second; None is allowed."""
     if fps is not None and not 0 < fps <= MAX_FPS:
         raise ConfigError(f"{name} must be a positive number, at most {MAX_FPS:,}, not {fps}")
 

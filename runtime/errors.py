@@ -17,7 +17,7 @@ class MediaError(Vl3EdgeError, OSError):
 
 
 def no_such_file(name: str, wanted: str = "file") -> str:
-    """What to say of a name that is nothing. wanted: what it could have been."""
+    """The message for a name that does not exist. wanted: what it could have been."""
     if name == "-":
         return "-: media cannot be read from stdin, which can be read only once: save them to a file and name it"
     return f"{name or repr(name)}: there is no such {wanted}; check the path"
@@ -30,7 +30,7 @@ class BundleError(Vl3EdgeError, OSError):
 
 
 class OutputError(Vl3EdgeError, OSError):
-    """A file to be written belongs to someone else: another process writes it, or it may not be replaced."""
+    """A file cannot be written: another process is writing it, or it may not be replaced."""
 
     __str__ = Exception.__str__
 
@@ -48,7 +48,7 @@ class ContextLengthError(Vl3EdgeError, ValueError):
 
 
 class MemoryLimitError(Vl3EdgeError, MemoryError):
-    """A model does not fit the memory there is, or the limit that was set."""
+    """A model does not fit the available memory, or the limit that was set."""
 
 
 class MediaWarning(UserWarning):
@@ -64,6 +64,6 @@ class BackendWarning(UserWarning):
 
 
 def unexpected(name: str, error: BaseException) -> MediaError:
-    """What to raise in place of an error that nobody thought of, met while reading or captioning the clip `name`."""
+    """The error to raise for an unexpected exception while reading or captioning the clip `name`."""
     what = " ".join(f"{type(error).__name__}: {error}".split())
     return MediaError(f"{name}: {what} (unexpected: please report it, with the clip)")

@@ -1,4 +1,4 @@
-"""Files that survive being interrupted: appended to or replaced as a whole, on disk at the end of the call.
+"""Files that survive interruption: appended to or replaced atomically, and on disk when the call returns.
 
 One process at a time writes such a file. The lock is the kernel's (flock) on the file itself, so it ends with the
 process that holds it, however that dies, and leaves no litter. A replacement is locked before it takes the file's name:
@@ -46,7 +46,7 @@ class LockedFile:
         return os.fstat(self._fd).st_size if self.is_regular else 0
 
     def lines(self) -> Iterator[bytes]:
-        """The whole lines, each with its line end; a last line cut short is left out."""
+        """The complete lines, each with its line end; a truncated last line is left out."""
         if self._discard:
             return
         with self.path.open("rb") as file:
@@ -76,7 +76,7 @@ class LockedFile:
             os.fsync(self._fd)
 
     def replace(self, parts: Iterable[bytes]) -> None:
-        """Puts other content in place of the file's, at one moment. Raises OSError; the file is then as it was."""
+        """Replaces the file's content atomically. Raises OSError; the file is then unchanged."""
         with _beside(self.path) as (fd, _):
             for part in parts:
                 _write(fd, part)
@@ -88,7 +88,7 @@ class LockedFile:
 
 
 def write_whole(path: Path, parts: Iterable[Content]) -> None:
-    """Writes a file at one moment: whoever looks finds the old content (or none) or the new, never a part.
+    """Writes a file atomically: readers find the old content (or none) or the new, never a part.
 
     A link is followed, and stays. Raises OSError with the file's name, OutputError if another process is writing it.
     """

@@ -52,7 +52,7 @@ def current_bytes() -> int | None:
 
 
 def reset_peak() -> None:
-    """Lets `peak_bytes` begin anew, where the kernel allows it."""
+    """Restarts `peak_bytes`, where the kernel allows it."""
     try:
         (_SELF / "clear_refs").write_text("5", encoding="ascii")
     except OSError:  # not Linux, or a container that forbids it: the peak then covers the whole process

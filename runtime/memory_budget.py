@@ -109,7 +109,7 @@ class MemoryBudget:
         return bytes_per_row(text, tokens) + 3 * tokens * text.hidden_size * FLOAT
 
     def cache_bytes(self) -> int | None:
-        """What a limit that was given leaves for caches and prompts; None without one."""
+        """Bytes that an explicit limit leaves for caches and prompts; None without one."""
         if not self._given or self.limit_bytes is None:
             return None
         rest = self._loaded + self._vision + prefill_bytes(self._manifest, PREFILL_CHUNK)

@@ -1,4 +1,4 @@
-"""How much memory a model and a clip will take, known before anything of it is allocated.
+"""How much memory a model and a clip will take, estimated before anything is allocated.
 
 Every term is a size that can be looked up: numbers of weights, widths of layers, tokens, pixels. What an engine makes
 of a file was measured with ONNX Runtime 1.31 on a CPU (`benchmarks/memory.py` compares estimate and measurement):
@@ -68,12 +68,12 @@ class MemoryEstimate:
 
     @property
     def loaded_bytes(self) -> int:
-        """The largest the process gets until its model is loaded."""
+        """The peak while the model is loaded."""
         return self.base_bytes + self.weights_bytes + self.loading_bytes
 
     @property
     def total_bytes(self) -> int:
-        """The largest the process gets."""
+        """The peak of the whole process."""
         return max(self.loaded_bytes, self.base_bytes + self.weights_bytes + self.clip_bytes)
 
 

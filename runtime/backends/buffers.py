@@ -47,7 +47,7 @@ class Buffer(Protocol):
         ...
 
     def read_positions(self, row: int, start: int, count: int) -> np.ndarray:
-        """Of one row, [heads, count, channels] from a position on; on the host it is a view."""
+        """A view (host) or copy (GPU) of one row: [heads, count, channels] from a position on."""
         ...
 
     def write_positions(self, row: int, start: int, values: np.ndarray) -> None:
@@ -59,7 +59,7 @@ class Buffer(Protocol):
         ...
 
     def release(self) -> None:
-        """Gives the memory back now. A buffer that is forgotten gives it back as well."""
+        """Frees the memory now; otherwise it is freed with the buffer."""
         ...
 
 
@@ -83,7 +83,7 @@ class Memory(Protocol):
         ...
 
     def available_bytes(self) -> int | None:
-        """What may still be taken; None where it is not known."""
+        """Free memory in bytes; None where it is not known."""
         ...
 
     def synchronize(self) -> None:
@@ -131,7 +131,7 @@ class HostBuffer:
         self.write_positions(row, 0, source.read_positions(source_row, 0, count))
 
     def release(self) -> None:
-        """The garbage collector's."""
+        """Does nothing: the garbage collector frees the array."""
 
 
 class HostMemory:
@@ -196,7 +196,7 @@ class DeviceBuffer:
         return values if self._staging is None else values.copy()  # the staging is the next call's
 
     def write(self, values: np.ndarray) -> None:
-        """What is staged must have arrived before the next write: `Memory.synchronize`."""
+        """Call `Memory.synchronize` before the next write, so that the staged data has arrived."""
         staging = np.empty(self.shape, self.dtype) if self._staging is None else self._staging
         staging[...] = values
         self._device.upload(self.address, staging)

@@ -1,4 +1,4 @@
-"""The little of CUDA that the runtime takes: memory on the device, pinned memory on the host, one stream.
+"""The few parts of CUDA that the runtime needs: memory on the device, pinned memory on the host, one stream.
 
 TensorRT and ONNX Runtime work in the same stream, so what one hands to the other needs no waiting. Nothing else may
 reach the device while a CUDA graph is captured from that stream: every call here holds `lock`, and so do engines while
@@ -72,11 +72,11 @@ class Device(Protocol):
         ...
 
     def free_bytes(self) -> int:
-        """Device memory that nobody has taken."""
+        """Free device memory in bytes."""
         ...
 
     def synchronize(self) -> None:
-        """Waits until the stream has done all it was given."""
+        """Waits until the stream is idle."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""Whether ONNX Runtime's CUDA works here, found out before a model is loaded: its libraries, and one kernel.
+"""Checks before a model is loaded whether ONNX Runtime's CUDA works here: its libraries, and one kernel.
 
 The wheels of onnxruntime-gpu hold machine code for some GPUs and nothing that a driver could compile for others
 (1.31.1: x86-64 7.5, 8.0, 8.6, 8.9, 9.0, 12.0; aarch64 8.9, 9.0, 12.0, 12.1, so neither Orin, 8.7, nor Thor, 11.0).

@@ -46,7 +46,7 @@ class FrameLimits(Protocol):
         ...
 
     def frames_per_call(self, patches: int) -> int:
-        """At least one, for frames of so many patches."""
+        """How many frames of `patches` patches fit in one call; at least one."""
         ...
 
 
@@ -146,7 +146,7 @@ class Backend:
 
     @property
     def vision_runtime(self) -> str:
-        """What runs the vision path, in words."""
+        """Name of the library that runs the vision path."""
         return f"ONNX Runtime {self.version}"
 
 
@@ -164,7 +164,7 @@ class OrtEngine:
 
 
 def guarded(call: Callable[..., Any], *arguments: Any) -> Any:
-    """A call of ONNX Runtime, whose errors have no common base class: what fails is a BackendError of one line."""
+    """Wraps a call of ONNX Runtime, whose errors have no common base class: failures become a one-line BackendError."""
     try:
         return call(*arguments)
     except Exception as e:

@@ -34,7 +34,7 @@ def import_tensorrt(target: str) -> Any:
 
 
 def make_logger(trt: Any, listen: Callable[[str], None] = lambda message: None) -> tuple[Any, list[str]]:
-    """A logger that prints nothing, and the list into which it puts errors.
+    """A silent logger, and the list that collects its errors.
 
     listen: called with every message of less weight.
     """

@@ -1,4 +1,4 @@
-"""Reading the JSON files of a bundle, which may come from anywhere: bounded, plain, typed, and one clear error."""
+"""Reading a bundle's JSON files, which are untrusted: bounded size, regular files only, one clear error."""
 
 from __future__ import annotations
 

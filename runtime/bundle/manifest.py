@@ -127,7 +127,7 @@ class GenerationSpec:
     max_length: int = 0
 
     def problems(self) -> list[str]:
-        """What is out of bounds, in words; NaN and infinity are refused where JSON is read."""
+        """Describes every value that is out of bounds; NaN and infinity are already refused when JSON is read."""
         right = {
             "temperature": self.temperature >= 0,
             "top_p": 0 < self.top_p <= 1,

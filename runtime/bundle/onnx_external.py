@@ -38,7 +38,7 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 def external_files(path: Path) -> set[str]:
-    """The locations that the graph's tensors name, as they stand there.
+    """The locations that the graph's tensors name, verbatim.
 
     Raises ValueError for a file that is not in ONNX's encoding or too large, OSError where it cannot be read.
     """

@@ -1,4 +1,4 @@
-"""A bundle without what one kind of device does not read: the files of other backends, and plans for others.
+"""Slimming a bundle for one target: deletes the files of other backends, and plans for other devices.
 
 The manifest is replaced first, then files are removed: a bundle that is interrupted between is whole, and has a few
 files that nobody reads. What has gone cannot be made again on the device: it takes another copy of the bundle.
@@ -33,7 +33,7 @@ _BACKENDS = {"cpu": ("cpu",), "cuda": ("cuda",), "rtx": ("rtx",), "jetson": ("je
 
 @dataclass(frozen=True)
 class SlimReport:
-    """What was dropped. lost: backends that ran before and do not any more."""
+    """What was deleted. lost: backends that can no longer run."""
 
     dropped: tuple[str, ...]
     dropped_bytes: int
@@ -42,7 +42,7 @@ class SlimReport:
 
 
 def slim(folder: Path, target: SlimTarget, fits: Callable[[EngineSet], bool] = lambda engines: True) -> SlimReport:
-    """Leaves in a bundle what the target's backends read, and says so in its manifest.
+    """Deletes from a bundle what the target's backends do not read, and records that in its manifest.
 
     fits: whether plans are for this device. Raises BundleError for a bundle that is damaged or has not the graphs,
     BackendError where no plans fit.

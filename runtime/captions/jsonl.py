@@ -129,5 +129,5 @@ class RecordFile:
         """All is on disk already."""
 
     def close(self) -> None:
-        """Gives the file free for other processes."""
+        """Unlocks the file for other processes."""
         self._file.close()

@@ -84,7 +84,7 @@ class TextFileOutput(StreamOutput):
 
 
 class FinishedOutput(Output):
-    """Subtitles that a run before has finished: nothing is left to be done."""
+    """Subtitles that an earlier run completed: there is nothing left to write."""
 
     def state(self, media: str) -> State:
         return State.DONE
@@ -123,7 +123,7 @@ def records_of(path: Path) -> Path:
 
 
 def document(records: Callable[[], Iterable[CaptionResult]], format: str) -> Iterator[bytes]:
-    """A file of one of the formats, in parts. records: gives all of them, each time it is called."""
+    """The content of a file in one of the formats, in parts. records: returns all records, each time it is called."""
     if format == "parquet":
         yield from parquet_bytes(records())
     elif format in ("srt", "vtt"):

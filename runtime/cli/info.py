@@ -1,4 +1,4 @@
-"""`vl3edge info`: versions, what this machine offers, and what a bundle is and measured at its export."""
+"""`vl3edge info`: versions, this machine's devices, and a bundle's contents and measurements."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`vl3edge inspect`: what the pipeline makes of a clip, before anything runs, as a picture and as a page.
+"""`vl3edge inspect`: how a clip will be processed, before the model runs, as a picture and as a page.
 
 The frames sampled with what is pruned of them dimmed, tokens of every frame and by threshold, the prompt against the
 context, memory and the least possible time. Give it the options you mean to give `caption` or `ask`.

@@ -78,7 +78,7 @@ class BatchGenerator:
         self._rows: list[_Sequence | None] = []  # None is free; the last one is not
 
     def answers(self, requests: Iterable[BatchRequest]) -> Iterator[Outcome]:
-        """(key, answer) of every request, in the order they are finished; or (key, error) for one that cannot be.
+        """Yields (key, answer) for every request in the order they finish, or (key, error) for one that fails.
 
         A request is taken when there is a row for it, not before. Errors: ContextLengthError for a prompt that leaves
         no room for an answer, or is too long for the memory; BackendError or MemoryError for one that fails though it
@@ -234,7 +234,7 @@ class _Sequence:
         self._begin = self._first = time.perf_counter()
 
     def prefilled(self) -> None:
-        """Takes the time: its first token is known."""
+        """Notes the time at which the first token is known."""
         self._first = time.perf_counter()
 
     def finished(self, tokenizer: Tokenizer, reason: FinishReason) -> Answer:

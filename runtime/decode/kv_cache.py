@@ -22,7 +22,7 @@ _MOVED_AT_ONCE = 1024  # positions: bounds the copies and the tables for turning
 
 
 class KvCache:
-    """Empty at first; `resize` makes the rows.
+    """Keys and values of all layers, empty at first; `resize` makes the rows.
 
     dtype: float32 or float16.
     buffers: key and value of layer 0, of layer 1, …: [rows, kv_heads, capacity, head_dim] each.
@@ -37,7 +37,7 @@ class KvCache:
         self.clear()
 
     def clear(self) -> None:
-        """Gives the memory back."""
+        """Frees the memory."""
         for buffer in self.buffers:
             buffer.release()
         self.buffers = []
@@ -107,7 +107,7 @@ class KvCache:
             target.copy_positions(row, source, row, int(lengths[row]))
 
     def move_row(self, source: int, target: int) -> None:
-        """Gives row `target` the content of row `source`, which is empty then."""
+        """Moves the content of row `source` to row `target`; `source` is then empty."""
         length = int(self.lengths[source])
         for buffer in self.buffers:
             buffer.copy_positions(target, buffer, source, length)

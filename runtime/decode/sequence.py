@@ -17,7 +17,7 @@ FinishReason = Literal["stop", "length"]
 
 
 def too_long(prompt: int, media: int, limit: int) -> str:
-    """What to say of a prompt that leaves no room in a context, and what to do about it.
+    """The message for a prompt that leaves no room in a context, with advice.
 
     prompt, limit: in tokens. media: how many of the prompt's are `SplicedPrompt.media_tokens`.
     """
@@ -72,7 +72,7 @@ class SequenceState:
 
     @property
     def tokens(self) -> list[int]:
-        """Those chosen so far, with the end token if one came."""
+        """The tokens chosen so far, including the end token if there was one."""
         chosen: list[int] = self._history[self.prompt_length : self.length].tolist()
         return chosen
 

@@ -1,4 +1,4 @@
-"""Frames for the eye: which of many to show, what was pruned of them dimmed, and files a page can carry in itself."""
+"""Frames to look at: which ones to show, pruned blocks dimmed, and files embedded in a page."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def veil(keep: npt.NDArray[np.bool_], grid: tuple[int, int]) -> bytes:
 
 
 def with_palette(png: bytes) -> bytes:
-    """A picture with its 256 commonest colours: a third of the bytes, and hardly another sight."""
+    """A picture reduced to its 256 commonest colours: a third of the bytes, and hardly a visible difference."""
     image = Image.open(io.BytesIO(png)).convert("RGB")
     return _saved(image.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE), "PNG", optimize=True)
 

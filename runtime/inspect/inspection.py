@@ -1,9 +1,9 @@
-"""What the pipeline makes of a clip, found out without running a model: frames, pruning, context, memory, least time.
+"""How a clip will be processed, without running a model: frames, pruning, context, memory, minimum time.
 
-Frames are sampled, resized and pruned by the code that encodes them (`clip_encoder.py`, `difffp.py`), and the prompt is
-spliced by the code that asks about them, so the counts are those of a real call. Memory is the estimate of
-`memory_estimate.py`; times are floors, float32 arithmetic and bytes over what this machine's CPU does at best, and no
-predictions: stages that compute in 8 bits may pass them, all others take longer.
+Frames are sampled, resized and pruned by the code that encodes them (`vision/clip_encoder.py`, `vision/difffp.py`), and
+the prompt is spliced by the code that asks about them, so the counts are those of a real call. Memory is the estimate
+of `memory_estimate.py`; times are floors, float32 arithmetic and bytes over what this machine's CPU does at best, and
+no predictions: stages that compute in 8 bits may pass them, all others take longer.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Speed:
 
     @classmethod
     def measured(cls) -> Speed:
-        """Takes about half a second; other work on the machine makes it less than it is."""
+        """Measures this machine for about half a second; other load makes it look slower."""
         return cls(read_bandwidth(cores(), repeats=3), multiply_rate(repeats=3))
 
 

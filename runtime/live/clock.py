@@ -80,7 +80,7 @@ class Sample(Generic[T]):
 class IntervalSampler(Generic[T]):
     """The last frame of every interval of 1/fps seconds that has one; holds one frame.
 
-    These are the frames and times that a file is sampled to (`frame_sampling.py`, rule "fps"), but for intervals
+    These are the frames and times that a file is sampled to (`media/frame_sampling.py`, rule "fps"), but for intervals
     without a frame: nothing was seen in them, so nothing stands for them. An interval's frame is known when the next
     one begins.
     """
@@ -106,7 +106,7 @@ class IntervalSampler(Generic[T]):
 
 
 class RealtimePacer:
-    """Holds a recording back to its own speed."""
+    """Holds a recording back so that it plays in real time, or `speed` times as fast."""
 
     def __init__(self, speed: float, stopped: threading.Event) -> None:
         self._speed = speed

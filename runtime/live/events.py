@@ -1,4 +1,4 @@
-"""What happens to a live source, told in good measure: a broken stream must not flood a log that nobody reads."""
+"""Events of a live source, with repeats held back: a broken stream must not flood a log that nobody reads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 MAX_EVENTS = 100
 REPEAT_S = {"damage": 10.0, "jump": 10.0}
-"""Events of these kinds are told at most this often; others once in a second."""
+"""Shortest time between two events of these kinds, in seconds; 1 for others."""
 
 
 @dataclass(frozen=True)
@@ -21,14 +21,14 @@ class LiveEvent:
 
 
 class EventLog:
-    """Events that wait to be read, added by one thread and taken by another; of more than MAX_EVENTS, the latest."""
+    """Events waiting to be read, added by one thread and taken by another; the latest MAX_EVENTS are kept."""
 
     def __init__(self) -> None:
         self._events: deque[LiveEvent] = deque(maxlen=MAX_EVENTS)
         self._told: dict[str, tuple[float, int]] = {}
 
     def add(self, kind: str, event: LiveEvent) -> None:
-        """Keeps an event, unless one of its kind was told a moment ago; the next then says how many were not."""
+        """Keeps an event, unless one of its kind was just reported; the next then says how many were held back."""
         now_s = time.monotonic()
         last_s, untold = self._told.get(kind, (-math.inf, 0))
         if now_s - last_s < REPEAT_S.get(kind, 1.0):

@@ -1,6 +1,6 @@
 """Videos that are not video files: folders of pictures, animated pictures, and frames already in memory.
 
-All of them offer what `video_file.VideoFile` offers: height, width, a timeline, and the frames wanted, one by one.
+All of them have the interface of `video_file.VideoFile`: height, width, a timeline, and the wanted frames, one by one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What one clip may cost to read: bounds for media that come from anywhere, and the clock that holds the one of time.
+"""What one clip may cost to read: limits for untrusted media, and the clock that enforces the time limit.
 
 A file of a few hundred bytes can state a billion frames, a picture of 30,000 pixels squared, or times a century apart.
 Whatever is beyond a limit is a MediaError that names the limit, before the memory is taken or the time is spent.
@@ -49,7 +49,7 @@ class MediaLimits:
 
     @property
     def silence_s(self) -> float:
-        """How long a server may be silent: no longer than reading may take."""
+        """Seconds a server may be silent, at most the time that reading may take."""
         return min(self.max_silence_s, self.max_read_s)
 
     def check_pixels(self, name: str, height: int, width: int) -> None:

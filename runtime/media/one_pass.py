@@ -1,6 +1,6 @@
 """Several parts of one clip, read in a single pass over its file when they are asked for in order.
 
-Each part alone would read the file from its beginning again (see video_file.py on why it is not sought in): for sixty
+Each part alone would read the file from its beginning again (see video_file.py on why there is no seeking): for sixty
 minutes cut into sixty parts, thirty times the file.
 """
 
@@ -36,7 +36,7 @@ class FrameSource(Protocol):
 
 
 class OnePass:
-    """A source that goes on where the last call of `frames` ended; one that asks for earlier frames starts anew.
+    """A source that continues where the last call of `frames` ended; asking for earlier frames starts over.
 
     wanted: the numbers of all frames that will be asked for, ascending.
     """

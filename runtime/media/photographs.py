@@ -27,7 +27,7 @@ _EXIF_IFD, _DATE_TAKEN = 0x8769, 0x9003
 
 
 def why_photographs(pictures: Sequence[str | Path], limits: MediaLimits = DEFAULT_LIMITS) -> str | None:
-    """Why the pictures of a folder are taken for photographs; None for the frames of a video."""
+    """Why the pictures of a folder are treated as photographs; None for the frames of a video."""
     if limits.isolate:
         try:
             why: str | None = ask_worker("photographs", str(Path(pictures[0]).parent), list(pictures), limits)
@@ -55,7 +55,7 @@ def why_photographs(pictures: Sequence[str | Path], limits: MediaLimits = DEFAUL
 
 
 def warn_of_photographs(source: object, limits: MediaLimits) -> None:
-    """A MediaWarning if a source is a folder, which is taken for a video, and looks as if it were none."""
+    """Warns (MediaWarning) if a folder is treated as a video but looks like photographs."""
     if not isinstance(source, str | Path) or not os.path.isdir(source):
         return
     pictures = pictures_of(source)
@@ -69,7 +69,7 @@ def warn_of_photographs(source: object, limits: MediaLimits) -> None:
 
 
 def have_running_numbers(stems: Sequence[str]) -> bool:
-    """Whether names (without suffixes) begin alike and go on with a number, each with another."""
+    """Whether names (without suffixes) share a beginning that distinct numbers follow."""
     common = re.sub(r"\d+$", "", os.path.commonprefix(list(stems)))
     numbers = [re.match(r"\d+", stem[len(common) :]) for stem in stems]
     return len({int(number[0]) for number in numbers if number}) == len(stems)

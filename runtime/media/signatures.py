@@ -1,4 +1,4 @@
-"""What a file is by its bytes: a picture, and of which format, or something that is FFmpeg's to read.
+"""What a file is by its bytes: a picture of some format, or something for FFmpeg to read.
 
 Most formats are known by Pillow's own look at their first bytes, and some that it does not read by those listed here.
 Three need more: HEIF and AVIF pictures lie in the
@@ -64,7 +64,7 @@ def starts_as_picture(prefix: bytes) -> bool:
 
 
 def picture_format(file: BinaryIO, suffix: str = "") -> str | None:
-    """Pillow's name of a picture's format, or one of FFMPEG_FORMATS; None for what is none by its bytes.
+    """Pillow's name of a picture's format, or one of FFMPEG_FORMATS; None if FFmpeg had better read it, or it is no picture.
 
     file: at its beginning, and able to seek. suffix: of its name in lower case, which decides where bytes cannot.
     Raises OSError.

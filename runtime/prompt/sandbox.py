@@ -1,4 +1,4 @@
-"""Running a chat template that may come from anywhere: Jinja's sandbox, with limits on work, size and time.
+"""Rendering untrusted chat templates: Jinja's sandbox, with limits on work, size and time.
 
 The sandbox keeps a template from reaching Python; it does not keep it from looping for a year or from asking for a
 terabyte. So a rendering has a budget of characters, and whatever makes something is charged for it: each iteration the
@@ -62,7 +62,7 @@ _LARGEST_NUMBER = 1 << 63
 
 
 class TemplateRefusal(TemplateError):
-    """What a template says itself against a conversation."""
+    """A template's own objection to a conversation (raise_exception)."""
 
 
 class TemplateSandbox(ImmutableSandboxedEnvironment):
