@@ -105,6 +105,34 @@ def test_packages_import_only_the_layers_below(package: str) -> None:
         assert siblings - {package} <= MAY_IMPORT[package], path
 
 
+def wing_imports(package: str) -> set[tuple[str, str]]:
+    """(wing, wing it imports) of a package, by its relative imports."""
+    found = set()
+    for path in (ROOT / package).rglob("*.py"):
+        place = path.relative_to(ROOT / package).with_suffix("").parts
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                base = [*place[: len(place) - node.level], *(node.module or "").split(".")]
+                named = base[:1] if base[0] else [alias.name for alias in node.names]
+                found |= {(place[0], name) for name in named}
+    return {(wing, other) for wing, other in found if wing not in (other, "__init__")}
+
+
+@pytest.mark.parametrize(("package", "wings"), [("runtime", RUNTIME_WINGS), ("export", EXPORT_WINGS)])
+def test_wings_import_only_those_before_them(package: str, wings: tuple[str, ...]) -> None:
+    imported = wing_imports(package)
+    assert len(imported) > 30  # the imports are seen at all
+    wrong = sorted(pair for pair in imported if wings.index(pair[0]) <= wings.index(pair[1]))
+    assert not wrong
+
+
+@pytest.mark.parametrize("package", sorted(SIBLINGS))
+def test_no_folder_is_a_corridor(package: str) -> None:
+    folders = [ROOT / package, *(p for p in (ROOT / package).rglob("*") if p.is_dir() and p.name != "__pycache__")]
+    modules = {str(f.relative_to(ROOT)): len(set(f.glob("*.py")) - {f / "__init__.py"}) for f in folders}
+    assert not {folder: count for folder, count in modules.items() if count > 22}
+
+
 def test_a_caption_loads_neither_torch_nor_transformers_nor_onnx(bundle: Path, media: Path) -> None:
     code = """
 import sys
@@ -140,6 +168,7 @@ def test_public_names(module: str) -> None:
 # What callers get from one public name and give to another, without a use of their own.
 PASSED_THROUGH = {
     "GenerationConfig.filled: GenerationSpec",
+    "GenerationConfig.new_tokens: GenerationSpec",
     "Session.pull: Fetched",
     "SplicedPrompt.embeddings: EmbeddingTable",
 }
