@@ -79,15 +79,12 @@ def write_tensorrt(
     measured = _measure(checkpoint, folder, manifest)
     progress("graphs for TensorRT", 1, 1)
     if "rtx" in manifest.targets:
-        try:
-            build_engines(
-                folder,
-                manifest,
-                BuildOptions("rtx"),
-                lambda name, done, total: progress(f"TensorRT plan of the {name}", done, total),
-            )
-        except Vl3EdgeError as e:
-            raise ExportError(str(e)) from e
+        build_engines(
+            folder,
+            manifest,
+            BuildOptions("rtx"),
+            lambda name, done, total: progress(f"TensorRT plan of the {name}", done, total),
+        )
     return measured
 
 

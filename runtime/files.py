@@ -77,9 +77,8 @@ class LockedFile:
 
     def replace(self, parts: Iterable[bytes]) -> None:
         """Replaces the file's content atomically. Raises OSError; the file is then unchanged."""
-        with _beside(self.path) as (fd, _):
-            for part in parts:
-                _write(fd, part)
+        with _beside(self.path, parts) as (fd, _):
+            pass
         os.close(self._fd)
         self._fd = fd
 
@@ -92,9 +91,8 @@ def write_whole(path: Path, parts: Iterable[Content]) -> None:
 
     A link is followed, and stays. Raises OSError with the file's name, OutputError if another process is writing it.
     """
-    with _beside(Path(os.path.realpath(path))) as (fd, _):
-        for part in parts:
-            _write(fd, part)
+    with _beside(Path(os.path.realpath(path)), parts) as (fd, _):
+        pass
     os.close(fd)
 
 
@@ -140,8 +138,8 @@ def _replace_folder(folder: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def _beside(path: Path) -> Iterator[tuple[int, Path]]:
-    """Descriptor and name of a locked, empty file beside `path`, which gets that name if the block ends well.
+def _beside(path: Path, parts: Iterable[Content] = ()) -> Iterator[tuple[int, Path]]:
+    """Descriptor and name of a locked file of these parts beside `path`, which gets that name if the block ends well.
 
     The descriptor is then the caller's to close.
     """
@@ -151,6 +149,8 @@ def _beside(path: Path) -> Iterator[tuple[int, Path]]:
         fd = _open_locked(temporary, os.O_NOFOLLOW)  # whoever made the folder may have put a link there
         try:
             os.ftruncate(fd, 0)  # what a killed process left
+            for part in parts:
+                _write(fd, part)
             yield fd, temporary
             os.fsync(fd)
             os.replace(temporary, path)

@@ -46,12 +46,11 @@ class LoadedBundle:
         self._encoder = ClipEncoder(
             VisionEngines(bundle, backend), manifest.processor, manifest.vision.patch_size, limits, self._memory
         )
-        self._tokenizer = Tokenizer(bundle.path("tokenizer.json"))
-        self._template = PromptTemplate(bundle.chat_template(), self._tokenizer, manifest.tokens, manifest.layout)
-        text = manifest.text
-        self._table = EmbeddingTable(bundle.path("embeddings.safetensors"), text.vocab_size, text.hidden_size)
+        self._tokenizer = Tokenizer.of(bundle)
+        self._template = PromptTemplate.of(bundle, self._tokenizer)
+        self._table = EmbeddingTable.of(bundle)
         self._decoder_graph = load_decoder_graph(backend, bundle)
-        decoder = Decoder(self._decoder_graph, text, self._memory.check_context)
+        decoder = Decoder(self._decoder_graph, manifest.text, self._memory.check_context)
         self._generator = self._new_generator(decoder)
 
     @property

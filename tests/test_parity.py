@@ -19,6 +19,7 @@ from vl3edge.runtime import GenerationConfig, PruningConfig, SamplingPlan, Video
 from vl3edge.runtime.media.image import load_image
 from vl3edge.runtime.media.resize import PixelBudget, resize_rgb, target_size
 from vl3edge.runtime.media.video import open_video
+from vl3edge.runtime.prompt.tokenizer import Tokenizer
 from vl3edge.runtime.vision.difffp import keep_mask
 
 NEW_TOKENS = 32
@@ -270,7 +271,7 @@ def test_a_second_question_reuses_the_clip(exported: Exported, media: Path) -> N
 
 
 def decoded(exported: Exported, ids: list[int]) -> str:
-    return exported.model._tokenizer.decode(ids)
+    return Tokenizer.of(exported.model.bundle).decode(ids)
 
 
 def generated_ids(exported: Exported, clip: Any, question: str, chunks: Any) -> list[int]:

@@ -17,6 +17,7 @@ from vl3edge.runtime.bundle.bundle import open_bundle
 from vl3edge.runtime.errors import ConfigError
 from vl3edge.runtime.inspect.inspection import Speed, inspect
 from vl3edge.runtime.jobs import CaptionJob
+from vl3edge.runtime.prompt.tokenizer import Tokenizer
 from vl3edge.runtime.terminal import printable
 
 CLIP = Path(__file__).parent / "fixtures" / "demo_clip.mp4"
@@ -205,5 +206,5 @@ def test_watch_has_it(folder: Path, tiny: VideoLlama3, capsys: pytest.CaptureFix
         )
     assert status == 0
     begun = tiny.prompt(messages(("user", ""), system=HELPFUL), []).ids.tolist()
-    end = begun.index(tiny._tokenizer.added["<|im_end|>"])
+    end = begun.index(Tokenizer.of(tiny.bundle).added["<|im_end|>"])
     assert opened[0].prompt(QUESTION).ids.tolist()[: end + 1] == begun[: end + 1]

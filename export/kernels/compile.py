@@ -115,7 +115,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("bundle", type=Path, help="folder that `vl3edge export` wrote")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder to write; made if it does not exist")
     options = parser.parse_args(argv)
-
     return exit_status(lambda: _compile(options.bundle, options.output))
 
 

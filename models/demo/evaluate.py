@@ -107,9 +107,8 @@ def score(
 
 def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     """Of the last axis, in float64."""
-    x = logits.astype(np.float64)
-    x -= x.max(axis=-1, keepdims=True)
-    return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
+    result: NDArray[np.float64] = torch.from_numpy(logits).double().log_softmax(-1).numpy()
+    return result
 
 
 def summarize(scores: list[Score]) -> dict[str, Line]:

@@ -59,11 +59,11 @@ class TensorRtBackend(Backend):
         if name == "vision":
             profiles = engines.spec.plans["vision"].profiles
             vision, memory = bundle.manifest.vision, DeviceMemory(self._gpu)
-            plan = self._plan(engines, "vision")
+            plan = self.plan(engines, "vision")
             return ResidentPatchEncoder(plan, profiles, vision.patch_size, memory, vision.hidden_size)
         media: MediaSpec = getattr(bundle.manifest.processor, name.rpartition("-")[2])
         profiles = engines.spec.plans["projector"].profiles
-        plan = self._plan(engines, "projector")  # one plan for both kinds of media
+        plan = self.plan(engines, "projector")  # one plan for both kinds of media
         return BlockProjector(plan, profiles, media.merge_size, bundle.manifest.text.hidden_size)
 
     def vision_file(self, bundle: Bundle, name: str = "vision") -> str:
@@ -84,7 +84,8 @@ class TensorRtBackend(Backend):
         gpu = self._gpu
         return choose_engines(found, self.target, str(self.library.__version__), gpu.name, gpu.capability)
 
-    def _plan(self, engines: InstalledEngines, name: str) -> TensorRtEngine:
+    def plan(self, engines: InstalledEngines, name: str) -> TensorRtEngine:
+        """One of an installed set's, loaded once."""
         path = engines.plan_path(name)
         key = str(path)
         if key not in self._loaded:

@@ -9,7 +9,7 @@ no predictions: stages that compute in 8 bits may pass them, all others take lon
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -209,8 +209,9 @@ def inspect(
     keep = _keep(differences, threshold)
     question = question or DESCRIBE[opened.kind]
     messages = with_system(question_about([opened], question), system)
-    tokenizer = Tokenizer.of(bundle)
-    pieces = _pieces(bundle, tokenizer, opened, messages, add_system_prompt)
+    tokenizer, item = Tokenizer.of(bundle), MediaItem(opened.kind, opened.timestamps_s)
+    template = PromptTemplate.of(bundle, tokenizer)
+    pieces = conversation_pieces(template, messages, [item], add_system_prompt=add_system_prompt)
     costs = _Costs(
         bundle, tokenizer, opened, frames, merge, pieces, generation or GenerationConfig(), speed or Speed.measured()
     )
@@ -253,18 +254,6 @@ def _keep(differences: npt.NDArray[np.float64], threshold: float | None) -> npt.
     keep = differences > threshold
     keep[~keep.any(axis=1), 0] = True
     return keep
-
-
-def _pieces(
-    bundle: Bundle,
-    tokenizer: Tokenizer,
-    media: OpenedMedia,
-    messages: Sequence[Mapping[str, Any]],
-    add_system_prompt: bool,
-) -> list[Piece]:
-    template = PromptTemplate.of(bundle, tokenizer)
-    item = MediaItem(media.kind, media.timestamps_s)
-    return conversation_pieces(template, messages, [item], add_system_prompt=add_system_prompt)
 
 
 class _Costs:

@@ -124,7 +124,7 @@ def test_features_stay_on_the_device(folder: Path) -> None:
 
 def test_an_output_goes_only_where_it_fits(folder: Path) -> None:
     device = FakeDevice()
-    engine = backend(install(folder, 40), device)._plan(read_engine_sets(folder)[0], "vision")
+    engine = backend(install(folder, 40), device).plan(read_engine_sets(folder)[0], "vision")
     inputs = {"patches": np.zeros((1, 4, 588), np.uint8), "positions": np.zeros((4, 2), np.int32)}
     (expected,) = engine.run(inputs)
     fitting = DeviceMemory(device).zeros(expected.shape, np.float32)
@@ -171,7 +171,7 @@ def test_frames_beyond_every_profile_never_reach_the_engine(folder: Path) -> Non
     encoder = PatchEncoder(object(), spec.plans["vision"].profiles, 14)  # type: ignore[arg-type]
     with pytest.raises(BackendError, match=rf"140×140 pixels has 100 patches, the plan takes {limit} at most"):
         encoder.run({"frames": np.zeros((1, 140, 140, 3), np.uint8)})
-    engine = backend(spec)._plan(read_engine_sets(folder)[0], "vision")
+    engine = backend(spec).plan(read_engine_sets(folder)[0], "vision")
     for shape in ((1, 41), (9, 40)):
         inputs = {"patches": np.zeros((*shape, 588), np.uint8), "positions": np.zeros((shape[1], 2), np.int32)}
         with pytest.raises(BackendError, match="fits no profile"):
@@ -210,7 +210,7 @@ def test_blocks_are_the_projectors_merge(checkpoints: Callable[..., Path], folde
 
 def test_memory_grows_with_the_largest_call_and_is_all_given_back(folder: Path) -> None:
     spec, device = install(folder, 256), FakeDevice()
-    engine = backend(spec, device)._plan(read_engine_sets(folder)[0], "vision")
+    engine = backend(spec, device).plan(read_engine_sets(folder)[0], "vision")
     results = []
     for frames, patches in ((1, 4), (2, 16), (1, 4)):
         inputs = {
@@ -228,7 +228,7 @@ def test_memory_grows_with_the_largest_call_and_is_all_given_back(folder: Path) 
 
 
 def test_wrong_inputs_are_named(folder: Path) -> None:
-    engine = backend(install(folder, 40))._plan(read_engine_sets(folder)[0], "vision")
+    engine = backend(install(folder, 40)).plan(read_engine_sets(folder)[0], "vision")
     positions = np.zeros((4, 2), np.int32)
     with pytest.raises(BackendError, match="input patches must be uint8, not float32"):
         engine.run({"patches": np.zeros((1, 4, 588), np.float32), "positions": positions})
@@ -244,10 +244,10 @@ def test_kernels_compiled_at_run_time_are_kept(folder: Path, tmp_path: Path) -> 
     victim.write_bytes(b"precious")
     path.symlink_to(victim)
     inputs = {"patches": np.zeros((1, 4, 588), np.uint8), "positions": np.zeros((4, 2), np.int32)}
-    backend(spec)._plan(engines, "vision").run(inputs)
+    backend(spec).plan(engines, "vision").run(inputs)
     assert victim.read_bytes() == b"precious"
     assert (path.is_symlink(), path.read_bytes()) == (False, b"+")
-    backend(spec)._plan(engines, "vision").run(inputs)
+    backend(spec).plan(engines, "vision").run(inputs)
     assert path.read_bytes() == b"++"
     open_bundle(folder)  # the cache is not among the files that are checked
 
@@ -257,7 +257,7 @@ def test_a_plan_that_does_not_load_gives_tensorrts_reason(folder: Path) -> None:
     (engines,) = read_engine_sets(folder)
     engines.plan_path("vision").write_text("damaged")
     with pytest.raises(BackendError, match=r"vision\.plan cannot be loaded: the engine plan is incompatible"):
-        backend(spec)._plan(engines, "vision")
+        backend(spec).plan(engines, "vision")
 
 
 MISFITS: dict[str, tuple[dict[str, Any], str]] = {

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from vl3edge.runtime.prompt.splice import EmbeddingTable
+
 pytest.importorskip("triton")
 
 from composed import TRAIL, ComposedDecoder
@@ -46,7 +48,7 @@ def held_out(tmp_path_factory: pytest.TempPathFactory) -> list[Held]:
         clip = model.encode(path, SamplingPlan(max_frames=3 + seed))
         content = [{"type": "video", "video": str(path)}, {"type": "text", "text": question}]
         prompt = model.prompt([{"role": "user", "content": content}], [clip])
-        result.append(answered(model, prompt.embeddings(model._table)))
+        result.append(answered(model, prompt.embeddings(EmbeddingTable.of(model.bundle))))
     return result
 
 
@@ -61,7 +63,7 @@ def answered(model: VideoLlama3, embeddings: np.ndarray) -> Held:
         for _ in range(STEPS):
             tokens.append(decoder.token)
             logits.append(decoder.logits[0].copy())
-            decoder.step(model._table.rows(np.array(tokens[-1:])))
+            decoder.step(EmbeddingTable.of(model.bundle).rows(np.array(tokens[-1:])))
         answers.append(Held(embeddings, tokens, np.array(logits)))
     assert answers[0].tokens == answers[1].tokens
     return answers[1]

@@ -10,7 +10,9 @@ import pytest
 from vl3edge.runtime import GenerationConfig, VideoLlama3
 from vl3edge.runtime.decode.generate import join
 from vl3edge.runtime.errors import ConfigError, ContextLengthError, MediaError, Vl3EdgeError
+from vl3edge.runtime.prompt.chat_template import PromptTemplate
 from vl3edge.runtime.prompt.messages import conversation_pieces
+from vl3edge.runtime.prompt.tokenizer import Tokenizer
 
 CLIP = Path(__file__).parent.parent / "fixtures" / "demo_clip.mp4"
 
@@ -55,7 +57,7 @@ def test_tokens_equal_the_conversation_written_at_once(model: VideoLlama3) -> No
     for question, media in (("What is it?", [image]), ("And now?", [])):
         chat.ask(question, *media, config=config)
     words = [turn.answer for turn in chat.turns]
-    ids = [model._tokenizer.encode(text).tolist() for text in words]
+    ids = [Tokenizer.of(model.bundle).encode(text).tolist() for text in words]
     clips = [clip for turn in chat.turns for clip in turn.clips]
     as_text = model.prompt(chat.messages, clips).ids.tolist()
     generated = [dict(message) for message in chat.messages]
@@ -72,7 +74,7 @@ def test_ids_stand_where_the_text_would(model: VideoLlama3) -> None:
         {"role": "assistant", "content": ()},
         {"role": "user", "content": "three"},
     ]
-    pieces = conversation_pieces(model._template, messages, [])
+    pieces = conversation_pieces(PromptTemplate.of(model.bundle, Tokenizer.of(model.bundle)), messages, [])
     at = pieces.index(7)
     assert pieces[at : at + 3] == [7, 8, 9]
     assert str(pieces[at - 1]).endswith("assistant\n")

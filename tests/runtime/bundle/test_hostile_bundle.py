@@ -17,6 +17,7 @@ from vl3edge.runtime.bundle.manifest import sealed
 from vl3edge.runtime.cli.main import main
 from vl3edge.runtime.errors import BundleError
 from vl3edge.runtime.prompt.splice import EmbeddingTable
+from vl3edge.runtime.prompt.tokenizer import Tokenizer
 
 
 @pytest.fixture
@@ -220,6 +221,6 @@ def test_marks_of_masked_tokens_in_a_template_are_text(bundle: Path) -> None:
     rewrite(bundle, "chat_template.jinja", ("\ue0007\ue000\ue000٣\ue000" + template).encode())
     model = VideoLlama3.load(bundle, backend="cpu", num_threads=1)
     ids = model.prompt([{"role": "user", "content": "a <|im_end|> b"}], []).ids
-    text = model._tokenizer.decode(ids.tolist())
+    text = Tokenizer.of(model.bundle).decode(ids.tolist())
     assert "\ue0007\ue000\ue000٣\ue000" in text
     assert "a <|im_end|> b" in text

@@ -39,12 +39,17 @@ class Parts:
     tokenizer: Tokenizer
     eos_ids: tuple[int, ...]
 
-    def batch(self, rows: int, memory_bytes: int | None = PLENTY, session: Any = None) -> BatchGenerator:
-        decoder = Decoder(DecoderGraph(session or self.session), self.spec)
+    def decoder(self, session: Any = None) -> Decoder:
+        return Decoder(DecoderGraph(session or self.session), self.spec)
+
+    def batch(
+        self, rows: int, memory_bytes: int | None = PLENTY, session: Any = None, decoder: Decoder | None = None
+    ) -> BatchGenerator:
+        decoder = decoder or self.decoder(session)
         return BatchGenerator(decoder, self.table, self.tokenizer, self.eos_ids, rows, memory_bytes)
 
     def alone(self, request: BatchRequest) -> Answer:
-        generator = Generator(Decoder(DecoderGraph(self.session), self.spec), self.table, self.tokenizer, self.eos_ids)
+        generator = Generator(self.decoder(), self.table, self.tokenizer, self.eos_ids)
         return join(generator.stream(request.prompt, request.config))
 
 
@@ -213,15 +218,15 @@ def test_requests_are_taken_when_there_is_a_row_for_them(parts: Parts) -> None:
 class Recorded:
     """The sizes of a batch's cache over time."""
 
-    def __init__(self, batch: BatchGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
         self.sizes: list[tuple[int, int]] = []
-        resize = batch._decoder.resize
+        resize = decoder.resize
 
         def recorded(rows: int, capacity: int) -> None:
             resize(rows, capacity)
             self.sizes.append((rows, capacity))
 
-        monkeypatch.setattr(batch._decoder, "resize", recorded)
+        monkeypatch.setattr(decoder, "resize", recorded)
 
 
 def memory_for(parts: Parts, rows: int, capacity: int) -> int:
@@ -232,8 +237,9 @@ def test_a_batch_that_does_not_fit_is_made_smaller_once_and_says_so(
     parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     requests = requests_of(parts, (20, 30, 40, 50, 60, 70, 80, 90), max_new_tokens=12)
-    batch = parts.batch(8, memory_for(parts, 3, 256) + 1)
-    recorded = Recorded(batch, monkeypatch)
+    decoder = parts.decoder()
+    batch = parts.batch(8, memory_for(parts, 3, 256) + 1, decoder=decoder)
+    recorded = Recorded(decoder, monkeypatch)
     with pytest.warns(BatchWarning, match="batch of 8: continuing with 3 at a time") as caught:
         outcomes = list(batch.answers(requests))
     assert len(caught) == 1
@@ -244,8 +250,9 @@ def test_a_batch_that_does_not_fit_is_made_smaller_once_and_says_so(
 def test_one_long_prompt_narrows_the_batch_while_it_lasts(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     lengths = (20, 30, 25, 900, 40, 50, 60, 70, 35)
     requests = requests_of(parts, lengths, max_new_tokens=12)
-    batch = parts.batch(4, memory_for(parts, 8, 256))  # rows of 1,024 tokens: two
-    recorded = Recorded(batch, monkeypatch)
+    decoder = parts.decoder()
+    batch = parts.batch(4, memory_for(parts, 8, 256), decoder=decoder)  # rows of 1,024 tokens: two
+    recorded = Recorded(decoder, monkeypatch)
     with pytest.warns(BatchWarning, match="continuing with 2 at a time"):
         outcomes = list(batch.answers(requests))
     check_equal(parts, requests, outcomes)
@@ -325,16 +332,17 @@ def test_a_row_without_logits_costs_itself(parts: Parts, temperature: float) -> 
 
 def test_running_out_of_memory_when_the_cache_is_made(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     requests = requests_of(parts, (20, 300, 40, 30), max_new_tokens=9)
-    batch = parts.batch(4)
-    real = batch._decoder.cache.resize
+    decoder = parts.decoder()
+    batch = parts.batch(4, decoder=decoder)
+    real = decoder.cache.resize
 
     def scarce(rows: int, capacity: int) -> None:
         if rows * capacity > 1024:
-            batch._decoder.cache.clear()
+            decoder.cache.clear()
             raise MemoryError
         real(rows, capacity)
 
-    monkeypatch.setattr(batch._decoder.cache, "resize", scarce)
+    monkeypatch.setattr(decoder.cache, "resize", scarce)
     with pytest.warns(BatchWarning, match="2 at a time failed .out of memory.: continuing with 1"):
         outcomes = list(batch.answers(requests))
     check_equal(parts, requests, outcomes)
@@ -342,9 +350,10 @@ def test_running_out_of_memory_when_the_cache_is_made(parts: Parts, monkeypatch:
 
 def test_stopping_early_gives_the_cache_back_and_leaves_a_usable_batch(parts: Parts) -> None:
     requests = requests_of(parts, (20, 30, 40, 50))
-    batch = parts.batch(2)
+    decoder = parts.decoder()
+    batch = parts.batch(2, decoder=decoder)
     answers = batch.answers(requests)
     next(answers)
     answers.close()  # type: ignore[attr-defined]
-    assert batch._decoder.cache.num_bytes == 0
+    assert decoder.cache.num_bytes == 0
     check_equal(parts, requests, list(batch.answers(requests)))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 from resealing import reseal
 
 from vl3edge.runtime import GenerationConfig, PruningConfig, VideoLlama3
@@ -16,6 +17,7 @@ from vl3edge.runtime.decode.generate import Chunk, join
 from vl3edge.runtime.errors import ConfigError, ContextLengthError, MediaError, Vl3EdgeError
 from vl3edge.runtime.live.session import Session
 from vl3edge.runtime.media.video import Video, open_video
+from vl3edge.runtime.prompt.tokenizer import Tokenizer
 from vl3edge.runtime.vision.clip import Clip
 
 CLIP = Path(__file__).parents[2] / "fixtures" / "demo_clip.mp4"
@@ -153,8 +155,10 @@ def test_the_stream_role_is_written_as_the_paper_has_it(request: pytest.FixtureR
     context = session.prompt("r?").ids
     placeholder = model.bundle.manifest.tokens.video_id
     runs = [n for n, token in enumerate(context) if token != placeholder or context[n - 1] != placeholder]
-    text = model._tokenizer._full.decode([int(context[n]) for n in runs], skip_special_tokens=False)
-    frame, answer = model._tokenizer.token(placeholder), model._tokenizer.decode(list(ids))
+    library = tokenizers.Tokenizer.from_file(str(model.bundle.path("tokenizer.json")))
+    text = library.decode([int(context[n]) for n in runs], skip_special_tokens=False)
+    tokenizer = Tokenizer.of(model.bundle)
+    frame, answer = tokenizer.token(placeholder), tokenizer.decode(list(ids))
     assert text == (
         f"<|stream_start|>stream\nTime 0.3s: {frame}\nTime 1.3s: {frame}\n<|stream_end|>\n"
         f"<|im_start|>user\nq?<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>\n"

@@ -19,6 +19,7 @@ from vl3edge.runtime.decode.decoder import Decoder
 from vl3edge.runtime.decode.sampler import filtered_probabilities
 from vl3edge.runtime.errors import BundleError, ConfigError, MediaError
 from vl3edge.runtime.media.discovery import expand
+from vl3edge.runtime.prompt.tokenizer import Tokenizer
 
 SHORT = GenerationConfig(max_new_tokens=8)
 
@@ -107,7 +108,7 @@ def test_wrong_arguments_of_the_api(model: VideoLlama3) -> None:
 def test_a_text_of_every_private_character_is_asked(model: VideoLlama3) -> None:
     text = "".join(map(chr, range(0xE000, 0xF900)))
     ids = model.prompt([{"role": "user", "content": text}], []).ids
-    assert model._tokenizer.decode(ids.tolist()).count(text) == 1
+    assert Tokenizer.of(model.bundle).decode(ids.tolist()).count(text) == 1
 
 
 def test_a_temperature_close_to_zero_is_greedy() -> None:
