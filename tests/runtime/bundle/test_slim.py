@@ -67,7 +67,7 @@ def test_another_backend_is_told_before_anything_runs(copy: Path, capsys: pytest
     with pytest.raises(BundleError, match=r"which cpu needs"):
         slim(copy, "cpu")
     assert main(["build", str(copy), "--target", "cuda"]) == 2
-    assert "give --slim" in capsys.readouterr().err
+    assert "use --slim" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("target", ["rtx", "jetson"])

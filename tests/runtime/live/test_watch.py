@@ -153,7 +153,7 @@ def test_stopping_ends_an_answer_where_it_is(clip: Path) -> None:
 
 def test_the_oldest_frames_leaving_is_told_once(clip: Path) -> None:
     items = seen(clip, WatchConfig(("what?",)), Rememberer(room=4))
-    told = [item for item in items if isinstance(item, LiveEvent) and "oldest frames leave" in item.message]
+    told = [item for item in items if isinstance(item, LiveEvent) and "oldest frames are dropped" in item.message]
     assert [event.time_s for event in told] == [4.0]
 
 

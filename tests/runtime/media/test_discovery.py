@@ -143,7 +143,7 @@ def test_a_folder_of_photographs_is_captioned_and_continued(tmp_path: Path, caps
     status, _, err = run(capsys, "caption", folder, *options)
     assert (status, err.count("treated as separate photographs")) == (0, 1)
     status, _, err = run(capsys, "caption", folder, *options, "--resume")
-    assert (status, "3 of 3 have a record" in err) == (0, True)
+    assert (status, "3 of 3 already have a record" in err) == (0, True)
     assert [json.loads(line)["media"] for line in out.read_text().splitlines()] == list(map(str, paths))
     status, _, err = run(capsys, "caption", folder, "--as", "video", "--sidecar", *options[2:])
     assert (status, "treated" in err) == (0, False)
