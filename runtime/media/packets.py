@@ -24,6 +24,7 @@ from ..errors import MediaError, no_such_file
 from .addresses import UNREADABLE, is_address, unreachable
 from .bitstream import Bitstream
 from .limits import DEFAULT_LIMITS, MediaLimits, ReadingClock
+from .signatures import holder_of
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -123,6 +124,8 @@ def open_container(name: str, limits: MediaLimits = DEFAULT_LIMITS) -> InputCont
             container.close()
             raise MediaError(f"{name}: {UNREADABLE}")
         return container
+    except MediaError:
+        raise
     except FileNotFoundError as e:
         raise MediaError(no_such_file(name)) from e
     except PermissionError as e:
@@ -139,7 +142,11 @@ def open_container(name: str, limits: MediaLimits = DEFAULT_LIMITS) -> InputCont
 
 
 def open_file(path: str) -> InputContainer:
-    """Opens a file by what is in it, whatever it is called. Raises OSError, FFmpegError."""
+    """Opens a file by what is in it, whatever it is called. Raises OSError, MediaError for no medium, FFmpegError."""
+    if os.path.isfile(path):
+        with io.FileIO(path) as file:
+            if holder := holder_of(file):
+                raise MediaError(f"{path}: this is {holder}, no picture or video; take what is in it out of it first")
     url = f"file:{path}"  # FFmpeg would take what stands before a colon for a protocol
     try:
         container = open_tolerantly(url)
