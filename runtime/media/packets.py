@@ -7,6 +7,7 @@ stream.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 from collections.abc import Iterator
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 # PyAV 19 and later always keeps what it cannot decode, and has no such argument.
 _METADATA: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+
+_NOT_OF_THE_CONTENT = {errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE, errno.EIO}
 
 MIN_GAP = 8
 """Fewer packets than this between two stretches are decoded, not skipped: a decoder restarts slowly."""
@@ -135,10 +138,14 @@ def open_container(name: str, limits: MediaLimits = DEFAULT_LIMITS) -> InputCont
     except av.FFmpegError as e:
         if silence_s is not None:
             raise MediaError(f"{name}: {unreachable(e, silence_s)}") from e
+        if e.errno in _NOT_OF_THE_CONTENT:
+            raise MediaError(f"{name}: it cannot be opened ({e.strerror})") from e
         raise MediaError(
             f"{name}: not a video that FFmpeg can read ({e.strerror}): "
             "it is damaged, cut short before its index, or not a video at all"
         ) from e
+    except OSError as e:
+        raise MediaError(f"{name}: it cannot be opened ({e.strerror or e})") from e
 
 
 def open_file(path: str) -> InputContainer:
