@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 FORMAT_WITHOUT_TIMES = 0x80
 """FFmpeg's AVFMT_NOTIMESTAMPS: the times of such packets (MJPEG over HTTP, bare H.264) are made up from a rate."""
 
+PLAUSIBLE_FPS = 1000
+"""No container states more for what it really holds."""
+
 ASSUMED_FPS = Fraction(25)
 """By FFmpeg, of streams that say nothing."""
 
@@ -30,7 +33,9 @@ def own_rate(container: InputContainer, stream: VideoStream) -> Fraction | None:
     """Frames per second as the container states them, or counted by FFmpeg; of a bare stream, as its headers do."""
     if lacks_clock(container):
         return stream.guessed_rate if stream.codec_context.framerate else None
-    return stream.average_rate or stream.guessed_rate
+    rate = stream.average_rate or stream.guessed_rate
+    # Of DV, FFmpeg takes the ticks of a second for frames.
+    return stream.guessed_rate if rate and rate > PLAUSIBLE_FPS else rate
 
 
 def must_be_counted(container: InputContainer) -> bool:

@@ -95,7 +95,10 @@ def open_image(source: str | Path | Fetched, limits: MediaLimits = DEFAULT_LIMIT
     except Image.DecompressionBombError as e:
         raise MediaError(f"{path}: more than the limit of {limits.max_pixels:,} pixels; make it smaller first") from e
     except Exception as e:
-        raise MediaError(f"{path}: the image is damaged or cannot be read ({e})") from e
+        if isinstance(e, OSError) and e.errno:
+            raise MediaError(f"{path}: it cannot be opened ({e.strerror})") from e
+        why = " ".join(str(e).split())
+        raise MediaError(f"{path}: the image is damaged or cannot be read ({why})") from e
     try:
         if image.format in PROGRAMS:
             raise MediaError(f"{path}: {image.format} files are programs, which are not run; convert it to PNG first")

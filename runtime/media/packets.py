@@ -7,6 +7,7 @@ stream.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from ..errors import MediaError, no_such_file
 from .addresses import UNREADABLE, is_address, unreachable
 from .bitstream import Bitstream
 from .limits import DEFAULT_LIMITS, MediaLimits, ReadingClock
+from .signatures import holder_of
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 
 # PyAV 19 and later always keeps what it cannot decode, and has no such argument.
 _METADATA: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+
+_NOT_OF_THE_CONTENT = {errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE, errno.EIO}
 
 MIN_GAP = 8
 """Fewer packets than this between two stretches are decoded, not skipped: a decoder restarts slowly."""
@@ -123,6 +127,8 @@ def open_container(name: str, limits: MediaLimits = DEFAULT_LIMITS) -> InputCont
             container.close()
             raise MediaError(f"{name}: {UNREADABLE}")
         return container
+    except MediaError:
+        raise
     except FileNotFoundError as e:
         raise MediaError(no_such_file(name)) from e
     except PermissionError as e:
@@ -132,14 +138,22 @@ def open_container(name: str, limits: MediaLimits = DEFAULT_LIMITS) -> InputCont
     except av.FFmpegError as e:
         if silence_s is not None:
             raise MediaError(f"{name}: {unreachable(e, silence_s)}") from e
+        if e.errno in _NOT_OF_THE_CONTENT:
+            raise MediaError(f"{name}: it cannot be opened ({e.strerror})") from e
         raise MediaError(
             f"{name}: not a video that FFmpeg can read ({e.strerror}): "
             "it is damaged, cut short before its index, or not a video at all"
         ) from e
+    except OSError as e:
+        raise MediaError(f"{name}: it cannot be opened ({e.strerror or e})") from e
 
 
 def open_file(path: str) -> InputContainer:
-    """Opens a file by what is in it, whatever it is called. Raises OSError, FFmpegError."""
+    """Opens a file by what is in it, whatever it is called. Raises OSError, MediaError for no medium, FFmpegError."""
+    if os.path.isfile(path):
+        with io.FileIO(path) as file:
+            if holder := holder_of(file):
+                raise MediaError(f"{path}: this is {holder}, no picture or video; take what is in it out of it first")
     url = f"file:{path}"  # FFmpeg would take what stands before a colon for a protocol
     try:
         container = open_tolerantly(url)

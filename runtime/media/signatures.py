@@ -8,6 +8,7 @@ TGA has no signature at all.
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import struct
@@ -21,6 +22,19 @@ PREFIX_BYTES = 64
 
 NOT_PICTURES = frozenset({"MPEG", "FLI", "BUFR", "GRIB", "HDF5"})
 """What Pillow knows by name and cannot show, or FFmpeg plays as the film it is."""
+
+_HOLDERS = {
+    b"%PDF-": "a PDF document",
+    b"PK\x03\x04": "a ZIP archive, or a document that is one (.docx, .pptx)",
+    b"Rar!\x1a\x07": "a RAR archive",
+    b"7z\xbc\xaf\x27\x1c": "a 7-Zip archive",
+    b"\x1f\x8b\x08": "a gzip archive",
+    b"\xfd7zXZ\0": "an xz archive",
+    b"\x28\xb5\x2f\xfd": "a Zstandard archive",
+    b"BZh": "a bzip2 archive",
+    b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "an Office document",
+}
+_TAR_AT = 257
 
 TGA_SUFFIXES = frozenset({".tga", ".icb", ".vda", ".vst"})
 MJPEG_SUFFIXES = frozenset({".mjpg", ".mjpeg"})
@@ -104,6 +118,17 @@ def _first_jpeg(data: bytes) -> tuple[bytes, int]:
             size = data[at + 3 : at + 7]
         at += int.from_bytes(data[at : at + 2], "big")
     return size, len(data)
+
+
+def holder_of(file: BinaryIO | io.RawIOBase) -> str | None:
+    """What a file is, in words, if it is one that others are packed in; None if not. file: at its beginning.
+
+    FFmpeg would look through it for anything that it can play: the pictures of a document as a film. Raises OSError.
+    """
+    prefix = file.read(_TAR_AT + 5) or b""
+    if prefix[_TAR_AT:] == b"ustar":
+        return "a tar archive"
+    return next((words for magic, words in _HOLDERS.items() if prefix.startswith(magic)), None)
 
 
 def iso_brands(prefix: bytes) -> tuple[bytes, frozenset[bytes]]:

@@ -255,6 +255,25 @@ def test_clips_of_one_stem_have_their_whole_names(
     assert f"{len(names) + 1} of {len(names) + 1} already have a record" in capsys.readouterr().err
 
 
+DOTTED = {
+    "versions": (["v1.2.mp4", "v1.3.mp4"], {"v1.2.txt", "v1.3.txt"}),
+    "versions without suffix": (["v1.2", "v1.3"], {"v1.2.txt", "v1.3.txt"}),
+    "one without suffix": (["v1.2", "v1.2.mp4"], {"v1.txt", "v1.2.txt"}),
+    "two films": (["a.b.mp4", "a.b.mkv", "a.c.mp4"], {"a.b.mp4.txt", "a.b.mkv.txt", "a.c.txt"}),
+}
+
+
+@pytest.mark.parametrize("case", DOTTED)
+def test_names_with_dots_have_files_of_their_own(clips: Path, case: str, tmp_path: Path) -> None:
+    names, files = DOTTED[case]
+    for name in names:
+        shutil.copy(clips / "1.mp4", tmp_path / name)
+    media = [tmp_path / name for name in names]
+    assert caption(*media, "--sidecar") == 0
+    assert {path.name for path in tmp_path.glob("*.txt")} == files
+    assert caption(*media, "--sidecar", "--resume") == 0
+
+
 def test_a_sidecar_never_is_a_clip(clips: Path, right: dict[str, str], tmp_path: Path) -> None:
     shutil.copy(clips / "1.mp4", tmp_path / "a.txt")
     shutil.copy(clips / "0.mp4", tmp_path / "a.mp4")

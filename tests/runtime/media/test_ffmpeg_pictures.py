@@ -96,9 +96,9 @@ def test_a_rendered_sequence_is_a_video_and_other_pictures_are_pictures(tmp_path
 
 
 def test_damaged_and_oversized_ones_are_refused(tmp_path: Path) -> None:
-    for style in ("dpx", "jls"):
+    for style in ("dpx", "exr"):  # of some formats, FFmpeg shows what there is
         path = still(tmp_path / f"cut.{style}", style)
-        path.write_bytes(path.read_bytes()[:300])
+        path.write_bytes(path.read_bytes()[:200])
         with pytest.raises(MediaError, match=rf"cut\.{style}: a damaged \w+ picture; convert it to PNG or JPEG$"):
             load_image(path)
     with pytest.raises(MediaError, match=r"96×64 pixels are more than the 100"):

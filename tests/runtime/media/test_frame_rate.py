@@ -165,3 +165,19 @@ def test_a_watch_tells_what_it_assumes(tmp_path: Path) -> None:
 def test_rates_that_there_cannot_be(fps: object) -> None:
     with pytest.raises(ConfigError, match="source_fps must be"):
         SamplingPlan(source_fps=fps)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("suffix", "rate", "height"), [(".dv", 25, 576), (".dv", Fraction(30000, 1001), 480)])
+def test_dv_has_frames_and_not_ticks_for_its_rate(
+    tmp_path: Path, suffix: str, rate: Fraction | int, height: int
+) -> None:
+    path = tmp_path / f"tape{suffix}"
+    with av.open(str(path), "w", format="dv") as container:
+        stream = container.add_stream("dvvideo", rate=rate)
+        stream.width, stream.height, stream.pix_fmt = 720, height, "yuv420p" if height == 576 else "yuv411p"
+        for number in range(6):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(number, height, 720), format="rgb24")))
+        container.mux(stream.encode(None))
+    reader = open_video(path, SamplingPlan(rule="index", fps=float(rate)))
+    assert (reader.num_source_frames, reader.source_fps) == (6, pytest.approx(float(rate)))
+    assert reader.timestamps_s == pytest.approx([number / float(rate) for number in range(6)])

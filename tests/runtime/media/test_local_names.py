@@ -12,6 +12,7 @@ from vl3edge.runtime.cli.main import main
 from vl3edge.runtime.errors import MediaError
 from vl3edge.runtime.live.reader import LiveReader
 from vl3edge.runtime.media.addresses import clip_key, is_address
+from vl3edge.runtime.media.image import load_image
 from vl3edge.runtime.media.limits import MediaLimits
 from vl3edge.runtime.media.video import open_video
 
@@ -52,6 +53,24 @@ def test_a_file_that_exists_is_read(here: Path, name: str) -> None:
 def test_a_file_that_does_not_exist_is_missed(here: Path, name: str) -> None:
     with pytest.raises(MediaError, match="there is no such file"):
         open_video(name)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".jpg", ""])
+def test_a_name_that_cannot_be_opened_is_not_called_damaged(here: Path, suffix: str) -> None:
+    Path(f"loop{suffix}").symlink_to(f"loop{suffix}")
+    Path("file").write_bytes(b"x")
+    cases = {
+        f"loop{suffix}": "Too many levels of symbolic links",
+        f"file/clip{suffix}": "Not a directory",
+        f"{'n' * 300}{suffix}": "File name too long",
+    }
+    for name, why in cases.items():
+        message = rf"{name}: it cannot be opened \({why}\)$"
+        for limits in (MediaLimits(), MediaLimits(isolate=True)):
+            with pytest.raises(MediaError, match=message):
+                open_video(name, limits=limits)
+        with pytest.raises(MediaError, match=message):
+            load_image(name)
 
 
 def test_the_commands(here: Path, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
