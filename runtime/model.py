@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from .backends.onnxruntime import PATCHES_PER_CALL, Backend, select_backend
+from .backends.warm_up import WarmUp
 from .bundle.bundle import Bundle, bundle_folder, open_bundle
 from .bundle.manifest import DECODER_GRAPH, FP16_DECODER_GRAPH, PREFILL_GRAPH
 from .chat import Chat
 from .config import GenerationConfig, MediaKind, PruningConfig, SamplingPlan
 from .decode.batch import BatchGenerator
-from .decode.decoder import Decoder
+from .decode.decoder import Decoder, run_once
 from .decode.generate import Answer, Chunk, Generator, join
 from .decode.graph import load_decoder_graph
 from .decode.rope import Rotary
@@ -64,14 +65,16 @@ class VideoLlama3:
         self._backend = backend
         self._memory = MemoryBudget(manifest, backend, memory_limit)
         self._memory.check_model()
-        self._encoder = ClipEncoder(
-            VisionEngines(bundle, backend), manifest.processor, manifest.vision.patch_size, limits, self._memory
-        )
+        vision = VisionEngines(bundle, backend)
+        vision.warm_up()  # beside all that follows
+        self._encoder = ClipEncoder(vision, manifest.processor, manifest.vision.patch_size, limits, self._memory)
         self._tokenizer = Tokenizer(bundle.path("tokenizer.json"))
         self._template = PromptTemplate(bundle.chat_template(), self._tokenizer, manifest.tokens, manifest.layout)
         text = manifest.text
         self._table = EmbeddingTable(bundle.path("embeddings.safetensors"), text.vocab_size, text.hidden_size)
         self._decoder_graph = load_decoder_graph(backend, bundle)
+        if backend.decodes_on_gpu:  # not beside the loading of engines, which a capture would not stand
+            self._decoder_graph.warming = WarmUp(vision.wait, lambda: run_once(self._decoder_graph, text))
         decoder = Decoder(self._decoder_graph, text, self._memory.check_context)
         self._generator = self._new_generator(decoder)
 
