@@ -6,8 +6,6 @@ import contextlib
 import threading
 from collections.abc import Callable
 
-from ..errors import Vl3EdgeError
-
 
 class WarmUp:
     """Tasks that have begun, one after the other. What fails is left to whoever needs it: it will fail again there."""
@@ -23,6 +21,6 @@ class WarmUp:
             self._thread.join()
 
     def _run(self) -> None:
-        with contextlib.suppress(Vl3EdgeError, MemoryError):
+        with contextlib.suppress(Exception):
             for task in self._tasks:
                 task()

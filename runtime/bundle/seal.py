@@ -39,7 +39,7 @@ class Seal:
 
     def __init__(self, folder: Path, manifest: Path) -> None:
         """Reads what there is. manifest: of the bundle; a seal is for one state of it."""
-        self._places = [folder / SEAL_NAME, _cache_place(folder)]
+        self._places = [place for place in (folder / SEAL_NAME, _cache_place(folder)) if place is not None]
         try:
             self._manifest = hashlib.sha256(manifest.read_bytes()).hexdigest()
         except OSError:
@@ -102,8 +102,8 @@ def _print(status: os.stat_result, sha256: str) -> Print:
     return (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, sha256)
 
 
-def _cache_place(folder: Path) -> Path:
-    """Where the seal of a bundle is whose folder cannot be written."""
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+def _cache_place(folder: Path) -> Path | None:
+    """Where the seal of a bundle is whose folder cannot be written; None for a user without a home."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache"))
     name = hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:32]
-    return Path(cache) / "vl3edge" / "seals" / f"{name}.json"
+    return cache / "vl3edge" / "seals" / f"{name}.json" if cache.is_absolute() else None

@@ -7,6 +7,8 @@ the image projector.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 
 from ..backends.features import Features, on_host
@@ -76,5 +78,7 @@ class VisionEngines:
     def _engine(self, name: str) -> Engine:
         self.wait()
         if name not in self._engines:
-            self._engines[name] = self._backend.graph(self._bundle, name)
+            device = self._backend.device  # a step that is captured meanwhile would be spoiled
+            with device.lock if device is not None else nullcontext():
+                self._engines[name] = self._backend.graph(self._bundle, name)
         return self._engines[name]

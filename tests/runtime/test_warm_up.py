@@ -36,6 +36,7 @@ class Engines(Backend):
     """Engines that note their inputs; the first to be loaded takes its time."""
 
     def graph(self, bundle: Bundle, name: str) -> Any:
+        assert self.device is None or self.device.lock.held  # type: ignore[attr-defined]
         time.sleep(0.05)
         if name in broken:
             raise BackendError(f"{name} is broken")

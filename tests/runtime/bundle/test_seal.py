@@ -222,8 +222,10 @@ def test_a_folder_that_cannot_be_written(
     other = Path(shutil.copytree(copy, tmp_path / "other"))
     assert hashed(other) == FILES
     cache = False
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "nowhere"))
-    assert hashed(copy) == hashed(copy) == FILES
+    for place in (str(tmp_path / "nowhere"), "relative"):
+        monkeypatch.setenv("XDG_CACHE_HOME", place)
+        assert hashed(copy) == hashed(copy) == FILES
+    assert not Path("relative").exists()
 
 
 def _open(folder: str) -> None:
