@@ -7,10 +7,11 @@ from dataclasses import asdict
 from typing import Any
 
 from .backends.onnxruntime import PATCHES_PER_CALL, Backend
+from .backends.warm_up import WarmUp
 from .bundle.bundle import Bundle
 from .bundle.manifest import DECODER_GRAPH, FP16_DECODER_GRAPH, PREFILL_GRAPH
 from .decode.batch import BatchGenerator
-from .decode.decoder import Decoder
+from .decode.decoder import Decoder, run_once
 from .decode.generate import Generator
 from .decode.graph import load_decoder_graph
 from .media.limits import DEFAULT_LIMITS, MediaLimits
@@ -43,13 +44,15 @@ class LoadedBundle:
         self._backend = backend
         self._memory = MemoryBudget(manifest, backend, memory_limit)
         self._memory.check_model()
-        self._encoder = ClipEncoder(
-            VisionEngines(bundle, backend), manifest.processor, manifest.vision.patch_size, limits, self._memory
-        )
+        vision = VisionEngines(bundle, backend)
+        vision.warm_up()  # beside all that follows
+        self._encoder = ClipEncoder(vision, manifest.processor, manifest.vision.patch_size, limits, self._memory)
         self._tokenizer = Tokenizer.of(bundle)
         self._template = PromptTemplate.of(bundle, self._tokenizer)
         self._table = EmbeddingTable.of(bundle)
         self._decoder_graph = load_decoder_graph(backend, bundle)
+        if backend.decodes_on_gpu:  # not beside the loading of engines, which a capture would not stand
+            self._decoder_graph.warming = WarmUp(vision.wait, lambda: run_once(self._decoder_graph, manifest.text))
         decoder = Decoder(self._decoder_graph, manifest.text, self._memory.check_context)
         self._generator = self._new_generator(decoder)
 

@@ -53,7 +53,7 @@ class VideoLlama3(LoadedBundle):
         memory_limit: int | None = None,
         limits: MediaLimits = DEFAULT_LIMITS,
     ) -> VideoLlama3:
-        """Checks and loads a bundle.
+        """Checks and loads a bundle. Its files are hashed the first time, and when they have changed since.
 
         bundle: the folder `vl3edge export` wrote; None is the small demo bundle that comes with the package.
         backend: "cpu", "cuda", or "auto": CUDA where ONNX Runtime has it, else the CPU. "rtx" and "jetson" run the
@@ -65,7 +65,7 @@ class VideoLlama3(LoadedBundle):
         Raises BundleError, BackendError, ConfigError, MemoryLimitError.
         """
         chosen = select_backend(backend, num_threads)
-        return cls(open_bundle(bundle_folder(bundle)), chosen, memory_limit, limits)
+        return cls(open_bundle(bundle_folder(bundle), quick=True), chosen, memory_limit, limits)
 
     def encode(
         self,

@@ -1,7 +1,8 @@
 """A bundle on disk: a folder with a manifest, checked in full before anything in it is used.
 
 Every file must be there with the size and sha256 the manifest gives, and so must TensorRT plans that were compiled
-later, which have manifests of their own (`tensorrt_plan.py`). All problems come in one message. A bundle may come from
+later, which have manifests of their own (`plans.py`). Where a quick start is asked for, files that are as they were
+when they were hashed last are not hashed again (`seal.py`). All problems come in one message. A bundle may come from
 anywhere: paths that leave the folder and symbolic links are refused, and graphs may read the files that the manifest
 lists and no others. That the files are whole says nothing of who made them: TensorRT plans are compiled code, to be
 taken only from where one would take a program.
@@ -19,6 +20,7 @@ from .json_file import read_json_file
 from .manifest import DECODER_GRAPH, SPECIAL_TOKENS, VISION_GRAPHS, FileEntry, Manifest
 from .onnx_external import external_files
 from .plans import engine_files
+from .seal import Seal, settled
 
 MANIFEST_NAME = "bundle.json"
 DEMO_BUNDLE = Path(__file__).parent.parent / "demo_bundle"
@@ -63,9 +65,11 @@ class Bundle:
         return sum(entry.bytes for entry in self.manifest.files.values())
 
 
-def open_bundle(folder: str | Path) -> Bundle:
+def open_bundle(folder: str | Path, quick: bool = False) -> Bundle:
     """Checks a bundle in full and returns it.
 
+    quick: trusts the seal of an earlier quick call for the content of files that have not changed since, and leaves
+        one. The demo bundle is small and not ours to write to: it is always hashed.
     Raises BundleError with every problem in one message: missing, changed or unsafe files, a damaged manifest, a
     format version of the future.
     """
@@ -79,13 +83,17 @@ def open_bundle(folder: str | Path) -> Bundle:
     if template is not None and template.bytes > _MAX_TEMPLATE_BYTES:
         problems.append(f"chat_template.jinja has {template.bytes:,} bytes, above the limit of {_MAX_TEMPLATE_BYTES:,}")
     entries = set(manifest.files.items()) | set(engine_files(folder, sources=not manifest.slim).items())
+    seal = Seal(folder, folder / MANIFEST_NAME) if quick and folder != DEMO_BUNDLE else None
     with ThreadPoolExecutor(max_workers=4) as pool:  # hashing releases the interpreter lock
-        checks = pool.map(lambda item: _check_file(folder, *item), sorted(entries, key=lambda item: item[0]))
+        in_order = sorted(entries, key=lambda item: item[0])
+        checks = pool.map(lambda item: _check_file(folder, item[0], item[1], seal), in_order)
         problems += [problem for problem in checks if problem]
     if not problems:  # only a file that is what the manifest says is looked into
         problems += [problem for name in manifest.files for problem in _foreign_files(folder, name, manifest)]
     if problems:
         raise BundleError(f"{folder} cannot be used: {_listed(problems)}. {_AGAIN}")
+    if seal is not None:
+        seal.write()
     return Bundle(folder, manifest)
 
 
@@ -141,15 +149,15 @@ def _foreign_files(folder: Path, name: str, manifest: Manifest) -> list[str]:
     ]
 
 
-def _check_file(folder: Path, name: str, entry: FileEntry) -> str | None:
+def _check_file(folder: Path, name: str, entry: FileEntry, seal: Seal | None) -> str | None:
     """What is wrong with one of the bundle's files, if anything."""
     try:
-        return _misfit(folder, name, entry)
+        return _misfit(folder, name, entry, seal)
     except OSError as e:
         return f"{name!r} cannot be read ({e.strerror})"
 
 
-def _misfit(folder: Path, name: str, entry: FileEntry) -> str | None:
+def _misfit(folder: Path, name: str, entry: FileEntry, seal: Seal | None) -> str | None:
     pure = PurePosixPath(name)
     if pure.is_absolute() or ".." in pure.parts or "\\" in name or str(pure) != name:
         return f"{name!r} is not a path inside the bundle"
@@ -160,9 +168,14 @@ def _misfit(folder: Path, name: str, entry: FileEntry) -> str | None:
             return f"{name} is a symbolic link"
     if not path.is_file():
         return f"{name} is missing"
-    size = path.stat().st_size
-    if size != entry.bytes:
-        return f"{name} has {size} bytes instead of {entry.bytes}"
+    status = path.stat()
+    if status.st_size != entry.bytes:
+        return f"{name} has {status.st_size} bytes instead of {entry.bytes}"
+    if seal is not None and seal.holds(name, status, entry.sha256):
+        return None
+    lasting = seal is not None and settled(status)
     if hash_file(path).sha256 != entry.sha256:
         return f"{name} was changed (its sha256 differs)"
+    if seal is not None and lasting:
+        seal.note(name, status, path.stat(), entry.sha256)
     return None

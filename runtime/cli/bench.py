@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     to_stdout = options.json is not None and str(options.json) == "-"
     if options.json is not None and not options.json.parent.is_dir():
         raise ConfigError(f"--json {options.json}: there is no such folder")  # told before the minutes of measuring
-    bundle = open_bundle(bundle_folder(options.bundle))
+    bundle = open_bundle(bundle_folder(options.bundle), quick=True)
     limit = bundle.manifest.text.max_position_embeddings
     if plan.context + plan.new_tokens > limit:
         raise ConfigError(f"--context and --new-tokens exceed the model's context of {limit} tokens")

@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
     png, html = report_paths(options.output)
     if any(path.exists() and path.samefile(options.media) for path in (png, html) if Path(options.media).exists()):
         raise ConfigError(f"-o {options.output} would overwrite {options.media}: choose another name for the report")
-    bundle = open_bundle(bundle_folder(options.model))
+    bundle = open_bundle(bundle_folder(options.model), quick=True)
     asked = {"system": options.system, "add_system_prompt": options.add_system_prompt, "kind": options.kind}
     seen = inspect(bundle, options.media, sampling, pruning, options.question, generation, **asked)
     from ..inspect.charts import DARK, LIGHT

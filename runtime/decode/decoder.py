@@ -19,6 +19,8 @@ from .kv_cache import capacity_for
 from .rope import Rotary
 from .step_buffers import StepBuffers
 
+_WARM_TOKENS = 256  # enough that products are those of a prompt
+
 
 class Decoder:
     """Decodes sequences side by side, one in each row of its cache. Not thread-safe.
@@ -76,6 +78,8 @@ class Decoder:
 
         `logits` and `tokens` are lost when the number of rows changes. MemoryError and BackendError leave no rows.
         """
+        if self.graph.warming is not None:
+            self.graph.warming.wait()
         self._steps.clear()  # they point at buffers that are about to go
         self._keep_results(rows)
         self._buffers.resize(rows, capacity)
@@ -240,3 +244,14 @@ class Decoder:
         if name not in self._results:
             self._results[name] = buffer.read()
         return self._results[name]
+
+
+def run_once(graph: DecoderGraph, spec: TextSpec) -> None:
+    """A short prompt and a step, for what a GPU does at its first: loading kernels, and the capture of the first rung.
+
+    The buffers are kept for the next decoder. Raises BackendError and MemoryError.
+    """
+    decoder = Decoder(graph, spec)
+    decoder.prefill(np.zeros((min(_WARM_TOKENS, spec.max_position_embeddings - 1), spec.hidden_size), np.float32))
+    decoder.step(np.zeros((1, spec.hidden_size), np.float32))
+    decoder.resize(0, 0)

@@ -21,6 +21,7 @@ import numpy as np
 from ..backends.buffers import HOST, Buffer, DeviceMemory, Memory
 from ..backends.kept_buffers import KeptBuffers
 from ..backends.onnxruntime import Backend, guarded, import_onnxruntime
+from ..backends.warm_up import WarmUp
 from ..bundle.bundle import Bundle
 from ..bundle.manifest import DECODER_GRAPH, FP16_DECODER_GRAPH, PREFILL_GRAPH, TextSpec
 from ..errors import BackendError, BackendWarning, BundleError
@@ -55,6 +56,7 @@ class DecoderGraph:
     captures: steps can be captured; the session must have been made for that (`enable_cuda_graph`).
     kept: where such steps get their buffers; None without captures.
     prefill_chunk: tokens of a prompt in one run, at most.
+    warming: what must be done before it is used; None where nothing is.
     prompts: the graph that takes a prompt's tokens, all but the last, which makes the logits; None is this one.
     """
 
@@ -72,6 +74,7 @@ class DecoderGraph:
         self.kept = KeptBuffers(memory) if captures else None
         self.prompts = prompts
         self.prefill_chunk = prefill_chunk
+        self.warming: WarmUp | None = None
         self._ids: dict[tuple[Any, ...], int] = {}
         self._options: dict[int, Any] = {}
 

@@ -7,10 +7,13 @@ the image projector.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 
 from ..backends.features import Features, on_host
 from ..backends.onnxruntime import Backend, Engine
+from ..backends.warm_up import WarmUp
 from ..bundle.bundle import Bundle
 
 
@@ -23,11 +26,30 @@ class VisionEngines:
         self._engines: dict[str, Engine] = {}
         self._patch_size = bundle.manifest.vision.patch_size
         self._frame_limits = backend.frame_limits(bundle)
+        self._warming: WarmUp | None = None
 
     @property
     def runs_beside_decoder(self) -> bool:
         """Whether encoding may overlap with prefilling. On a CPU both want every core, and would only share them."""
         return self._backend.name != "cpu"
+
+    def warm_up(self) -> None:
+        """On backend "cuda", begins to load what videos need, and to run it once, in a thread that first use waits for.
+
+        TensorRT's engines are loaded at first use, as a CPU's are.
+        """
+        if self._backend.name == "cuda":
+            self._warming = WarmUp(self._run_once)
+
+    def wait(self) -> None:
+        """Returns when nothing is under way any more."""
+        if self._warming is not None:
+            self._warming.wait()
+
+    def _run_once(self) -> None:
+        side = self._patch_size * self._bundle.manifest.processor.video.merge_size
+        features = self.features(np.zeros((1, side, side, 3), np.uint8))
+        self.tokens(features, "video", np.ones((1, 1), np.bool_))
 
     @property
     def max_patches(self) -> int | None:
@@ -54,6 +76,9 @@ class VisionEngines:
         return on_host(self._engine(f"projector-{kind}").run({"features": features, "keep": indices})[0])
 
     def _engine(self, name: str) -> Engine:
+        self.wait()
         if name not in self._engines:
-            self._engines[name] = self._backend.graph(self._bundle, name)
+            device = self._backend.device  # a step that is captured meanwhile would be spoiled
+            with device.lock if device is not None else nullcontext():
+                self._engines[name] = self._backend.graph(self._bundle, name)
         return self._engines[name]
