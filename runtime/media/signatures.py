@@ -78,7 +78,7 @@ def starts_as_picture(prefix: bytes) -> bool:
 
 
 def picture_format(file: BinaryIO, suffix: str = "") -> str | None:
-    """Pillow's name of a picture's format, or one of FFMPEG_FORMATS; None if it is no picture, or FFmpeg reads it better.
+    """Pillow's name of a picture's format, or one of FFMPEG_FORMATS; None if it is none, or FFmpeg reads it better.
 
     file: at its beginning, and able to seek. suffix: of its name in lower case, which decides where bytes cannot.
     Raises OSError.
