@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -90,6 +91,15 @@ def imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             found.add(node.module)
     return found
+
+
+def test_files_named_in_docstrings_exist() -> None:
+    """By their name, or by the end of their path."""
+    files = [path.relative_to(ROOT) for package in sorted(SIBLINGS) for path in (ROOT / package).rglob("*.py")]
+    whole = {f"/{file.as_posix()}" for file in [*files, Path("vl3edge/__main__.py")]}
+    for file in files:
+        for named in re.findall(r"`([\w/]+\.py)`", (ROOT / file).read_text(encoding="utf-8")):
+            assert any(path.endswith(f"/{named}") for path in whole), f"{file}: {named}"
 
 
 def test_the_runtime_imports_only_its_own_dependencies() -> None:

@@ -20,7 +20,7 @@ CUDA has no `ArgMax` beyond opset 11, so the greedy token is a `TopK`, whose tie
 wins. Of a row beyond 256 values CUDA's kernel takes one block of threads, which reads it seven times; rows of up to 256
 are one block of threads each, and one pass. So a vocabulary is cut into such rows, and the best of them are compared.
 What a NaN compares as differs from kernel to kernel, so it counts as minus infinity here: of nothing but NaN the token
-is 0, which is what the runtime looks for (`continuation.py`).
+is 0, which is what the runtime looks for (`decode/sequence.py`).
 Source: ONNX Runtime's cuda/reduction/reduction_ops.cc, cuda/math/topk_impl.cuh and contrib_ops/cuda/bert.
 """
 

@@ -61,7 +61,7 @@ def export_tensorrt_vision(
     """Writes `vision.onnx` and its data, or `vision-tensorrt.onnx` alone, into `folder`; returns the files.
 
     pad: widen heads to a multiple of 16. progress: called with (layers written, layers in all). calibration: what goes
-    into the layers' products, which are then computed in 8 bits (`tensorrt_int8.py`). stored: all weights as the
+    into the layers' products, which are then computed in 8 bits (`vision_tensorrt_int8.py`). stored: all weights as the
     folder's other graphs have them (`stored_weights.py`), which are read from there; not with `pad`.
     Raises ExportError for a weight that float16 cannot hold, if it is written here.
     """

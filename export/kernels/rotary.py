@@ -4,7 +4,7 @@ The cache is described in device memory, so that a captured step serves every le
 cache int64 [1 + 2 · layers] holds the capacity, then the addresses of the keys and values of layer 0, of layer 1, …:
 float16 [rows, KV_HEADS, capacity, 2 · HALF], aligned to 16 bytes; lengths int32 [rows] holds the tokens in a row.
 Tables cos and sin: float32 [positions, HALF], positions at least the capacity; channel i turns with channel i + HALF.
-Source: RoFormer (arXiv 2104.09864), in the convention of Qwen2; the tables are those of `export/decoder.py`.
+Source: RoFormer (arXiv 2104.09864), in the convention of Qwen2; the tables are those of `export/graphs/decoder.py`.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Each stage of the bundle is fed with the *reference's* input of that stage, so that the first stage that fails is the
 one that is wrong, not one that suffers from it. The reference is the checkpoint itself: torch modules in float32, which
 the tests hold equal to transformers' for both layouts, one part in memory at a time; the processors' rules written down
-a second time (`reference_inputs.py`). At the end the whole path runs by itself.
+a second time (`prompt.py`). At the end the whole path runs by itself.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ class PatchLimit:
 class Backend:
     """Where graphs run. num_threads 0 leaves the choice to ONNX Runtime.
 
-    name: "cpu" or "cuda" for ONNX Runtime alone; `tensorrt_backend.py` has those with TensorRT.
+    name: "cpu" or "cuda" for ONNX Runtime alone; `tensorrt.py` has those with TensorRT.
     device: the GPU, whose one stream everything runs in; None on a CPU.
     """
 

@@ -1,6 +1,6 @@
 """Messages to prompt pieces: the checkpoint's chat template, with media slots and without injection.
 
-The template (Jinja, run in a sandbox within limits, `template_sandbox.py`) turns messages into one string with
+The template (Jinja, run in a sandbox within limits, `sandbox.py`) turns messages into one string with
 placeholder tokens for media. Added tokens that stand in *users'* text are masked before the template runs and restored,
 as plain text, afterwards; so whatever a user writes, only the template itself can place a special token. Text between
 special tokens is kept in one piece, so it is tokenized as the reference tokenizes it, across the border of template and

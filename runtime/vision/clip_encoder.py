@@ -1,8 +1,6 @@
 """Media to clips: sample, resize, prune, encode and project, chunk by chunk in bounded memory.
 
-Pruning (DiffFP) looks at pixels alone, so it runs before the encoder: the projector never sees a dropped token, and a
-frame that is identical to its predecessor is not encoded again. Frames are read by a thread of its own, one chunk ahead
-of the encoder.
+Frames are read by a thread of its own, one chunk ahead of the encoder; `frame_encoder.py` says what happens to each.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Frames to visual tokens: the vision engine and one projector engine per kind of media.
+"""Where the encoder and the projectors run: the vision engine and one projector engine per kind of media.
 
 Attention is per frame, so frames are a batch, encoded in chunks of bounded memory. The projector sees kept tokens only:
 that is where pruning saves work. Engines are loaded at first use; a model that is only asked about videos never loads

@@ -1,4 +1,4 @@
-"""Frames to visual tokens: prune, encode, project.
+"""A clip's frames to visual tokens: DiffFP first, then the encoder, then the projector.
 
 Pruning (DiffFP) looks at pixels alone, so it runs before the encoder: the projector never sees a dropped token, and a
 frame that is identical to its predecessor is not encoded again.
