@@ -96,7 +96,10 @@ def imports(path: Path) -> set[str]:
 def test_files_named_in_docstrings_exist() -> None:
     """By their name, or by the end of their path."""
     files = [path.relative_to(ROOT) for package in sorted(SIBLINGS) for path in (ROOT / package).rglob("*.py")]
-    whole = {f"/{file.as_posix()}" for file in [*files, Path("vl3edge/__main__.py")]}
+    other = [
+        path.relative_to(ROOT) for folder in ("tests", "benchmarks", "docs") for path in (ROOT / folder).rglob("*.py")
+    ]
+    whole = {f"/{file.as_posix()}" for file in [*files, *other, Path("vl3edge/__main__.py")]}
     for file in files:
         for named in re.findall(r"`([\w/]+\.py)`", (ROOT / file).read_text(encoding="utf-8")):
             assert any(path.endswith(f"/{named}") for path in whole), f"{file}: {named}"
