@@ -15,7 +15,7 @@ class QA:
     answer: str
 
 
-CONVERSATIONS: tuple[QA, ...] = (
+PAIRS: tuple[QA, ...] = (
     QA(
         "Describe this video.",
         "The video shows an outdoor scene filmed from a fixed position. Several objects move slowly from the left side "
