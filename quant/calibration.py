@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from .conversations import EXCHANGES, Exchange
+from .conversations import PAIRS, QA
 from .errors import QuantError
 from .scenes import Frames, render_scene
 from .sequences import CalibrationSequence
@@ -35,7 +35,7 @@ class CalibrationItem:
 
     media: Path | Frames
     kind: Literal["video", "image"] | None
-    exchange: Exchange
+    exchange: QA
 
     @property
     def name(self) -> str:
@@ -62,12 +62,12 @@ def calibration_items(media: Sequence[Path] = ()) -> Iterator[CalibrationItem]:
     if media:
         for round_ in range(2):
             for index, path in enumerate(media):
-                yield CalibrationItem(path, None, EXCHANGES[(index + round_ * (len(media) + 5)) % len(EXCHANGES)])
+                yield CalibrationItem(path, None, PAIRS[(index + round_ * (len(media) + 5)) % len(PAIRS)])
         return
     for seed in range(_SCENES):
         still = seed % _STILL_EVERY == _STILL_EVERY - 1
         frames = render_scene(seed, 1 if still else 6 + seed % 5)
-        yield CalibrationItem(frames, "image" if still else "video", EXCHANGES[seed % len(EXCHANGES)])
+        yield CalibrationItem(frames, "image" if still else "video", PAIRS[seed % len(PAIRS)])
 
 
 def collect(

@@ -212,9 +212,8 @@ def inspect(
     tokenizer, item = Tokenizer.of(bundle), MediaItem(opened.kind, opened.timestamps_s)
     template = PromptTemplate.of(bundle, tokenizer)
     pieces = conversation_pieces(template, messages, [item], add_system_prompt=add_system_prompt)
-    costs = _Costs(
-        bundle, tokenizer, opened, frames, merge, pieces, generation or GenerationConfig(), speed or Speed.measured()
-    )
+    generation, speed = generation or GenerationConfig(), speed or Speed.measured()
+    costs = _Costs(bundle, tokenizer, opened, frames, merge, pieces, generation, speed)
     return Inspection(
         name=opened.name,
         kind=opened.kind,

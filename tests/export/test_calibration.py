@@ -10,7 +10,7 @@ import pytest
 from vl3edge.export.calibrate import sequences as calibration
 from vl3edge.export.calibrate.sequences import CalibrationEmbedder, calibration_set
 from vl3edge.quant.calibration import CalibrationItem, calibration_items
-from vl3edge.quant.conversations import EXCHANGES
+from vl3edge.quant.conversations import PAIRS
 from vl3edge.quant.errors import QuantError
 from vl3edge.runtime import SamplingPlan, VideoLlama3
 from vl3edge.runtime.bundle.bundle import open_bundle
@@ -20,7 +20,7 @@ from vl3edge.runtime.prompt.splice import EmbeddingTable
 
 @pytest.mark.parametrize("name", ["nasa_13013.mp4", "cat.jpg"])
 def test_a_sequence_is_the_prompt_and_its_answer(bundle: Path, media: Path, name: str) -> None:
-    item = CalibrationItem(media / name, None, EXCHANGES[1])
+    item = CalibrationItem(media / name, None, PAIRS[1])
     got = CalibrationEmbedder(open_bundle(bundle))(item).embeddings
     model = VideoLlama3.load(bundle, backend="cpu", num_threads=1)
     clip = model.encode(media / name, SamplingPlan(max_frames=16))
@@ -44,7 +44,7 @@ def test_built_in_scenes_fill_the_budget(bundle: Path) -> None:
 
 def test_large_media_are_made_small(bundle: Path, media: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("nasa_13013.mp4", "cat.jpg"):
-        item = CalibrationItem(media / name, None, EXCHANGES[1])
+        item = CalibrationItem(media / name, None, PAIRS[1])
         whole = CalibrationEmbedder(open_bundle(bundle))(item).embeddings
         with monkeypatch.context() as patch:
             patch.setattr(calibration, "_VISUAL_TOKENS", 20)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vl3edge.quant.calibration import calibration_items, collect
-from vl3edge.quant.conversations import EXCHANGES
+from vl3edge.quant.conversations import PAIRS
 from vl3edge.quant.errors import QuantError
 from vl3edge.quant.scenes import render_scene
 from vl3edge.quant.sequences import CalibrationSequence
@@ -42,7 +42,7 @@ def test_scenes_are_varied_where_it_matters():
 def test_without_media_there_are_videos_images_and_every_turn():
     items = list(calibration_items())
     assert {item.kind for item in items} == {"video", "image"}
-    assert {item.exchange for item in items} == set(EXCHANGES)
+    assert {item.exchange for item in items} == set(PAIRS)
     assert all(len(item.media) == 1 for item in items if item.kind == "image")
     assert all(len(item.media) >= 6 for item in items if item.kind == "video")
 

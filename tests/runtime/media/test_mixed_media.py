@@ -102,7 +102,7 @@ def model(authors_bundle: Path) -> VideoLlama3:
     return VideoLlama3.load(authors_bundle, backend="cpu", num_threads=1)
 
 
-CONVERSATIONS: dict[str, list[Medium]] = {
+PAIRS: dict[str, list[Medium]] = {
     "picture and video, below the budget": [(0, 30, 45), (3, 60, 90)],
     "picture and video, above": [(0, 301, 199), (3, 211, 157)],
     "two pictures and a video": [(0, 150, 97), (0, 75, 333), (4, 99, 141)],
@@ -137,9 +137,9 @@ def expected_text(media: list[Medium], sizes: list[tuple[int, int]]) -> str:
     return "<|im_start|>user\n" + "".join(f"{part}\n" for part in parts) + "What is it?<|im_end|>\n"
 
 
-@pytest.mark.parametrize("name", CONVERSATIONS)
+@pytest.mark.parametrize("name", PAIRS)
 def test_ids_of_conversations(model: VideoLlama3, checkpoints: Callable[..., Path], name: str) -> None:
-    media = CONVERSATIONS[name]
+    media = PAIRS[name]
     sizes = [(max(IMAGE, height), max(IMAGE, width)) for height, width in rule(media, MAX_TOKENS)]
     clips = model.encode_all([pixels(medium) for medium in media], pruning=WHOLE)
     assert [(clip.height_px, clip.width_px) for clip in clips] == sizes
@@ -154,7 +154,7 @@ def test_ids_of_conversations(model: VideoLlama3, checkpoints: Callable[..., Pat
 
 def test_turns_of_a_chat_share_what_comes_with_them(model: VideoLlama3) -> None:
     """What was encoded in an earlier turn keeps its size."""
-    turns = [CONVERSATIONS["picture and video, above"], [(0, 301, 199)], CONVERSATIONS["video first"]]
+    turns = [PAIRS["picture and video, above"], [(0, 301, 199)], PAIRS["video first"]]
     config = GenerationConfig(max_new_tokens=1)
     chat = model.chat(pruning=WHOLE)
     for media in turns:
@@ -175,7 +175,7 @@ def test_a_clip_encoded_before_counts_with_its_size(model: VideoLlama3) -> None:
 
 def test_transformers_layout_shares_nothing(bundle: Path) -> None:
     model = VideoLlama3.load(bundle, backend="cpu", num_threads=1)
-    media = [pixels(medium) for medium in CONVERSATIONS["two pictures and a video"]]
+    media = [pixels(medium) for medium in PAIRS["two pictures and a video"]]
     together = model.encode_all(media, pruning=WHOLE)
     alone = [model.encode(item, pruning=WHOLE) for item in media]
     assert [(c.height_px, c.width_px) for c in together] == [(c.height_px, c.width_px) for c in alone]
