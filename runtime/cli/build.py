@@ -94,7 +94,7 @@ def _slim(folder: Path, target: SlimTarget) -> int:
         here = (str(library.__version__), PORTABLE if target == "rtx" else open_device().name)
     report = slim(folder, target, fits)
     for name in report.dropped:
-        print(f"dropped  {name}")
+        print(f"deleted  {name}")
     total = report.dropped_bytes + report.kept_bytes
     print(
         f"\n{report.dropped_bytes / 1e6:.1f} of {total / 1e6:.1f} MB were deleted; the bundle is now for {target} only."

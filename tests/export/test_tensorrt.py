@@ -177,7 +177,7 @@ def test_activations_that_overflow_float16_are_named(
     manifest = replace(make_manifest(checkpoint.config, ExportOptions(), None), targets=("jetson",))
     write_vision(checkpoint, tmp_path)
     monkeypatch.setattr(fp16_range, "LARGEST_FP16", 4.0)
-    with pytest.raises(ExportError, match=r"too large for float16, .*layers\.0\.mlp\.fc1 \(\d") as e:
+    with pytest.raises(ExportError, match=r"float16, which cannot hold some values: .*layers\.0\.mlp\.fc1 \(\d") as e:
         write_tensorrt(checkpoint, Float32Source(checkpoint), tmp_path, manifest, lambda stage, done, total: None)
     assert "patch_embedding" not in str(e.value)
 
@@ -255,7 +255,7 @@ def test_a_slim_bundle_has_its_plans_and_no_graphs_of_them(
     assert main(["build", str(folder), "--target", "rtx", "--slim"]) == 0
     out = capsys.readouterr().out
     assert "No longer available: --backend cpu, --backend cuda." in out
-    assert "dropped  vision.onnx.data" in out
+    assert "deleted  vision.onnx.data" in out
     assert [each.folder for each in read_engine_sets(folder)] == [engines.folder]
     bundle = open_bundle(folder)
     assert bundle.manifest.slim == "rtx"
