@@ -212,7 +212,7 @@ def test_what_cannot_be_done_is_named(tmp_path: Path, asked: dict[str, Any]) -> 
 
 
 def test_what_is_not_done_is_said(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="asks for num_beams 4, no_repeat_ngram_size 3, which is not done"):
+    with pytest.warns(UserWarning, match="asks for num_beams 4, no_repeat_ngram_size 3, which is not supported"):
         Checkpoint.open(checkpoint_with(tmp_path / "a", num_beams=4, no_repeat_ngram_size=3, min_p=0.1))
     with pytest.warns(UserWarning, match=r"asks for min_p 0\.1"):
         Checkpoint.open(checkpoint_with(tmp_path / "b", do_sample=True, min_p=0.1))

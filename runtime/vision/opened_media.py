@@ -49,7 +49,7 @@ class OpenedMedia:
         Raises MediaError if a span lies outside the video, ConfigError for an image.
         """
         if self.kind == "image":
-            raise ConfigError(f"{self.name}: an image has no parts")
+            raise ConfigError(f"{self.name}: an image cannot be split into segments")
         return [
             OpenedMedia("video", reader, start, end, reader.timestamps_s, read_s=0.0)
             for (start, end), reader in zip(spans, self.reader.parts(spans), strict=True)

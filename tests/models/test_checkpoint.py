@@ -279,7 +279,7 @@ def sharded(tmp_path: Path) -> Path:
 
 def test_missing_shard(sharded: Path) -> None:
     (sharded / "model-00002-of-00003.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"index.json names model-00002-of-00003.safetensors, which is not there"):
+    with pytest.raises(CheckpointError, match=r"index.json names model-00002-of-00003.safetensors, which is missing"):
         Checkpoint.open(sharded)
 
 

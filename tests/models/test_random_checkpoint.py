@@ -12,7 +12,7 @@ import jinja2
 import numpy as np
 import pytest
 from reference import (
-    VisualTokens,
+    VisualInput,
     block_major_patches,
     generate_from_visuals,
     load_processor,
@@ -77,7 +77,7 @@ def test_both_ways_to_the_reference_agree(native: Path) -> None:
         assert difference.max() < 1e-6, f"max {difference.max():.2e}, mean {difference.mean():.2e}"
     keep = run.inputs["video_compression_mask"]
     assert keep.reshape(3, 12).sum(axis=1).tolist() == [12, 1, 1]
-    visuals = [VisualTokens(picture, 1), VisualTokens(frames, 2, keep)]
+    visuals = [VisualInput(picture, 1), VisualInput(frames, 2, keep)]
     assert generate_from_visuals(model, config, run.prompt_ids, visuals) == run.new_ids
 
 

@@ -108,7 +108,7 @@ def test_the_model_can_be_asked_while_a_batch_is_under_way(model: VideoLlama3) -
 def test_no_jobs_no_results_and_a_bad_batch_fails_at_the_call(model: VideoLlama3) -> None:
     none: list[CaptionResult] = list(model.caption_all([], batch=4))
     assert none == []
-    with pytest.raises(ConfigError, match="1 or more, not 0"):
+    with pytest.raises(ConfigError, match="at least 1, not 0"):
         model.caption_all([], batch=0)
 
 

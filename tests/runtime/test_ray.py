@@ -123,7 +123,7 @@ def test_it_takes_the_threads_that_ray_gives_an_actor(monkeypatch: pytest.Monkey
 
 
 def test_a_bad_option_fails_the_job_and_not_its_clips() -> None:
-    with pytest.raises(ConfigError, match="1 or more, not 0"):
+    with pytest.raises(ConfigError, match="at least 1, not 0"):
         Captioner(num_threads=1, limits=MediaLimits(), backend="cpu", batch=0)
 
 

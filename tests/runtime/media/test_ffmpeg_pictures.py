@@ -69,7 +69,7 @@ def test_a_picture_that_ffmpeg_reads_is_a_picture(tmp_path: Path, style: str, na
     assert media_kind(path) == media_kind(path, ISOLATED) == "image"
     np.testing.assert_array_equal(load_image(path), expected)
     assert open_video(path).num_source_frames == open_video(path, limits=ISOLATED).num_source_frames == 1
-    with pytest.raises(MediaError, match="this is a picture"), LiveReader(str(path)) as reader:
+    with pytest.raises(MediaError, match="this is a still picture"), LiveReader(str(path)) as reader:
         reader.take(timeout_s=5.0)
 
 
@@ -87,11 +87,11 @@ def test_one_from_an_address_too(tmp_path: Path, style: str) -> None:
 def test_a_rendered_sequence_is_a_video_and_other_pictures_are_pictures(tmp_path: Path, style: str) -> None:
     for number in range(4):
         still(tmp_path / f"shot.{number:04}.{style}", style, number)
-    with pytest.warns(UserWarning, match="its 4 pictures are taken as the frames of one video"):
+    with pytest.warns(UserWarning, match="its 4 pictures are treated as the frames of one video"):
         assert expand([str(tmp_path)]) == [str(tmp_path)]
     assert open_video(tmp_path).num_source_frames == 4
     still(tmp_path / f"shot.0004.{style}", style, height=32)
-    with pytest.warns(UserWarning, match="are taken for photographs"):
+    with pytest.warns(UserWarning, match="are treated as separate photographs"):
         assert len(expand([str(tmp_path)])) == 5
 
 
@@ -101,7 +101,7 @@ def test_damaged_and_oversized_ones_are_refused(tmp_path: Path) -> None:
         path.write_bytes(path.read_bytes()[:200])
         with pytest.raises(MediaError, match=rf"cut\.{style}: a damaged \w+ picture; convert it to PNG or JPEG$"):
             load_image(path)
-    with pytest.raises(MediaError, match=r"96×64 pixels are more than the 100"):
+    with pytest.raises(MediaError, match=r"96×64 pixels exceed the limit of 100"):
         load_image(still(tmp_path / "a.exr", "exr"), MediaLimits(max_pixels=100))
 
 
