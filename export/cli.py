@@ -83,6 +83,7 @@ def _export_options(options: argparse.Namespace) -> ExportOptions:
         prefill_bits=options.prefill_bits,
         name=options.name,
         force=options.force,
+        kernels=not options.no_kernels,
     )
 
 
@@ -113,6 +114,12 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         choices=TARGETS,
         help="may be repeated (default: cpu, which is in every bundle); the others add what NVIDIA GPUs need",
+    )
+    parser.add_argument(
+        "--no-kernels",
+        action="store_true",
+        help="leave out the decoder's own kernels for NVIDIA GPUs, which Triton compiles (pip install "
+        "'vl3edge[kernels]') and --decoder kernels runs",
     )
     parser.add_argument("--precision", choices=("fp32", "fp16"), help="of weights that are not quantized")
     parser.add_argument("--name", help="what the bundle calls its model (default: the checkpoint's name)")

@@ -43,6 +43,7 @@ RUNTIME_WINGS = (
     "backends",
     "prompt",
     "decode",
+    "kernels",
     "memory_estimate",
     "memory_budget",
     "vision",
@@ -70,10 +71,10 @@ EXPORT_WINGS = (
     "prompt_files",
     "quantize",
     "tensorrt",
+    "kernels",
     "pipeline",
     "cli",
     "verify",
-    "kernels",
 )
 
 
