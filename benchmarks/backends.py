@@ -38,7 +38,6 @@ from vl3edge.runtime.backends.cuda import Device, open_device
 from vl3edge.runtime.backends.features import on_host
 from vl3edge.runtime.backends.onnxruntime import select_backend
 from vl3edge.runtime.bundle.bundle import open_bundle
-from vl3edge.runtime.decode.decoder import Decoder
 from vl3edge.runtime.errors import BackendError
 from vl3edge.runtime.media.resize import target_size
 from vl3edge.runtime.media.video import open_video
@@ -127,7 +126,7 @@ def _stages(model: VideoLlama3, clip: Clip, options: argparse.Namespace, figures
     text = manifest.text
     table = EmbeddingTable(model.bundle.path("embeddings.safetensors"), text.vocab_size, text.hidden_size)
     prompt = given.get("prompt", model.prompt(question_about([clip], PROMPT), [clip]).embeddings(table))
-    decoder = Decoder(model._decoder_graph, text)
+    decoder = model._decoders.make()
     decoder.reserve(len(prompt) + options.new_tokens)
 
     def prefill() -> None:

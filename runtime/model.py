@@ -9,17 +9,17 @@ from typing import Any
 
 from .backends.onnxruntime import PATCHES_PER_CALL, Backend, select_backend
 from .bundle.bundle import Bundle, bundle_folder, open_bundle
-from .bundle.manifest import DECODER_GRAPH, FP16_DECODER_GRAPH, PREFILL_GRAPH
 from .chat import Chat
 from .config import GenerationConfig, MediaKind, PruningConfig, SamplingPlan
 from .decode.batch import BatchGenerator
-from .decode.decoder import PREFILL_CHUNK, Decoder
+from .decode.cached_decoder import CachedDecoder
+from .decode.decoder import PREFILL_CHUNK
 from .decode.generate import Answer, Chunk, Generator, join
-from .decode.graph import load_decoder_graph
 from .decode.rope import Rotary
 from .errors import ConfigError
 from .host_trim import trimmed
 from .jobs import CaptionJob, CaptionResult, batched, sequential
+from .kernels.select import chosen_decoder, open_decoders
 from .live.session import Session
 from .live.session_prompt import StreamFormat, StreamLayout
 from .media.limits import DEFAULT_LIMITS, MediaLimits
@@ -58,6 +58,7 @@ class VideoLlama3:
         backend: Backend,
         memory_limit: int | None = None,
         limits: MediaLimits = DEFAULT_LIMITS,
+        decoder: str = "auto",
     ) -> None:
         manifest = bundle.manifest
         self.bundle = bundle
@@ -71,9 +72,8 @@ class VideoLlama3:
         self._template = PromptTemplate(bundle.chat_template(), self._tokenizer, manifest.tokens, manifest.layout)
         text = manifest.text
         self._table = EmbeddingTable(bundle.path("embeddings.safetensors"), text.vocab_size, text.hidden_size)
-        self._decoder_graph = load_decoder_graph(backend, bundle)
-        decoder = Decoder(self._decoder_graph, text, self._memory.check_context)
-        self._generator = self._new_generator(decoder)
+        self._decoders = open_decoders(chosen_decoder(decoder, backend.name, bundle), backend, bundle)
+        self._generator = self._new_generator(self._decoders.make(self._memory.check_context))
 
     @classmethod
     def load(
@@ -83,6 +83,7 @@ class VideoLlama3:
         num_threads: int = 0,
         memory_limit: int | None = None,
         limits: MediaLimits = DEFAULT_LIMITS,
+        decoder: str = "auto",
     ) -> VideoLlama3:
         """Checks and loads a bundle.
 
@@ -93,16 +94,19 @@ class VideoLlama3:
         memory_limit: bytes that this process may take, by estimate, on a CPU; None is what is available now. What does
             not fit is refused: the model here, a clip or a prompt when it comes. Nothing is computed differently.
         limits: of what reading one clip may cost; see MediaLimits.
+        decoder: "onnxruntime"; "kernels", the bundle's own for NVIDIA GPUs, and on "cpu" Triton's interpreter, for
+            tests; or "auto": the kernels with "rtx" and "jetson" if the bundle has them, else ONNX Runtime.
         Raises BundleError, BackendError, ConfigError, MemoryLimitError.
         """
-        chosen = select_backend(backend, num_threads)
-        return cls(open_bundle(bundle_folder(bundle)), chosen, memory_limit, limits)
+        opened = open_bundle(bundle_folder(bundle))
+        kind = chosen_decoder(decoder, backend, opened)
+        chosen = select_backend(backend, num_threads, decodes=kind == "onnxruntime")
+        return cls(opened, chosen, memory_limit, limits, kind)
 
     @property
     def info(self) -> dict[str, Any]:
         """What this model is and what it runs on, as plain values."""
         manifest = self.bundle.manifest
-        decoder_graph = FP16_DECODER_GRAPH if self._backend.decodes_on_gpu else DECODER_GRAPH
         return {
             "bundle": str(self.bundle.folder),
             "name": manifest.name,
@@ -116,11 +120,9 @@ class VideoLlama3:
             "backend": self._backend.name,
             "vision_runtime": self._backend.vision_runtime,
             "vision_graph": self._backend.vision_file(self.bundle),
-            "decoder_graph": decoder_graph,
-            "prompt_graph": decoder_graph if self._decoder_graph.prompts is None else PREFILL_GRAPH,
-            "cuda_graphs": self._decoder_graph.records,
+            **self._decoders.info,
             "providers": list(self._backend.providers),
-            "onnxruntime": self._backend.version,
+            "onnxruntime": self._backend.version or None,
             "num_threads": self._backend.num_threads or "one per physical core",
         }
 
@@ -236,7 +238,7 @@ class VideoLlama3:
         if batch == 1:
             return sequential(self, trimmed(jobs), config)
         manifest = self.bundle.manifest
-        decoder = Decoder(self._decoder_graph, manifest.text)
+        decoder = self._decoders.make()
         eos_ids = manifest.tokens.eos_ids
         reserve = vision_bytes(manifest, PATCHES_PER_CALL, 1) + prefill_bytes(manifest, PREFILL_CHUNK, batch)
         if memory_bytes is None:
@@ -383,7 +385,7 @@ class VideoLlama3:
         if frames_expected is not None and frames_expected < 1:
             raise ConfigError(f"frames_expected must be at least 1, not {frames_expected}")
         Rotary.of(manifest.text)  # a bundle that cannot drop frames should say so now
-        decoder = Decoder(self._decoder_graph, manifest.text, self._memory.check_context)
+        decoder = self._decoders.make(self._memory.check_context)
         decoder.reserve(max_tokens)  # memory is taken as it is written, and nothing is ever copied to grow
         return Session(
             StreamLayout(self._template, format, system, add_system_prompt),
@@ -394,7 +396,7 @@ class VideoLlama3:
             max_tokens,
         )
 
-    def _new_generator(self, decoder: Decoder) -> Generator:
+    def _new_generator(self, decoder: CachedDecoder) -> Generator:
         manifest = self.bundle.manifest
         return Generator(decoder, self._table, self._tokenizer, manifest.tokens.eos_ids, manifest.generation)
 

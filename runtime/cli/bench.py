@@ -19,6 +19,7 @@ from ..backends.onnxruntime import BACKENDS, select_backend
 from ..bench import Bench, BenchPlan, Stage
 from ..bundle.bundle import bundle_folder, open_bundle
 from ..errors import ConfigError
+from ..kernels.select import chosen_decoder
 from ..roofline import cores
 from . import options as shared
 
@@ -33,6 +34,7 @@ def add_to(commands: Any) -> None:
     parser.add_argument("--new-tokens", type=int, default=BenchPlan.new_tokens, help="tokens decoded (default: 32)")
     parser.add_argument("--repeats", type=int, default=BenchPlan.repeats, help="the median counts (default: 3)")
     parser.add_argument("--backend", choices=BACKENDS, default="auto", help="where to run (default: auto)")
+    shared.add_decoder(parser)
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: one per core)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON; - is stdout")
     parser.set_defaults(run=run)
@@ -48,9 +50,10 @@ def run(options: argparse.Namespace) -> int:
     limit = bundle.manifest.text.max_position_embeddings
     if plan.context + plan.new_tokens > limit:
         raise ConfigError(f"--context and --new-tokens exceed the model's context of {limit} tokens")
-    backend = select_backend(options.backend, options.threads)
+    decoder = chosen_decoder(options.decoder, options.backend, bundle)
+    backend = select_backend(options.backend, options.threads, decodes=decoder == "onnxruntime")
     shared.progress(f"measuring {bundle.manifest.name} on {backend.name}; other work on the machine falsifies it")
-    bench = Bench(bundle, backend, plan)
+    bench = Bench(bundle, backend, plan, decoder)
     bench.run(options.media)
     if not to_stdout:
         print("\n".join(_table(bench)))

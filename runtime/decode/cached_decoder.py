@@ -109,9 +109,7 @@ class CachedDecoder(ABC):
 
     def step(self, embeddings: np.ndarray) -> None:
         """Appends one token to each of the first n rows; embeddings float32 [n, hidden_size]."""
-        self._make_room(0, 1, len(embeddings))
-        self._answered = True
-        self._results.clear()
+        self._begin_step(len(embeddings))
         self._step(embeddings)
 
     def advance(self, ids: np.ndarray, table: EmbeddingRows) -> None:
@@ -147,6 +145,11 @@ class CachedDecoder(ABC):
         if len(embeddings):
             self.prefill(embeddings, logits=False)  # what is cached from `end` on is out of its reach
         self._append_moved(end, length - end, rotary)
+
+    def _begin_step(self, rows: int) -> None:
+        self._make_room(0, 1, rows)
+        self._answered = True
+        self._results.clear()
 
     @abstractmethod
     def _prefill(self, embeddings: np.ndarray, logits: bool, row: int) -> None:
