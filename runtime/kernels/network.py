@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..bundle.kernel_set import KernelSet, KernelSpec
+from ..errors import BundleError
 from .launcher import Catalogue, Launcher
 from .scratch import Choices, Vectors
 from .weights import DeviceWeights, StoredLayer, StoredMatrix, StoredNorm
@@ -36,11 +37,11 @@ class Network:
         text = self.text
         self._heads = {"HEADS": text.num_heads, "KV_HEADS": text.num_kv_heads, "DIM": text.head_dim}
         self._rotary = {"KV_HEADS": text.num_kv_heads, "HALF": text.head_dim // 2}
-        (self._best,), (self._choose,) = self._find("best_of_block"), self._find("choose")
+        self._best, self._choose = self._find("best_of_block")[0], self._find("choose")[0]
         self._block: int = self._best.constants["BLOCK"]
         self._pitch = (text.num_heads + 2 * text.num_kv_heads) * text.head_dim
         if self._choose.constants["BLOCK"] != self._block:
-            raise ValueError("best_of_block and choose are not of one block")
+            raise BundleError("the bundle's kernels best_of_block and choose do not fit. Export the bundle again.")
 
     @property
     def looks_up(self) -> bool:
@@ -102,14 +103,14 @@ class Network:
                 count = 1
             self._rest_of_many(count, vectors, layer, x, attended)
         assert chosen is not None  # or the last layer would have returned
-        (order,) = self._find("to_step_order")
+        order = self._find("to_step_order")[0]
         self._launch(order, (1,), x_ptr=x, y_ptr=vectors.last.address)
         self._head(1, vectors.last.address, chosen)
         self._pick(1, chosen)
 
     def move(self, cache: int, row: int, source: int, target: int, count: int) -> None:
         """Moves cached positions of a row to `target` <= `source`; keys turn with it."""
-        (kernel,) = self._find("move_cached", self._rotary)
+        kernel = self._find("move_cached", self._rotary)[0]
         grid = (self.text.num_layers, self.text.num_kv_heads, 2)
         where = {"row": row, "source": source, "target": target, "count": count}
         tables = {"cos_ptr": self.weights.cos, "sin_ptr": self.weights.sin}
@@ -118,7 +119,7 @@ class Network:
     def _embed(self, rows: int, vectors: Vectors, chosen: Choices, table: StoredMatrix, strands: bool) -> None:
         constants = {"K": table.spec.inputs, "STRANDS": strands, **table.spec.constants()}
         del constants["ORDER"]
-        (kernel,) = self._find("embed", constants)
+        kernel = self._find("embed", constants)[0]
         stored = {"codes_ptr": table.codes, "scales_ptr": table.scales, "zeros_ptr": table.zeros}
         ends = {"tokens_ptr": chosen.tokens.address, "x_ptr": vectors.x.address}
         self._launch(kernel, (rows,), **stored, **ends, vocabulary=self.text.vocab_size)
@@ -155,7 +156,7 @@ class Network:
         self._launch(kernel, grid, **_stored(matrix, True), **ends, rows=rows, N=matrix.spec.outputs)
 
     def _normalize(self, count: int, vectors: Vectors, norm: StoredNorm, x: int | None = None) -> None:
-        (kernel,) = self._find("normalize")
+        kernel = self._find("normalize")[0]
         ends = {"x_ptr": vectors.x.address if x is None else x, "y_ptr": vectors.normed.address}
         self._launch(kernel, (count,), **ends, norm_ptr=norm.natural)
 
@@ -190,23 +191,22 @@ class Network:
     ) -> None:
         """row: of a prompt; None is a step, a token in each row."""
         constants = {**self._rotary, "HEADS": self.text.num_heads, "PROMPT": row is not None}
-        (kernel,) = self._find("rotate_and_cache", constants)
+        kernel = self._find("rotate_and_cache", constants)[0]
         grid = (-(-count // kernel.tile["BT"]), self.text.num_heads + 2 * self.text.num_kv_heads)
         tables = {"cos_ptr": self.weights.cos, "sin_ptr": self.weights.sin, "cache_ptr": cache, "lengths_ptr": lengths}
         where = {"layer": layer, "row": row or 0, "count": count}
         self._launch(kernel, grid, qkv_ptr=vectors.qkv.address, **tables, **where)
 
     def _attend(self, rows: int, vectors: Vectors, lengths: int, cache: int, layer: int, strands: bool) -> None:
+        constants = {"HEADS": self.text.num_heads, "DIM": self.text.head_dim, "STRANDS": strands}
+        combines = {found.tile["SPLITS"]: found for found in self._find("combine", constants)}
         wanted = _FEW_SPLITS if rows < MANY_ROWS else _MANY_SPLITS
-        kernel = min(self._find("attend", self._heads), key=lambda found: abs(found.tile["SPLITS"] - wanted))
-        splits = kernel.tile["SPLITS"]
+        splits = min(combines, key=lambda count: abs(count - wanted))
+        (kernel,) = [found for found in self._find("attend", self._heads) if found.tile["SPLITS"] == splits]
         parts = {"sums_ptr": vectors.sums.address, "peaks_ptr": vectors.peaks.address}
         where = {"lengths_ptr": lengths, "cache_ptr": cache, "layer": layer}
         self._launch(kernel, (rows, self.text.num_kv_heads, splits), qkv_ptr=vectors.qkv.address, **parts, **where)
-        constants = {"HEADS": self.text.num_heads, "DIM": self.text.head_dim, "STRANDS": strands}
-        combines = self._find("combine", constants)
-        (combine,) = [found for found in combines if found.tile["SPLITS"] == splits]
-        self._launch(combine, (rows, self.text.num_heads), **parts, y_ptr=vectors.attended.address)
+        self._launch(combines[splits], (rows, self.text.num_heads), **parts, y_ptr=vectors.attended.address)
 
     def _attend_prompt(self, count: int, vectors: Vectors, lengths: int, cache: int, layer: int, row: int) -> None:
         kernel = _tallest(self._find("attend_prompt", self._heads), count)
