@@ -72,7 +72,9 @@ class CudaLauncher:
                 work()
             finally:
                 self._loads_only = False
-            self._call(driver.cuStreamBeginCapture, stream, _thread_local(driver))
+            # Relaxed: memory that the garbage collector gives back meanwhile does not spoil it.
+            mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
+            self._call(driver.cuStreamBeginCapture, stream, mode)
             try:
                 work()
             except BaseException:
@@ -146,10 +148,6 @@ def _packed(kernel: KernelSpec, arguments: Sequence[int]) -> list[Any]:
     kinds = [_C_TYPES.get(kind, ctypes.c_void_p) for _, kind in kernel.arguments]
     values = [kind(argument) for kind, argument in zip(kinds, arguments, strict=True)]
     return values + [ctypes.c_void_p() for _ in range(kernel.scratch)]
-
-
-def _thread_local(driver: Any) -> Any:
-    return driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
 
 
 def _unload(driver: Any, modules: list[Any]) -> None:

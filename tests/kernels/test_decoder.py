@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 pytest.importorskip("triton")
 pytest.importorskip("torch")
 
-from kernel_decoders import Pair, graph_decoder, kernel_decoders, table_of
-from random_decoders import Quantized, write_decoder
+from kernel_decoders import Pair, graph_decoder, ids_of, kernel_decoders, table_of, written
+from random_decoders import Quantized
 
-from vl3edge.models.checkpoint import Checkpoint
-from vl3edge.models.synthetic.random import preset, write_random_checkpoint
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, open_bundle
 from vl3edge.runtime.bundle.manifest import TextSpec
 
-BOUND = 1.5e-2  # of float16, in layers that magnify it
 # What is stored how, in sizes of a random model; the sizes of "tiny-128", where they are not changed.
 CONFIGS: dict[str, tuple[Quantized | str, dict[str, Any]]] = {
     "int4 in groups of 32, tied head in 8 bits": (Quantized(), {}),
@@ -46,20 +41,8 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return written(tmp_path_factory.mktemp("decoder"), kind, {"num_layers": 2} | sizes)
 
 
-def written(folder: Path, kind: Quantized | str, sizes: dict[str, Any]) -> tuple[Path, TextSpec]:
-    config = preset("tiny-128")
-    write_random_checkpoint(folder / "checkpoint", replace(config, text=replace(config.text, **sizes)))
-    graphs = folder / "graphs"
-    graphs.mkdir()
-    return graphs, write_decoder(Checkpoint.open(folder / "checkpoint"), kind, graphs)
-
-
-def pair_of(folder: Path, text: TextSpec, bound: float = BOUND) -> Pair:
-    return Pair(graph_decoder(folder, text), kernel_decoders(folder, text).make(), table_of(folder, text), bound)
-
-
-def ids_of(text: TextSpec, count: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, text.vocab_size, count)
+def pair_of(folder: Path, text: TextSpec) -> Pair:
+    return Pair(graph_decoder(folder, text), kernel_decoders(folder, text).make(), table_of(folder, text))
 
 
 def test_prompts_in_parts_and_steps(exported: tuple[Path, TextSpec]) -> None:
@@ -141,7 +124,7 @@ def test_there_are_no_logits_after_a_prefill_without_them(small: tuple[Path, Tex
 def test_decoders_share_weights_and_not_what_they_hold(small: tuple[Path, TextSpec]) -> None:
     folder, text = small
     decoders, table = kernel_decoders(folder, text), table_of(folder, text)
-    one, other = (Pair(graph_decoder(folder, text), decoders.make(), table, BOUND) for _ in range(2))
+    one, other = (Pair(graph_decoder(folder, text), decoders.make(), table) for _ in range(2))
     one.prefill(ids_of(text, 5, 1))
     other.prefill(ids_of(text, 3, 2))
     one.advance(ids_of(text, 1, 3))
