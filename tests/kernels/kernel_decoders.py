@@ -15,7 +15,7 @@ from vl3edge.export.parity import load_session
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.synthetic.random import preset, write_random_checkpoint
 from vl3edge.runtime.backends.onnxruntime import select_backend
-from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, Bundle, read_manifest
+from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, Bundle, hash_file, read_manifest
 from vl3edge.runtime.bundle.manifest import FP16_DECODER_GRAPH, FileEntry, TextSpec
 from vl3edge.runtime.decode.cached_decoder import CachedDecoder
 from vl3edge.runtime.decode.decoder import Decoder
@@ -40,8 +40,15 @@ def ids_of(text: TextSpec, count: int, seed: int = 0) -> np.ndarray:
 
 def bundle_of(folder: Path, text: TextSpec) -> Bundle:
     """What a folder with a decoder's graphs would be as a bundle."""
-    files = {path.name: FileEntry(path.stat().st_size, "") for path in folder.iterdir()}
+    files = {path.name: FileEntry(path.stat().st_size, "") for path in folder.iterdir() if path.is_file()}
     return Bundle(folder, replace(read_manifest(DEMO_BUNDLE), text=text, files=files))
+
+
+def with_kernels(folder: Path, text: TextSpec) -> Bundle:
+    """`bundle_of` a folder that has kernels beside its graphs."""
+    bundle = bundle_of(folder, text)
+    inside = {f"kernels/{path.name}": hash_file(path) for path in (folder / "kernels").iterdir()}
+    return replace(bundle, manifest=replace(bundle.manifest, files=bundle.manifest.files | inside))
 
 
 def kernel_decoders(folder: Path, text: TextSpec) -> KernelDecoders:

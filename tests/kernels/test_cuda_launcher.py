@@ -19,7 +19,7 @@ pytest.importorskip("triton")
 pytest.importorskip("torch")
 
 from fake_driver import CapturingDevice, FakeDriver
-from kernel_decoders import Pair, bundle_of, graph_decoder, ids_of, table_of, written
+from kernel_decoders import Pair, bundle_of, graph_decoder, ids_of, table_of, with_kernels, written
 from random_decoders import Quantized
 
 from vl3edge.export.kernels.compile import write_weights
@@ -29,7 +29,6 @@ from vl3edge.runtime.backends.onnxruntime import Backend
 from vl3edge.runtime.bundle import kernel_set
 from vl3edge.runtime.bundle.bundle import Bundle, hash_file
 from vl3edge.runtime.bundle.kernel_set import BinarySpec, KernelSpec, read_kernel_set
-from vl3edge.runtime.bundle.manifest import TextSpec
 from vl3edge.runtime.errors import BackendError, BundleError
 from vl3edge.runtime.kernels import cuda_launcher
 from vl3edge.runtime.kernels.select import KernelDecoders
@@ -61,12 +60,6 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, dict[str
 def compiled(spec: KernelSpec) -> KernelSpec:
     binary = BinarySpec(SHARED.get(spec.function, 1 << 10), 32, 0, "")
     return replace(spec, scratch=2, binaries=dict.fromkeys(FORMS, binary))
-
-
-def with_kernels(folder: Path, text: TextSpec) -> Bundle:
-    bundle = bundle_of(folder, text)
-    inside = {f"kernels/{path.name}": hash_file(path) for path in (folder / "kernels").iterdir()}
-    return replace(bundle, manifest=replace(bundle.manifest, files=bundle.manifest.files | inside))
 
 
 @pytest.fixture
