@@ -83,9 +83,14 @@ class CachedDecoder(ABC):
             self.cache.resize(rows, capacity)
         finally:
             self._moved()
-        if rows != before:
-            self._results.clear()
+        if rows == before:
+            return
+        self._results.clear()
+        try:
             self._make_rows(rows)
+        except BaseException:
+            self.cache.clear()
+            raise
 
     def reserve(self, tokens: int) -> None:
         """Makes one row with room for `tokens`, keeping what is cached.

@@ -112,7 +112,8 @@ class CudaLauncher:
                 content = archive.read(kernel.name)
         except (OSError, KeyError, zipfile.BadZipFile) as e:
             raise BundleError(f"{self._archive} cannot be read ({e}). Copy or export the bundle again.") from e
-        module = self._call(self._driver.cuModuleLoadData, content + b"\0")  # PTX is a string of C
+        content += b"\0" if self._form == PORTABLE else b""  # PTX is a string of C
+        module = self._call(self._driver.cuModuleLoadData, content)
         self._modules.append(module)
         function = self._call(self._driver.cuModuleGetFunction, module, kernel.function.encode())
         shared = kernel.binaries[self._form].shared_bytes

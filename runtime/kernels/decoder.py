@@ -79,6 +79,7 @@ class KernelDecoder(CachedDecoder):
         self.cache.lengths[0] = target + count
 
     def _make_rows(self, rows: int) -> None:
+        self._prompt_row = None
         if rows <= self._room:
             return
         self._recordings.clear()  # they work in the memory that is about to go

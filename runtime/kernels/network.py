@@ -25,7 +25,8 @@ _PREFERRED_WORDS = 256
 class Network:
     """One bundle's decoder on one device; its weights are uploaded when it is made. Not thread-safe.
 
-    cache, lengths: addresses of the KV cache's table (`table_of`) and of int32 [rows], the tokens in each row.
+    cache: the address of int64 [1 + 2 · layers], the KV cache's capacity and the addresses of its buffers.
+    lengths: that of int32 [rows], the tokens in each row.
     """
 
     def __init__(self, kernels: KernelSet, launcher: Launcher) -> None:

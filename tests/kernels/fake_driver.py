@@ -84,8 +84,9 @@ class FakeDriver:
     def cuModuleLoadData(self, image: bytes) -> tuple[Any, ...]:
         assert isinstance(image, bytes)
         assert self._captured is None, "a module is loaded while a graph is captured"
-        assert image.endswith(b"\0")
-        form, _, name = image[:-1].decode().partition(" ")
+        form, _, name = image.decode().partition(" ")
+        assert name.endswith("\0") == form.startswith("ptx")
+        name = name.rstrip("\0")
         return self._made("cuModuleLoadData", form == self._form and name in self._kernels, Handle("module", name))
 
     def cuModuleGetFunction(self, module: Handle, name: bytes) -> tuple[Any, ...]:

@@ -192,6 +192,10 @@ def test_a_gpu_without_machine_code_takes_ptx_and_an_old_one_nothing(
 ) -> None:
     manifest = read_kernel_set(exported[0]).manifest
     assert [manifest.archive_for(gpu) for gpu in ((8, 9), (8, 0), (8, 7), (12, 1))] == ["cubin-8.9", *["ptx-8.0"] * 3]
+    driver._device.capability, driver._form = (8, 0), "ptx-8.0"  # type: ignore[misc]
+    decoder = decoders_of(exported, driver).make()
+    decoder.prefill(np.ones((1, exported[0].manifest.text.hidden_size), np.float32))
+    assert driver.launches
     driver._device.capability = (7, 5)  # type: ignore[misc]
     with pytest.raises(BackendError, match=r"compute capability 8.0 and later, this GPU has 7.5: use --decoder onnx"):
         decoders_of(exported, driver)

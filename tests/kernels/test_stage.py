@@ -33,6 +33,7 @@ from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, hash_file, open_bundle
 from vl3edge.runtime.bundle.kernel_set import PORTABLE, has_kernels, kernel_files, read_kernel_set
 from vl3edge.runtime.bundle.manifest import TextSpec
 from vl3edge.runtime.bundle.slim import slim
+from vl3edge.runtime.cli.main import main as show
 from vl3edge.runtime.errors import BackendWarning
 from vl3edge.runtime.kernels import cuda_launcher
 from vl3edge.runtime.kernels.select import KernelDecoders, chosen_decoder
@@ -93,9 +94,12 @@ def copied_with_kernels(folder: Path) -> Path:
     return copy
 
 
-def test_a_bundle_vouches_for_its_kernels(uncompiled: None, tmp_path: Path) -> None:
+def test_a_bundle_vouches_for_its_kernels(uncompiled: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copy = copied_with_kernels(tmp_path)
     bundle = open_bundle(copy)
+    assert show(["info", str(copy)]) == 0
+    count = len(read_kernel_set(bundle).manifest.kernels)
+    assert f"kernels      {count} of the decoder, as ptx-8.0, cubin-8.7, cubin-8.9, cub" in capsys.readouterr().out
     names = {"kernels.json", "weights.json", *(f"{form}.zip" for form in FORMS)}
     assert {name for name in bundle.manifest.files if "/" in name} == {f"kernels/{name}" for name in names}
     archive = copy / "kernels" / "cubin-8.7.zip"
