@@ -18,7 +18,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from vl3edge.export.errors import ExportError
-from vl3edge.runtime.bundle.kernel_set import WEIGHTS_FORMAT, WEIGHTS_FORMAT_VERSION
+from vl3edge.runtime.bundle.kernel_weights import WEIGHTS_FORMAT, WEIGHTS_FORMAT_VERSION
 from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, TextSpec
 
 from .shape import EMBEDDINGS, HEADS, ROLES, DecoderShape, Matrix

@@ -7,87 +7,22 @@ what was exported. They are compiled code, to be trusted as plans are. No GPU li
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
+from typing import Any
 
 from ..errors import BackendError, BundleError
 from .bundle import Bundle
 from .json_file import read_json_file
+from .kernel_weights import WEIGHTS_FORMAT, WEIGHTS_FORMAT_VERSION, Weights, problems_of
 from .manifest import FileEntry, Json, TextSpec, read_json
 
 FORMAT, FORMAT_VERSION = "vl3edge-kernels", 1
-WEIGHTS_FORMAT, WEIGHTS_FORMAT_VERSION = "vl3edge-kernel-weights", 1
 FOLDER, MANIFEST, WEIGHTS = "kernels", "kernels.json", "weights.json"
 PORTABLE = "ptx-8.0"
 _OLDEST = (8, 0)  # compute capability that the portable form is for
 _MAX_BYTES = 16 << 20
 _AGAIN = "Export the bundle again."
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """Where the numbers of one tensor lie: in a file of the bundle, `offset` bytes from its beginning."""
-
-    file: str
-    offset: int
-    dtype: Literal["uint8", "int32", "int64", "float16", "float32"]
-    shape: tuple[int, ...]
-
-    @property
-    def num_bytes(self) -> int:
-        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """A matrix: its tensors are codes, perhaps scales, zeros and order; 16 or 32 bits are whole weights in `codes`."""
-
-    outputs: int
-    inputs: int
-    bits: Literal[2, 4, 8, 16, 32]
-    group: int
-    tensors: dict[str, Tensor]
-    transposed: bool = False
-
-    def constants(self, prefix: str = "") -> dict[str, int]:
-        """The constants of a kernel that describe how it is stored."""
-        facts = {"ZEROS": "zeros" in self.tensors, "ORDER": "order" in self.tensors}
-        return {prefix + name: value for name, value in ({"BITS": self.bits, "GROUP": self.group} | facts).items()}
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One layer; query, key and value are one product, or several whose outputs stand side by side."""
-
-    input_norm: Tensor
-    mlp_norm: Tensor
-    bias: Tensor
-    qkv: tuple[Matrix, ...]
-    output: Matrix
-    gate: Matrix
-    up: Matrix
-    down: Matrix
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Of a whole decoder; cos and sin: tables float32 [positions, head_dim / 2]."""
-
-    epsilon: float
-    cos: Tensor
-    sin: Tensor
-    norm: Tensor
-    head: Matrix
-    embeddings: Matrix
-    layers: tuple[Layer, ...]
-
-    def tensors(self) -> Iterator[Tensor]:
-        return _tensors(self)
 
 
 @dataclass(frozen=True)
@@ -161,7 +96,10 @@ def read_kernel_set(bundle: Bundle) -> KernelSet:
             f"{bundle.folder} has no kernels: export it with --target cuda, rtx or jetson where Triton is installed "
             "(pip install 'vl3edge[kernels]'), or use --decoder onnxruntime."
         )
-    manifest = _read(bundle.folder / FOLDER / MANIFEST, KernelManifest, FORMAT, FORMAT_VERSION)
+    manifest: KernelManifest = _read(bundle.folder / FOLDER / MANIFEST, KernelManifest, FORMAT, FORMAT_VERSION)
+    for name in (WEIGHTS, *manifest.archives):  # nothing is read that the bundle does not vouch for
+        if f"{FOLDER}/{name}" not in bundle.manifest.files:
+            raise BundleError(f"{FOLDER}/{name} is not one of the files of {bundle.folder}. {_AGAIN}")
     weights = _read(bundle.folder / FOLDER / WEIGHTS, Weights, WEIGHTS_FORMAT, WEIGHTS_FORMAT_VERSION)
     return checked_set(bundle, manifest, weights)
 
@@ -173,8 +111,7 @@ def weights_from_json(data: Json) -> Weights:
 
 def checked_set(bundle: Bundle, manifest: KernelManifest, weights: Weights) -> KernelSet:
     """Both together; BundleError unless the weights lie in the bundle's files and fit its decoder."""
-    problems = [*_misplaced(bundle, weights), *_misfits(bundle.manifest.text, weights)]
-    if problems:
+    if problems := problems_of(weights, bundle.manifest.files, bundle.manifest.text):
         raise BundleError(f"{bundle.folder}/{FOLDER}/{WEIGHTS} cannot be used: {'; '.join(problems[:5])}. {_AGAIN}")
     return KernelSet(bundle.folder, bundle.manifest.text, manifest, weights)
 
@@ -204,75 +141,3 @@ def _parsed(name: str, data: Any, kind: Any, form: str, version: int) -> Any:
     if problems:
         raise BundleError(f"{name} cannot be used: {'; '.join(problems[:5])}. {_AGAIN}")
     return found
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """All tensors anywhere in one of the dataclasses above."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Matrix):
-        yield from value.tensors.values()
-    elif isinstance(value, tuple):
-        for part in value:
-            yield from _tensors(part)
-    elif isinstance(value, Weights | Layer):
-        for part in fields(value):
-            yield from _tensors(getattr(value, part.name))
-
-
-def _misplaced(bundle: Bundle, weights: Weights) -> Iterator[str]:
-    files = bundle.manifest.files
-    for tensor in weights.tensors():
-        if tensor.file not in files:
-            yield f"{tensor.file!r} is not one of the bundle's files"
-        elif min(tensor.offset, *tensor.shape) < 0 or tensor.offset + tensor.num_bytes > files[tensor.file].bytes:
-            yield f"a tensor of {list(tensor.shape)} at {tensor.offset} lies beyond the end of {tensor.file}"
-
-
-def _misfits(text: TextSpec, weights: Weights) -> Iterator[str]:
-    """What differs from the sizes of the decoder, which the kernels take for granted."""
-    hidden, heads = text.hidden_size, text.num_heads * text.rotary_dim
-    qkv = (text.num_heads + 2 * text.num_kv_heads) * text.head_dim
-    wide = text.intermediate_size
-    sizes = {"output": (hidden, heads), "gate": (wide, hidden), "up": (wide, hidden), "down": (hidden, wide)}
-    if len(weights.layers) != text.num_layers:
-        yield f"it has {len(weights.layers)} layers, the decoder {text.num_layers}"
-    whole: list[tuple[str, Tensor, tuple[int, ...]]] = [("norm", weights.norm, (hidden,))]
-    tables = (text.max_position_embeddings, text.head_dim // 2)
-    whole += [("cos", weights.cos, tables), ("sin", weights.sin, tables)]
-    products: list[tuple[str, tuple[Matrix, ...], tuple[int, int]]] = [
-        ("head", (weights.head,), (text.vocab_size, hidden))
-    ]
-    products.append(("embeddings", (weights.embeddings,), (text.vocab_size, hidden)))
-    for number, layer in enumerate(weights.layers):
-        for name in ("input_norm", "mlp_norm"):
-            whole.append((f"layers.{number}.{name}", getattr(layer, name), (hidden,)))
-        whole.append((f"layers.{number}.bias", layer.bias, (qkv,)))
-        products.append((f"layers.{number}.qkv", layer.qkv, (qkv, hidden)))
-        products += [(f"layers.{number}.{role}", (getattr(layer, role),), size) for role, size in sizes.items()]
-    yield from (
-        f"{name} has the shape {list(t.shape)}, not {list(shape)}" for name, t, shape in whole if t.shape != shape
-    )
-    for name, parts, (outputs, inputs) in products:
-        if sum(part.outputs for part in parts) != outputs or any(part.inputs != inputs for part in parts):
-            yield f"{name} is not of {outputs} outputs and {inputs} inputs"
-        for part in parts:
-            yield from (f"{name}: {problem}" for problem in _ill_stored(part))
-
-
-def _ill_stored(matrix: Matrix) -> Iterator[str]:
-    """What of a matrix's tensors does not have the size that its settings say."""
-    count, group = matrix.outputs * matrix.inputs, matrix.group
-    groups = matrix.inputs // group if group > 0 else 0
-    if not groups or matrix.inputs % group:
-        yield f"a group of {group} does not divide {matrix.inputs} inputs"
-        return
-    elements = {name: math.prod(tensor.shape) for name, tensor in matrix.tensors.items()}
-    if matrix.bits >= 16:
-        wanted = {"codes": count}
-    else:
-        wanted = {"codes": count * matrix.bits // 8, "scales": matrix.outputs * groups}
-        optional = {"zeros": matrix.outputs * -(-groups * matrix.bits // 8), "order": matrix.inputs}
-        wanted |= {name: size for name, size in optional.items() if name in elements}
-    if elements != wanted:
-        yield f"its tensors have {elements} elements, not {wanted}"

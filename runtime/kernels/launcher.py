@@ -51,7 +51,7 @@ def open_launcher(backend: Backend, bundle: Bundle) -> tuple[KernelSet, Launcher
         return kernels, CudaLauncher(backend.device, kernels)
     try:
         interpreter: Any = importlib.import_module(_INTERPRETER)
-    except ImportError as e:
+    except (ImportError, AttributeError) as e:  # the latter is another version of Triton
         raise BackendError(
             f"on a CPU the kernels run in Triton's interpreter, for tests alone, and {e.name or e} is missing: "
             "pip install 'vl3edge[kernels]' and set TRITON_INTERPRET=1, or use --decoder onnxruntime"

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from ..backends.buffers import Buffer, Memory
-from ..bundle.kernel_set import KernelSet, Layer, Matrix, Tensor, Weights
+from ..bundle.kernel_set import KernelSet
+from ..bundle.kernel_weights import Layer, Matrix, Tensor, Weights
 
 _ALIGNMENT = 256  # bytes: kernels are compiled for arrays aligned to 16
 

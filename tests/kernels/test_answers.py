@@ -26,6 +26,7 @@ from vl3edge.runtime.errors import BackendError, ConfigError
 from vl3edge.runtime.jobs import CaptionJob
 
 CLIP = Path(__file__).parents[1] / "fixtures" / "demo_clip.mp4"
+QUESTIONS = ("Describe this video.", "What colour is the shape?", "When does it stop?")
 DECODERS = ("onnxruntime", "kernels")
 FEW = ["--max-frames", "2", "--max-new-tokens", "4"]
 
@@ -131,12 +132,16 @@ def held_out(tmp_path: Path) -> list[Path]:
     return paths
 
 
-@pytest.mark.long
-def test_held_out_clips(held_out: list[Path]) -> None:
-    questions = ("Describe this video.", "What colour is the shape?", "When does it stop?", "Which way does it move?")
+@pytest.mark.parametrize(
+    ("clips", "frames", "tokens"), [(2, 2, 3), pytest.param(4, 6, 24, marks=pytest.mark.long)], ids=["few", "more"]
+)
+def test_questions_on_held_out_clips(held_out: list[Path], clips: int, frames: int, tokens: int) -> None:
+    config, plan = GenerationConfig(max_new_tokens=tokens), SamplingPlan(max_frames=frames)
     answers = []
     for model in both(open_bundle(DEMO_BUNDLE)):
-        clips = [model.encode(path, SamplingPlan(max_frames=6)) for path in held_out]
-        answers.append([model.ask(clip, question).token_ids for clip in clips for question in questions])
+        encoded = [model.encode(path, plan) for path in held_out[:clips]]
+        answers.append(
+            [model.ask(clip, question, config).token_ids for clip in encoded for question in QUESTIONS[:clips]]
+        )
     assert answers[1] == answers[0]
     assert all(answers[0])

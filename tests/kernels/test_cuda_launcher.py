@@ -235,6 +235,14 @@ def test_a_damaged_list_of_weights_is_refused(
     assert "\n" not in str(e.value)
 
 
+@pytest.mark.parametrize("name", ["kernels/weights.json", "kernels/cubin-8.9.zip"])
+def test_what_the_bundle_does_not_vouch_for_is_not_read(exported: tuple[Bundle, dict[str, Any]], name: str) -> None:
+    bundle = exported[0]
+    files = {other: entry for other, entry in bundle.manifest.files.items() if other != name}
+    with pytest.raises(BundleError, match=f"{name} is not one of the files of"):
+        read_kernel_set(replace(bundle, manifest=replace(bundle.manifest, files=files)))
+
+
 def test_a_bundle_without_kernels_says_how_to_get_them(exported: tuple[Bundle, dict[str, Any]]) -> None:
     bundle = bundle_of(exported[0].folder, exported[0].manifest.text)
     with pytest.raises(BundleError, match=r"has no kernels: export it with --target cuda, rtx or jetson"):
