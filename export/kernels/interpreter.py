@@ -21,6 +21,7 @@ from triton.runtime import interpreter
 from vl3edge.runtime.backends.buffers import HostBuffer, HostMemory
 from vl3edge.runtime.bundle.bundle import Bundle
 from vl3edge.runtime.bundle.kernel_set import KernelManifest, KernelSet, KernelSpec, checked_set, weights_from_json
+from vl3edge.runtime.bundle.manifest import DECODER_GRAPH
 from vl3edge.runtime.errors import BackendError
 
 from ..errors import ExportError
@@ -164,6 +165,7 @@ def open_interpreter(bundle: Bundle) -> tuple[KernelSet, InterpreterLauncher]:
             "on a CPU the kernels run in Triton's interpreter, for tests alone: set TRITON_INTERPRET=1, "
             "or use --decoder onnxruntime"
         )
+    bundle.path(DECODER_GRAPH)  # it may have been slimmed
     try:
         shape = read_shape(bundle.folder, bundle.manifest.text)
         weights = weights_from_json(decoder_weights(bundle.folder, shape))
