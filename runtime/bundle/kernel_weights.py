@@ -101,7 +101,7 @@ def _misplaced(files: Mapping[str, FileEntry], weights: Weights) -> Iterator[str
     for tensor in weights.tensors():
         if tensor.file not in files:
             yield f"{tensor.file!r} is not one of the bundle's files"
-        elif min(tensor.offset, *tensor.shape) < 0 or tensor.offset + tensor.num_bytes > files[tensor.file].bytes:
+        elif min((tensor.offset, *tensor.shape)) < 0 or tensor.offset + tensor.num_bytes > files[tensor.file].bytes:
             yield f"a tensor of {list(tensor.shape)} at {tensor.offset} lies beyond the end of {tensor.file}"
 
 
@@ -126,9 +126,11 @@ def _misfits(text: TextSpec, weights: Weights) -> Iterator[str]:
         whole.append((f"layers.{number}.bias", layer.bias, (qkv,)))
         products.append((f"layers.{number}.qkv", layer.qkv, (qkv, hidden)))
         products += [(f"layers.{number}.{role}", (getattr(layer, role),), size) for role, size in sizes.items()]
-    yield from (
-        f"{name} has the shape {list(t.shape)}, not {list(shape)}" for name, t, shape in whole if t.shape != shape
-    )
+    for name, tensor, shape in whole:
+        if tensor.shape != shape:
+            yield f"{name} has the shape {list(tensor.shape)}, not {list(shape)}"
+        if tensor.dtype not in (("float16", "float32") if name.endswith("bias") else ("float32",)):
+            yield f"{name} is {tensor.dtype}"
     for name, parts, (outputs, inputs) in products:
         if sum(part.outputs for part in parts) != outputs or any(part.inputs != inputs for part in parts):
             yield f"{name} is not of {outputs} outputs and {inputs} inputs"
@@ -143,6 +145,11 @@ def _ill_stored(matrix: Matrix) -> Iterator[str]:
     if not groups or matrix.inputs % group:
         yield f"a group of {group} does not divide {matrix.inputs} inputs"
         return
+    codes = {16: ("float16", "float32"), 32: ("float32",)}.get(matrix.bits, ("uint8",))
+    types = {"codes": codes, "scales": ("float16",), "zeros": ("uint8",), "order": ("int64",)}
+    for name, tensor in matrix.tensors.items():
+        if tensor.dtype not in types.get(name, ()):
+            yield f"its {name} are {tensor.dtype}"
     elements = {name: math.prod(tensor.shape) for name, tensor in matrix.tensors.items()}
     if matrix.bits >= 16:
         wanted = {"codes": count}

@@ -16,6 +16,7 @@ import numpy as np
 from ..backends.buffers import Buffer, Memory
 from ..bundle.kernel_set import KernelSet
 from ..bundle.kernel_weights import Layer, Matrix, Tensor, Weights
+from ..errors import BundleError
 
 _ALIGNMENT = 256  # bytes: kernels are compiled for arrays aligned to 16
 
@@ -35,8 +36,16 @@ def strands(values: np.ndarray) -> np.ndarray:
 
 _STORED, _STRANDS = _Form(lambda values: values), _Form(strands)
 _HALF, _HALF_OF_COLUMNS = _Form(lambda values: values, np.float16), _Form(np.transpose, np.float16)
-_ORDER = _Form(lambda values: values, np.int32)
-_PLACES = _Form(lambda values: values % 8 * (values.size // 8) + values // 8, np.int32)
+
+
+def _order(values: np.ndarray) -> np.ndarray:
+    if len(values) and not 0 <= values.min() <= values.max() < len(values):  # a kernel would read elsewhere
+        raise BundleError("the order of a matrix's inputs names inputs that it does not have. Export the bundle again.")
+    return values
+
+
+_ORDER = _Form(_order, np.int32)
+_PLACES = _Form(lambda values: _order(values) % 8 * (values.size // 8) + values // 8, np.int32)
 
 
 @dataclass(frozen=True)

@@ -214,6 +214,12 @@ DAMAGED: dict[str, tuple[Callable[[Any], Any], str]] = {
     "another width": (lambda w: w["head"].update(outputs=7), "head is not of 320 outputs"),
     "codes of another size": (lambda w: w["layers"][0]["up"].update(bits=8), "elements, not"),
     "a group of nothing": (lambda w: w["layers"][0]["up"].update(group=0), "a group of 0 does not divide"),
+    "a norm of another type": (lambda w: w["norm"].update(dtype="float16"), "norm is float16"),
+    "a norm without a shape": (lambda w: w["norm"].update(shape=[]), r"norm has the shape \[\], not"),
+    "codes of another type": (
+        lambda w: w["head"]["tensors"]["codes"].update(dtype="int32"),
+        "head: its codes are int32",
+    ),
     "another version": (lambda w: w.update(format_version=2), "not a vl3edge-kernel-weights of version 1"),
     "no number": (lambda w: w["norm"].update(offset="0"), "offset is '0', not int"),
 }

@@ -13,8 +13,11 @@ pytest.importorskip("torch")
 from kernel_decoders import Pair, graph_decoder, ids_of, kernel_decoders, table_of, written
 from random_decoders import Quantized
 
+from vl3edge.export.kernels.shape import read_shape
+from vl3edge.export.kernels.weights import decoder_weights
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, open_bundle
 from vl3edge.runtime.bundle.manifest import TextSpec
+from vl3edge.runtime.errors import BundleError
 
 # What is stored how, in sizes of a random model; the sizes of "tiny-128", where they are not changed.
 CONFIGS: dict[str, tuple[Quantized | str, dict[str, Any]]] = {
@@ -146,3 +149,15 @@ def test_the_weights_are_on_the_device_once() -> None:
     assert weights.embeddings is not None
     assert weights.embeddings.codes == weights.head.codes
     assert exact <= weights.num_bytes < exact + 256 * (3 + 1 + 2 + text.num_layers * 15)
+
+
+def test_an_order_that_leaves_the_matrix_is_refused(tmp_path: Path) -> None:
+    """It would have a kernel read what lies beside a vector."""
+    folder, text = written(tmp_path, Quantized(permuted=True), {"num_layers": 1})
+    weights = decoder_weights(folder, read_shape(folder, text))
+    place = weights["layers"][0]["down"]["tensors"]["order"]
+    with (folder / place["file"]).open("r+b") as file:
+        file.seek(place["offset"])
+        file.write((1 << 20).to_bytes(8, "little"))
+    with pytest.raises(BundleError, match="names inputs that it does not have"):
+        kernel_decoders(folder, text)
