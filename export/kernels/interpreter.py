@@ -134,7 +134,7 @@ class InterpreterMemory(HostMemory):
 class InterpreterLauncher:
     """The kernels' sources, one program of a grid after the other."""
 
-    records = False
+    captures = False
     description = "kernels in Triton's interpreter on the CPU"
 
     def __init__(self, functions: dict[str, Any]) -> None:
@@ -151,7 +151,7 @@ class InterpreterLauncher:
         with guarded(self.memory.arrays):
             self._functions[kernel.name][tuple(grid)](**values)
 
-    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         return work
 
 

@@ -27,7 +27,7 @@ _C_TYPES: dict[str, Any] = {"i32": ctypes.c_int32, "i64": ctypes.c_int64}  # poi
 class CudaLauncher:
     """Kernels of one bundle on one device. Not thread-safe but for the device's lock."""
 
-    records = True
+    captures = True
 
     def __init__(self, device: Device, kernels: KernelSet) -> None:
         """Raises BackendError for a GPU that no form of the kernels is for, or without cuda-python."""
@@ -63,7 +63,7 @@ class CudaLauncher:
             launch = self._driver.cuLaunchKernel
             self._call(launch, function, *sizes, shared, self._device.stream, ctypes.addressof(pointers), 0)
 
-    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         driver, stream = self._driver, self._device.stream
         with self._device.lock:  # nothing else may reach the device meanwhile
             self._enter()
@@ -82,7 +82,7 @@ class CudaLauncher:
                 raise
             graph = self._call(driver.cuStreamEndCapture, stream)
             try:
-                return _Recording(self, self._call(driver.cuGraphInstantiate, graph, 0))
+                return _CapturedGraph(self, self._call(driver.cuGraphInstantiate, graph, 0))
             finally:
                 self._call(driver.cuGraphDestroy, graph)
 
@@ -133,7 +133,7 @@ class CudaLauncher:
         return results[0] if results else None
 
 
-class _Recording:
+class _CapturedGraph:
     """A CUDA graph; calling it launches it. It is given back with the last that holds it."""
 
     def __init__(self, launcher: CudaLauncher, graph: Any) -> None:

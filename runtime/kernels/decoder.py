@@ -1,4 +1,4 @@
-"""The decoder on kernels of our own: prompts part by part, then steps that are recorded once for each number of rows.
+"""The decoder on kernels of our own: prompts part by part, then steps that are captured once for each number of rows.
 
 The host has the books: lengths and tokens are written to the device before a run, 12 bytes a row, and the greedy token
 is read after it, 8 bytes. Logits come down where they are asked for, as when tokens are drawn.
@@ -32,7 +32,7 @@ class KernelDecoder(CachedDecoder):
         self._cache_table = memory.zeros((1 + 2 * self.spec.num_layers,), np.int64, staged=True)
         self._prompted = network.choices(1)  # arrays of a launch begin at aligned addresses, as rows of others do not
         self._room = 0
-        self._recordings: dict[int, Callable[[], None]] = {}  # by the number of rows
+        self._captures: dict[int, Callable[[], None]] = {}  # by the number of rows
         self._prompt_row: int | None = None  # the last run was of a prompt in this row
         self._widen(1)
 
@@ -56,11 +56,11 @@ class KernelDecoder(CachedDecoder):
         count = len(ids)
         self._chosen.tokens.rows(0, count).write(ids)
         self._chosen.lengths.rows(0, count).write(self.cache.lengths[:count])
-        if count not in self._recordings:
+        if count not in self._captures:
             vectors, chosen, table = self._vectors, self._chosen, self._cache_table.address
-            work = self._network.launcher.record(lambda: self._network.step(count, vectors, chosen, table))
-            self._recordings[count] = work
-        self._recordings[count]()
+            work = self._network.launcher.capture(lambda: self._network.step(count, vectors, chosen, table))
+            self._captures[count] = work
+        self._captures[count]()
         self._memory.synchronize()
         self.cache.lengths[:count] += 1
         self._prompt_row = None
@@ -95,7 +95,7 @@ class KernelDecoder(CachedDecoder):
         """Makes memory for steps of so many rows, if there is less."""
         if rows <= self._room:
             return
-        self._recordings.clear()  # they work in the memory that is about to go
+        self._captures.clear()  # they work in the memory that is about to go
         self._vectors, self._chosen = self._network.vectors(rows, steps=True), self._network.choices(rows)
         self._room = rows
 

@@ -18,14 +18,14 @@ _INTERPRETER = "vl3edge.export.kernels.interpreter"  # by name: the runtime impo
 class Launcher(Protocol):
     """Kernels run one after the other, in the order of their launches.
 
-    records: whether `record` makes a CUDA graph. description: what runs, in words.
+    captures: whether `capture` makes a CUDA graph. description: what runs, in words.
     """
 
     @property
     def memory(self) -> Memory: ...
 
     @property
-    def records(self) -> bool: ...
+    def captures(self) -> bool: ...
 
     @property
     def description(self) -> str: ...
@@ -34,7 +34,7 @@ class Launcher(Protocol):
         """Starts one kernel; arguments: whole numbers and addresses, in the kernel's order."""
         ...
 
-    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         """What launches again all that `work` launches, with the same arguments; nothing has run when it returns."""
         ...
 

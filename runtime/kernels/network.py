@@ -1,7 +1,7 @@
 """The decoder as launches of kernels: a step of several rows, a part of a prompt, cached positions moved.
 
 A step changes nothing but device memory, and its launches depend on the number of rows alone: tokens and lengths are
-arrays, and the cache is a table of addresses. So one recording serves every step of so many rows. Up to three rows are
+arrays, and the cache is a table of addresses. So one capture serves every step of so many rows. Up to three rows are
 products of a vector each, with norms and activations in the same launch, on vectors in a step's order; from four on
 they are those of prompts. The arguments and constants are those of `export/kernels/`.
 """

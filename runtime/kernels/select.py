@@ -82,7 +82,7 @@ class KernelDecoders:
             "decoder": launcher.description,
             "decoder_graph": file,
             "prompt_graph": file,
-            "cuda_graphs": launcher.records,
+            "cuda_graphs": launcher.captures,
         }
 
     def make(self, check: Callable[[int], None] = unchecked) -> CachedDecoder:
