@@ -71,7 +71,7 @@ def test_one_to_eight_rows_each_of_a_length_of_its_own(small: tuple[Path, TextSp
         pair.prefill(ids_of(text, row + 1, row), row)
     for count in range(1, 9):
         pair.advance(ids_of(text, count, 20 + count))
-        if count == 4:  # what a recording of a step would not notice: the cache is elsewhere, and larger
+        if count == 4:  # what a capture of a step would not notice: the cache is elsewhere, and larger
             pair.tell(lambda decoder: decoder.resize(8, 96))
     pair.step(ids_of(text, 5, 40))
 
@@ -114,6 +114,28 @@ def test_what_follows_moves_up_and_its_keys_turn(small: tuple[Path, TextSpec]) -
     pair.tell(lambda decoder: decoder.replace(6, 9, table.rows(ids_of(text, 2, 5))))
     pair.prefill(ids_of(text, 3, 6))
     pair.advance(ids_of(text, 1, 7))
+
+
+def test_steps_of_rows_that_do_not_fit_leave_none(
+    small: tuple[Path, TextSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, text = small
+    pair = pair_of(folder, text)
+    pair.prefill(ids_of(text, 3))
+    decoder = pair.both[1]
+
+    def full(rows: int) -> Any:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(decoder._network, "choices", full)  # type: ignore[attr-defined]
+        with pytest.raises(MemoryError):
+            decoder.resize(2, 256)
+    assert (decoder.cache.rows, decoder.length, decoder.capacity) == (0, 0, 0)
+    pair.tell(lambda decoder: decoder.resize(0, 0))
+    pair.tell(lambda decoder: decoder.resize(2, 256))
+    pair.prefill(ids_of(text, 2, 1), 1)
+    pair.advance(ids_of(text, 2, 2))
 
 
 def test_there_are_no_logits_after_a_prefill_without_them(small: tuple[Path, TextSpec]) -> None:
