@@ -135,7 +135,7 @@ def test_greedy_with_a_penalty_takes_the_best_penalized() -> None:
 def test_logits_that_are_no_numbers_are_an_error(config: GenerationConfig, value: float) -> None:
     """A draw from them would be an id beyond the vocabulary."""
     logits = np.full(5, value, np.float32)
-    with pytest.raises(BackendError, match="NaN or infinity"):
+    with pytest.raises(BackendError, match="NaN or infinite"):
         Sampler(config).sample(logits, np.array([0]))
     masked = np.array([-np.inf, 1.0, -np.inf], np.float32)
     assert Sampler(config).sample(masked, np.array([0])) == 1

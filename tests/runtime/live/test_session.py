@@ -272,7 +272,7 @@ def test_a_frame_ends_an_unfinished_answer(demo: VideoLlama3, video: Video) -> N
     begun, unread = session.ask("Describe this video."), None
     next(begun)
     session.push(video.frames[-1], 9.0)
-    with pytest.raises(Vl3EdgeError, match="ended"):
+    with pytest.raises(Vl3EdgeError, match="interrupted"):
         join(begun)
     unread = session.ask("Describe this video.")
     session.push(video.frames[-1], 10.0)

@@ -162,7 +162,7 @@ def test_tokens_that_are_no_numbers_never_reach_the_cache(
 
     with monkeypatch.context() as patch:
         patch.setattr(VisionEngines, "tokens", spoiled)
-        with pytest.raises(BackendError, match="NaN or infinity"):
+        with pytest.raises(BackendError, match="NaN or infinite"):
             model.ask(model.begin(CLIP), "Describe this video.", CONFIG)
     assert model.ask(clip, "Describe this video.", CONFIG).token_ids == sound
 
@@ -173,6 +173,6 @@ def test_numbers_lost_in_the_decoder_end_with_the_answer(model: VideoLlama3, tem
     sound = model.ask(clip, "Describe this video.", CONFIG).token_ids
     tokens = np.full_like(clip.visual.tokens, np.nan)
     spoiled = replace(clip, visual=replace(clip.visual, tokens=tokens, uid=new_uid()))
-    with pytest.raises(BackendError, match="NaN or infinity"):
+    with pytest.raises(BackendError, match="NaN or infinite"):
         model.ask(spoiled, "Describe this video.", GenerationConfig(temperature=temperature))
     assert model.ask(clip, "Describe this video.", CONFIG).token_ids == sound
