@@ -5,6 +5,7 @@
 # make fine-model trains the second demo model (hours, in the background; the same command goes on after an interruption)
 # make fuzz   damages media for FUZZ_SECONDS and reads it, then bundles, templates and records; make test: for seconds
 # make mutation changes single operators of four modules: do their tests notice? (MUTANTS=30: of each only 30)
+# make kernels the decoder's kernels: their tests in Triton's interpreter, and what they compile to (minutes)
 # make coverage which lines of runtime/ the tests run, child processes included
 # Everything is installed into virtual environments inside this folder.
 
@@ -21,7 +22,7 @@ FUZZ_SECONDS ?= 1200
 BIN := $(VENV)/bin
 RUN := OMP_NUM_THREADS=1 $(BIN)/python -m
 
-.PHONY: coverage demo demo-bundle fine-model fuzz matrix mutation test test-runtime test-long test-interchange lint format clean
+.PHONY: coverage demo demo-bundle fine-model fuzz kernels matrix mutation test test-runtime test-long test-interchange lint format clean
 
 demo: $(DEMO_VENV)/.installed
 	$(DEMO_VENV)/bin/vl3edge caption tests/fixtures/demo_clip.mp4
@@ -29,7 +30,7 @@ demo: $(DEMO_VENV)/.installed
 # The bundle that ships with the package, made anew from the demo checkpoint.
 demo-bundle: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/vl3edge export models/demo/checkpoint -o runtime/demo_bundle --force \
-		--name vl3edge-demo --group-size 32 --target cpu --target cuda
+		--name vl3edge-demo --group-size 32 --target cpu --target cuda --no-kernels
 
 fine-model: $(VENV)/.installed
 	OMP_NUM_THREADS=1 nice -n 19 $(BIN)/python -m vl3edge.models.demo.fine.train --out .cache/fine-model
@@ -60,6 +61,10 @@ fuzz: $(VENV)/.installed
 mutation: $(VENV)/.installed
 	$(BIN)/pip install --quiet cosmic-ray==8.7.0
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mutation.py $(if $(MUTANTS),--count $(MUTANTS))
+
+kernels: $(VENV)/.installed
+	$(RUN) pytest tests/kernels
+	$(BIN)/python benchmarks/kernels.py
 
 # The tests with the runtime in them; those of the demo model, the torch modules and the quantizer are left out.
 COVERAGE_TESTS ?= tests/runtime tests/fuzz tests/export tests/test_layout.py tests/test_parity.py tests/test_readme.py

@@ -1,13 +1,13 @@
 """The same clip through every backend and through transformers: differences by stage, times, GPU memory, in one call.
 
-    python benchmarks/backends.py BUNDLE CLIP [--backends cpu cuda rtx] [--checkpoint CKPT] [--name NAME]
+    python benchmarks/backends.py BUNDLE CLIP [--backends cpu cuda cuda+kernels] [--checkpoint CKPT] [--name NAME]
                                               [--max-frames 32] [--new-tokens 64] [--repeat 5] [--json FILE]
 
-Each runs in a process of its own, one after the other. The first backend is the reference of the differences: the
-others get its features for the projector and its prompt and tokens for the decoder, so that a difference is of the
-stage it stands at. Times are medians after one call that is not counted, because the first one compiles. GPU memory is
-the largest amount that the device lacked while the model was loaded, the clip encoded and its caption generated, over
-what it lacked before; of transformers, what torch allocated at most.
+Each runs in a process of its own, one after the other; `+kernels` decodes with the bundle's own. The first backend is
+the reference of the differences: the others get its features for the projector and its prompt and tokens for the
+decoder, so that a difference is of the stage it stands at. Times are medians after one call that is not counted,
+because the first one compiles. GPU memory is the largest amount that the device lacked while the model was loaded,
+the clip encoded and its caption generated, over what it lacked before; of transformers, what torch allocated at most.
 
 With CKPT, in transformers' layout, transformers runs it with sdpa attention in float16 and bfloat16, on the GPU if
 torch has one; that needs torch with CUDA. A backend that fails leaves its reason in the figures, and exit status 1.
@@ -38,7 +38,6 @@ from vl3edge.runtime.backends.cuda import Device, open_device
 from vl3edge.runtime.backends.features import on_host
 from vl3edge.runtime.backends.onnxruntime import select_backend
 from vl3edge.runtime.bundle.bundle import open_bundle
-from vl3edge.runtime.decode.decoder import Decoder
 from vl3edge.runtime.errors import BackendError
 from vl3edge.runtime.media.resize import target_size
 from vl3edge.runtime.media.video import open_video
@@ -94,14 +93,15 @@ def peak_memory(device: Device | None, figures: Figures) -> Iterator[None]:
 
 def run_backend(name: str, options: argparse.Namespace) -> tuple[Figures, Arrays]:
     """Figures of one backend, and its outputs by stage."""
-    backend = select_backend(name)
+    name, _, decoder = name.partition("+")
+    backend = select_backend(name, decodes=not decoder)
     figures: Figures = {"device": backend.device.name if backend.device else None}
     plan = SamplingPlan(max_frames=options.max_frames)
     with peak_memory(backend.device, figures):
-        model = VideoLlama3(open_bundle(options.bundle), backend)
+        model = VideoLlama3(open_bundle(options.bundle), backend, decoder=decoder or "onnxruntime")
         clip = model.encode(options.clip, plan, PruningConfig(enabled=False), kind="video")
         answer = model.ask(clip, PROMPT, GenerationConfig(max_new_tokens=options.new_tokens))
-    figures |= {key: model.info[key] for key in ("vision_runtime", "providers", "onnxruntime")}
+    figures |= {key: model.info[key] for key in ("vision_runtime", "providers", "onnxruntime", "decoder")}
     figures["text"] = answer.text
     return figures, _stages(model, clip, options, figures)
 
@@ -124,10 +124,9 @@ def _stages(model: VideoLlama3, clip: Clip, options: argparse.Namespace, figures
     keep = np.ones((len(first), size[0] * size[1] // block**2), np.bool_)
     projector_s = median_s(lambda: vision.tokens(first, "video", keep), options.repeat)
 
-    text = manifest.text
     table = EmbeddingTable.of(model.bundle)
     prompt = given.get("prompt", model.prompt(question_about([clip], PROMPT), [clip]).embeddings(table))
-    decoder = Decoder(model._decoder_graph, text)
+    decoder = model._decoders.make()
     decoder.reserve(len(prompt) + options.new_tokens)
 
     def prefill() -> None:
@@ -140,7 +139,7 @@ def _stages(model: VideoLlama3, clip: Clip, options: argparse.Namespace, figures
         decoder.rewind(len(prompt))
         tokens, logits = [first_token], [first_logits]
         for step in range(options.new_tokens - 1):
-            decoder.step(table.rows(np.array([given["chosen"][step] if given else tokens[-1]])))
+            decoder.advance(np.array([given["chosen"][step] if given else tokens[-1]]), table)
             tokens.append(decoder.token)
             logits.append(decoder.logits[0].copy())
         return tokens, logits
@@ -149,7 +148,7 @@ def _stages(model: VideoLlama3, clip: Clip, options: argparse.Namespace, figures
         decoder.rewind(len(prompt))
         token = first_token
         for _ in range(options.new_tokens - 1):
-            decoder.step(table.rows(np.array([token])))
+            decoder.advance(np.array([token]), table)
             token = decoder.token
 
     prefill_s = median_s(prefill, options.repeat)

@@ -76,6 +76,7 @@ def _export_options(options: argparse.Namespace) -> ExportOptions:
         prefill_bits=options.prefill_bits,
         name=options.name,
         force=options.force,
+        kernels=not options.no_kernels,
     )
 
 
@@ -103,6 +104,12 @@ def _parser() -> argparse.ArgumentParser:
         choices=TARGETS,
         help="where it will run; may be repeated (default: cpu, which every bundle has); the others add what NVIDIA "
         "GPUs need",
+    )
+    parser.add_argument(
+        "--no-kernels",
+        action="store_true",
+        help="leave out the decoder's own kernels for NVIDIA GPUs, which Triton compiles (pip install "
+        "'vl3edge[kernels]') and --decoder kernels runs",
     )
     parser.add_argument("--precision", choices=("fp32", "fp16"), help="precision of weights that are not quantized")
     parser.add_argument("--name", help="model name in the bundle (default: the checkpoint's name)")

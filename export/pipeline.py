@@ -56,6 +56,7 @@ from .graphs.decoder_prefill_int8 import write_prefill
 from .graphs.embeddings import export_embeddings
 from .graphs.vision import export_projectors, export_vision
 from .graphs.vision_fp16 import check_fp16_vision, write_fp16_vision
+from .kernels.stage import require_kernels, write_kernels
 from .onnx_writer import GraphWriter
 from .parity import Difference
 from .prompt_files import try_chat_template, write_prompt_files
@@ -88,6 +89,7 @@ class ExportOptions:
     prefill_bits: 8 adds a prefill graph on CPUs, with the weights of the decoder's layers once more, in 8 bits; 16
         does not.
     name: what the bundle calls its model; None takes the checkpoint's name.
+    kernels: for GPU targets, compiles the decoder's kernels too, which takes minutes and Triton. The command does.
     """
 
     targets: tuple[str, ...] = ("cpu",)
@@ -101,6 +103,7 @@ class ExportOptions:
     prefill_bits: Literal[8, 16] = 16
     name: str | None = None
     force: bool = False
+    kernels: bool = False
 
     @property
     def stored_precision(self) -> Literal["fp32", "fp16"]:
@@ -110,6 +113,10 @@ class ExportOptions:
     def for_gpus(self) -> bool:
         """Whether the bundle gets graphs for NVIDIA GPUs."""
         return bool(set(self.targets) - {"cpu"})
+
+    @property
+    def compiles_kernels(self) -> bool:
+        return self.kernels and self.for_gpus
 
 
 @dataclass(frozen=True)
@@ -154,6 +161,8 @@ def export_bundle(
     check_values(checkpoint, partial(_largest_storable, options))
     progress("weights read through", 1, 1)
     compilers = require_tensorrt(options.targets)
+    if options.compiles_kernels:
+        require_kernels()
     needed = _estimated_bytes(checkpoint, precision) + tensorrt_bytes(checkpoint, options.targets)
     needed += _prefill_bytes(checkpoint, options)
     with staged_folder(target, options.force, needed) as folder:
@@ -168,6 +177,8 @@ def export_bundle(
         quantized = _quantized(checkpoint, data, options, target, progress)
         prefill = _write_prefill(checkpoint, data, folder, options, quantized, progress)
         measured |= _write_decoder(checkpoint, folder, options, table, quantized, progress)
+        if options.compiles_kernels:
+            write_kernels(folder, draft.text, progress)
         manifest = replace(
             _listing(draft, folder, hash_file),
             measured={stage: asdict(difference) for stage, difference in measured.items()},

@@ -18,10 +18,9 @@ from .backends.features import Features
 from .backends.onnxruntime import Backend
 from .bundle.bundle import Bundle
 from .config import SamplingPlan
-from .decode.decoder import Decoder
-from .decode.graph import load_decoder_graph
 from .errors import ConfigError
 from .host import peak_bytes, reset_peak
+from .kernels.select import Kind, open_decoders
 from .media.resize import PixelBudget, target_size
 from .media.video import open_video
 from .prompt.splice import EmbeddingTable
@@ -89,6 +88,7 @@ class Bench:
     bundle: Bundle
     backend: Backend
     plan: BenchPlan
+    decoder: Kind = "onnxruntime"
     stages: list[StageTime] = field(default_factory=list)
     bandwidth: float | None = None
     flops: float | None = None
@@ -144,7 +144,7 @@ class Bench:
         manifest, plan = self.bundle.manifest, self.plan
         text = manifest.text
         table = EmbeddingTable.of(self.bundle)
-        decoder = Decoder(load_decoder_graph(self.backend, self.bundle), text)
+        decoder = open_decoders(self.decoder, self.backend, self.bundle).make()
         ids = np.random.default_rng(0).integers(0, text.vocab_size, plan.context)
         prompt = table.rows(ids)
         decoder.reserve(plan.context + plan.new_tokens)
@@ -156,7 +156,7 @@ class Bench:
         def decode() -> None:
             decoder.rewind(plan.context)
             for _ in range(plan.new_tokens):
-                decoder.step(table.rows(decoder.tokens))
+                decoder.advance(decoder.tokens, table)
 
         self._add("prefill", plan.context, "tokens", prefill, workload.prefill_flops(manifest, plan.context))
         middle = plan.context + plan.new_tokens // 2

@@ -7,13 +7,11 @@ from dataclasses import asdict
 from typing import Any
 
 from .backends.onnxruntime import PATCHES_PER_CALL, Backend
-from .backends.warm_up import WarmUp
 from .bundle.bundle import Bundle
-from .bundle.manifest import DECODER_GRAPH, FP16_DECODER_GRAPH, PREFILL_GRAPH
 from .decode.batch import BatchGenerator
-from .decode.decoder import Decoder, run_once
+from .decode.cached_decoder import CachedDecoder
 from .decode.generate import Generator
-from .decode.graph import load_decoder_graph
+from .kernels.select import chosen_decoder, open_decoders
 from .media.limits import DEFAULT_LIMITS, MediaLimits
 from .memory_budget import MemoryBudget
 from .memory_estimate import prefill_bytes, vision_bytes
@@ -38,6 +36,7 @@ class LoadedBundle:
         backend: Backend,
         memory_limit: int | None = None,
         limits: MediaLimits = DEFAULT_LIMITS,
+        decoder: str = "auto",
     ) -> None:
         manifest = bundle.manifest
         self.bundle = bundle
@@ -50,17 +49,13 @@ class LoadedBundle:
         self._tokenizer = Tokenizer.of(bundle)
         self._template = PromptTemplate.of(bundle, self._tokenizer)
         self._table = EmbeddingTable.of(bundle)
-        self._decoder_graph = load_decoder_graph(backend, bundle)
-        if backend.decodes_on_gpu:  # not beside the loading of engines, which a capture would not stand
-            self._decoder_graph.warming = WarmUp(vision.wait, lambda: run_once(self._decoder_graph, manifest.text))
-        decoder = Decoder(self._decoder_graph, manifest.text, self._memory.check_context)
-        self._generator = self._new_generator(decoder)
+        self._decoders = open_decoders(chosen_decoder(decoder, backend.name, bundle), backend, bundle, vision.wait)
+        self._generator = self._new_generator(self._decoders.make(self._memory.check_context))
 
     @property
     def info(self) -> dict[str, Any]:
         """What this model is and what it runs on, as plain values."""
         manifest = self.bundle.manifest
-        decoder_graph = FP16_DECODER_GRAPH if self._backend.decodes_on_gpu else DECODER_GRAPH
         return {
             "bundle": str(self.bundle.folder),
             "name": manifest.name,
@@ -74,11 +69,9 @@ class LoadedBundle:
             "backend": self._backend.name,
             "vision_runtime": self._backend.vision_runtime,
             "vision_graph": self._backend.vision_file(self.bundle),
-            "decoder_graph": decoder_graph,
-            "prompt_graph": decoder_graph if self._decoder_graph.prompts is None else PREFILL_GRAPH,
-            "cuda_graphs": self._decoder_graph.captures,
+            **self._decoders.info,
             "providers": list(self._backend.providers),
-            "onnxruntime": self._backend.version,
+            "onnxruntime": self._backend.version or None,
             "num_threads": self._backend.num_threads or "one per physical core",
         }
 
@@ -87,21 +80,20 @@ class LoadedBundle:
         """Whether the chat template has a system text of its own, for add_system_prompt."""
         return self._template.has_system_prompt
 
-    def _new_generator(self, decoder: Decoder) -> Generator:
+    def _new_generator(self, decoder: CachedDecoder) -> Generator:
         manifest = self.bundle.manifest
         return Generator(decoder, self._table, self._tokenizer, manifest.tokens.eos_ids, manifest.generation)
 
     def _batch_generator(self, batch: int, memory_bytes: int | None) -> BatchGenerator:
         manifest = self.bundle.manifest
         return BatchGenerator(
-            Decoder(self._decoder_graph, manifest.text),
+            self._decoders.make(),
             self._table,
             self._tokenizer,
             manifest.tokens.eos_ids,
             batch,
             self._memory.cache_bytes() if memory_bytes is None else memory_bytes,
-            vision_bytes(manifest, PATCHES_PER_CALL, 1)
-            + prefill_bytes(manifest, self._decoder_graph.prefill_chunk, batch),
+            vision_bytes(manifest, PATCHES_PER_CALL, 1) + prefill_bytes(manifest, self._decoders.prefill_chunk, batch),
             self._memory.check_context,
             manifest.generation,
         )

@@ -10,12 +10,12 @@ from .backends.onnxruntime import select_backend
 from .bundle.bundle import bundle_folder, open_bundle
 from .chat import Chat
 from .config import GenerationConfig, MediaKind, PruningConfig, SamplingPlan
-from .decode.decoder import Decoder
 from .decode.generate import Answer, Chunk, join
 from .decode.rope import Rotary
 from .errors import ConfigError
 from .host import trimmed
 from .jobs import CaptionJob, CaptionResult, batched, sequential
+from .kernels.select import chosen_decoder
 from .live.session import Session
 from .live.session_prompt import StreamFormat, StreamLayout
 from .loaded_bundle import LoadedBundle, Messages
@@ -52,6 +52,7 @@ class VideoLlama3(LoadedBundle):
         num_threads: int = 0,
         memory_limit: int | None = None,
         limits: MediaLimits = DEFAULT_LIMITS,
+        decoder: str = "auto",
     ) -> VideoLlama3:
         """Checks and loads a bundle. Its files are hashed the first time, and when they have changed since.
 
@@ -62,10 +63,14 @@ class VideoLlama3(LoadedBundle):
         memory_limit: bytes that this process may take, by estimate, on a CPU; None is what is available now. What does
             not fit is refused: the model here, a clip or a prompt when it comes. Nothing is computed differently.
         limits: of what reading one clip may cost; see MediaLimits.
+        decoder: "onnxruntime"; "kernels", the bundle's own for NVIDIA GPUs, and on "cpu" Triton's interpreter, for
+            tests; or "auto": the kernels with "rtx" and "jetson" if the bundle has them, else ONNX Runtime.
         Raises BundleError, BackendError, ConfigError, MemoryLimitError.
         """
-        chosen = select_backend(backend, num_threads)
-        return cls(open_bundle(bundle_folder(bundle), quick=True), chosen, memory_limit, limits)
+        opened = open_bundle(bundle_folder(bundle), quick=True)
+        kind = chosen_decoder(decoder, backend, opened)
+        chosen = select_backend(backend, num_threads, decodes=kind == "onnxruntime")
+        return cls(opened, chosen, memory_limit, limits, kind)
 
     def encode(
         self,
@@ -219,7 +224,7 @@ class VideoLlama3(LoadedBundle):
     ) -> Iterator[Chunk]:
         if all(isinstance(clip, Clip) for clip in clips):
             return self._generator.stream(self.prompt(messages, clips, add_system_prompt=add_system_prompt), config)
-        chunk = self._decoder_graph.prefill_chunk
+        chunk = self._decoders.prefill_chunk
         return self._generator.stream(self._prompts(messages, clips, chunk, add_system_prompt), config)
 
     def prompt(
@@ -283,7 +288,7 @@ class VideoLlama3(LoadedBundle):
         if frames_expected is not None and frames_expected < 1:
             raise ConfigError(f"frames_expected must be at least 1, not {frames_expected}")
         Rotary.of(manifest.text)  # a bundle that cannot drop frames should say so now
-        decoder = Decoder(self._decoder_graph, manifest.text, self._memory.check_context)
+        decoder = self._decoders.make(self._memory.check_context)
         decoder.reserve(max_tokens)  # memory is taken as it is written, and nothing is ever copied to grow
         return Session(
             StreamLayout(self._template, format, system, add_system_prompt),

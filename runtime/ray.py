@@ -67,9 +67,10 @@ class Captioner:
         system: str | None = None,
         add_system_prompt: bool = False,
         kind: MediaKind | None = None,
+        decoder: str = "auto",
     ) -> None:
-        """bundle, backend, memory_limit: see `VideoLlama3.load`. Set memory_limit where actors share a machine: what
-        is available when one starts is not its own.
+        """bundle, backend, memory_limit, decoder: see `VideoLlama3.load`. Set memory_limit where actors share a
+        machine: what is available when one starts is not its own.
 
         num_threads: of one operator; None takes OMP_NUM_THREADS, which Ray sets to the num_cpus of the actor.
         limits: None are the default ones, with decoding in a process of its own.
@@ -91,7 +92,8 @@ class Captioner:
             add_system_prompt=add_system_prompt,
             kind=kind,
         )
-        self._captioner = CollectionCaptioner(VideoLlama3.load(bundle, backend, threads, memory_limit, limits), request)
+        model = VideoLlama3.load(bundle, backend, threads, memory_limit, limits, decoder)
+        self._captioner = CollectionCaptioner(model, request)
 
     def __call__(self, batch: Mapping[str, Iterable[Any]]) -> Any:
         """A pyarrow.Table of COLUMNS, one row for each of the batch's `media`, in their order.

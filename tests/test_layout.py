@@ -48,6 +48,7 @@ RUNTIME_WINGS = (
     "backends",
     "prompt",
     "decode",
+    "kernels",
     "memory_estimate",
     "memory_budget",
     "vision",
@@ -75,10 +76,10 @@ EXPORT_WINGS = (
     "prompt_files",
     "quantize",
     "tensorrt",
+    "kernels",
     "pipeline",
     "cli",
     "verify",
-    "kernels",
 )
 
 

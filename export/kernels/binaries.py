@@ -22,11 +22,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from vl3edge.export.errors import ExportError
+from vl3edge.runtime.bundle.kernel_set import PORTABLE
 
 from .variants import Kernel
 
 PTX_VERSION = 82
-PORTABLE = "ptx-8.0"
 MACHINES = {"cubin-8.7": "sm_87", "cubin-8.9": "sm_89", "cubin-9.0": "sm_90", "cubin-12.0": "sm_120"}
 _HOPPER = 90
 _ALIGNED = 16  # bytes: of every array that a kernel is given

@@ -8,6 +8,7 @@ A device needs one of them. `kernels.json`: format, versions; `archives`, each w
 with the function it comes from, the names and types of its arguments in order, how many null pointers follow them, its
 constants, its tile, threads, and for each archive shared memory, registers, spilled bytes and the sha256 of its entry.
 Several may differ in their tile alone; one that spills registers to memory is left out where another does not.
+`weights.json` beside it: see `weights.py`.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from pathlib import Path
 from typing import Any
 
 from vl3edge.runtime.bundle.bundle import open_bundle
+from vl3edge.runtime.bundle.kernel_set import FORMAT, FORMAT_VERSION, MANIFEST, PORTABLE, WEIGHTS
 from vl3edge.runtime.cli.stderr import exit_status
 
-from .binaries import MACHINES, PORTABLE, PTX_VERSION, Compiled, compiled, private_compiler, versions
+from .binaries import MACHINES, PTX_VERSION, Compiled, compiled, private_compiler, versions
 from .shape import DecoderShape, read_shape
 from .variants import TILES, Kernel, variants
+from .weights import decoder_weights
 
-FORMAT, FORMAT_VERSION = "vl3edge-kernels", 1
-MANIFEST = "kernels.json"
 _NO_DATE = (1980, 1, 1, 0, 0, 0)  # the same kernels are the same bytes, whenever they are compiled
 
 
@@ -67,6 +68,12 @@ def compile_kernels(
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return manifest
+
+
+def write_weights(bundle: Path, shape: DecoderShape, folder: Path) -> None:
+    """Writes the places of a bundle's weights into `folder`."""
+    text = json.dumps(decoder_weights(bundle, shape), separators=(",", ":"))
+    (folder / WEIGHTS).write_text(text + "\n", encoding="utf-8")
 
 
 def _without_spills(kernels: list[Kernel], results: list[Compiled]) -> tuple[list[Kernel], list[Compiled]]:
@@ -126,6 +133,7 @@ def _compile(folder: Path, output: Path) -> None:
     shape = read_shape(bundle.folder, bundle.manifest.text)
     output.mkdir(parents=True, exist_ok=True)
     manifest = compile_kernels(shape, output, progress=progress)
+    write_weights(bundle.folder, shape, output)
     for name, archive in manifest["archives"].items():
         print(f"{name:16}{archive['bytes']:>12,} bytes")
 

@@ -13,8 +13,8 @@ from vl3edge.export.errors import ExportError
 from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, TextSpec
 
 ROLES = ("qkv", "output", "gate", "up", "down")
-_EMBEDDINGS = "embeddings.safetensors"
-_HEADS = ("lm_head", "logits")  # quantized, and not
+EMBEDDINGS = "embeddings.safetensors"
+HEADS = ("lm_head", "logits")  # quantized, and not
 _WHOLE_GROUP = 64  # what a prompt's product takes of a row at a time where no group of codes says it
 _LEAST_GROUP = 16  # of inputs, that tensor cores take at once
 _WHOLE_BITS = {"F16": 16, "F32": 32}
@@ -29,6 +29,11 @@ class Matrix:
     group: int
     zeros: bool = False
     order: bool = False
+
+    @classmethod
+    def whole(cls, inputs: int) -> Matrix:
+        """Of weights that are not quantized."""
+        return cls(inputs, 16, min(inputs & -inputs, _WHOLE_GROUP))
 
     def constants(self, prefix: str = "") -> dict[str, int]:
         """The constants of a kernel that describe it, but for K."""
@@ -65,7 +70,7 @@ def read_shape(folder: Path, text: TextSpec) -> DecoderShape:
     """The shape of a bundle's decoder, from its graph; ExportError where it has what the kernels do not know."""
     graph = onnx.load(folder / DECODER_GRAPH, load_external_data=False).graph
     found = dict(_matrices(graph, text))
-    heads = [found.pop(name) for name in _HEADS if name in found]
+    heads = [found.pop(name) for name in HEADS if name in found]
     if len(heads) != 1:
         raise ExportError(f"{DECODER_GRAPH} has no output head that this version knows; export again.")
     matrices: dict[str, set[Matrix]] = {role: set() for role in ROLES}
@@ -82,7 +87,7 @@ def read_shape(folder: Path, text: TextSpec) -> DecoderShape:
         text,
         epsilons.pop(),
         heads[0],
-        _embeddings(folder / _EMBEDDINGS, text.hidden_size),
+        _embeddings(folder / EMBEDDINGS, text.hidden_size),
         {role: frozenset(kinds) for role, kinds in matrices.items()},
         frozenset(gated),
     )
@@ -94,7 +99,7 @@ def _matrices(graph: onnx.GraphProto, text: TextSpec) -> Iterator[tuple[str, Mat
     inputs = {"output": text.num_heads * text.rotary_dim, "down": text.intermediate_size}
     for node in graph.node:
         name = node.name.removesuffix(".matmul")
-        known = name in _HEADS or (name.startswith("layers.") and name.split(".")[2] in ROLES)
+        known = name in HEADS or (name.startswith("layers.") and name.split(".")[2] in ROLES)
         if node.op_type == "MatMulNBits":
             if not known:
                 raise ExportError(
@@ -104,12 +109,12 @@ def _matrices(graph: onnx.GraphProto, text: TextSpec) -> Iterator[tuple[str, Mat
             zeros = len(node.input) > 3 and bool(node.input[3])
             yield name, Matrix(facts["K"], facts["bits"], facts["block_size"], zeros, node.input[0] in orders)
         elif node.op_type in ("MatMul", "Gemm") and known:
-            size = inputs.get(name.split(".")[2] if name not in _HEADS else "", text.hidden_size)
+            size = inputs.get(name.split(".")[2] if name not in HEADS else "", text.hidden_size)
             if size % _LEAST_GROUP:
                 raise ExportError(
                     f"the kernels need rows of a multiple of {_LEAST_GROUP} inputs, not {size} ({node.name})"
                 )
-            yield name, Matrix(size, 16, min(size & -size, _WHOLE_GROUP))
+            yield name, Matrix.whole(size)
 
 
 def _embeddings(path: Path, hidden: int) -> Matrix:

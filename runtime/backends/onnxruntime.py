@@ -78,7 +78,7 @@ class Backend:
     @property
     def decodes_on_gpu(self) -> bool:
         """Whether the decoder runs in ONNX Runtime's CUDA provider."""
-        return self.providers[0] == _CUDA
+        return self.providers[:1] == (_CUDA,)
 
     def session(self, path: Path, captures: bool = False) -> Any:
         """An onnxruntime.InferenceSession of the graph at path; BundleError if it cannot be loaded.
@@ -180,10 +180,11 @@ def import_onnxruntime() -> Any:
     return onnxruntime
 
 
-def select_backend(name: str = "auto", num_threads: int = 0) -> Backend:
+def select_backend(name: str = "auto", num_threads: int = 0, decodes: bool = True) -> Backend:
     """The backend of this name; "auto" takes CUDA when this ONNX Runtime was built with it, else the CPU.
 
     "rtx", "jetson" and "tensorrt" run the vision path in TensorRT and the decoder as "cuda" does.
+    decodes: False where the decoder does not need ONNX Runtime; beside TensorRT there need be none then.
 
     Raises ConfigError for an unknown name, BackendError when the backend is not available here.
     """
@@ -194,7 +195,7 @@ def select_backend(name: str = "auto", num_threads: int = 0) -> Backend:
     if name not in ("auto", "cpu", "cuda"):
         from .tensorrt import open_backend  # it builds on this module
 
-        return open_backend(name, lambda: select_backend("cuda", num_threads))
+        return open_backend(name, lambda: select_backend("cuda", num_threads) if decodes else _without_onnxruntime())
     ort = import_onnxruntime()
     available = ort.get_available_providers()
     has_cuda = _CUDA in available
@@ -205,6 +206,10 @@ def select_backend(name: str = "auto", num_threads: int = 0) -> Backend:
         start_cuda(ort, device.name, device.capability)
         return Backend("cuda", (_CUDA, "CPUExecutionProvider"), ort.__version__, num_threads, device)
     return Backend("cpu", ("CPUExecutionProvider",), ort.__version__, num_threads)
+
+
+def _without_onnxruntime() -> Backend:
+    return Backend("cuda", (), "", device=open_device())
 
 
 def _first_line(error: Exception) -> str:

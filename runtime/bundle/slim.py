@@ -15,6 +15,7 @@ from pathlib import Path
 from ..errors import BackendError, BundleError
 from ..files import write_whole
 from .bundle import ALWAYS_REQUIRED, MANIFEST_NAME, Bundle, open_bundle
+from .kernel_set import kernel_files
 from .manifest import (
     DECODER_GRAPH,
     FP16_DECODER_GRAPH,
@@ -83,6 +84,7 @@ def _needed(bundle: Bundle, target: str) -> set[str]:
     if missing := [graph for graph in graphs if graph not in files]:
         raise BundleError(f"{bundle.folder} has no {', '.join(missing)}, which {target} needs.")
     kept = {*ALWAYS_REQUIRED, SPECIAL_TOKENS, *graphs} & files.keys()
+    kept |= kernel_files(bundle) if target != "cpu" else set()
     return kept.union(*(external_files(bundle.folder / graph) for graph in graphs))
 
 

@@ -19,7 +19,9 @@ from ..backends.onnxruntime import BACKENDS, select_backend
 from ..bench import Bench, BenchPlan, StageTime
 from ..bundle.bundle import bundle_folder, open_bundle
 from ..errors import ConfigError
+from ..kernels.select import chosen_decoder
 from ..roofline import cores
+from .options import add_decoder
 from .stderr import progress
 
 
@@ -37,6 +39,7 @@ def add_to(commands: Any) -> None:
         "--repeats", type=int, default=BenchPlan.repeats, help="runs, of which the median is reported (default: 3)"
     )
     parser.add_argument("--backend", choices=BACKENDS, default="auto", help="where to run (default: auto)")
+    add_decoder(parser)
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: one per core)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON; - is stdout")
     parser.set_defaults(run=run)
@@ -52,9 +55,10 @@ def run(options: argparse.Namespace) -> int:
     limit = bundle.manifest.text.max_position_embeddings
     if plan.context + plan.new_tokens > limit:
         raise ConfigError(f"--context and --new-tokens exceed the model's context of {limit} tokens")
-    backend = select_backend(options.backend, options.threads)
+    decoder = chosen_decoder(options.decoder, options.backend, bundle)
+    backend = select_backend(options.backend, options.threads, decodes=decoder == "onnxruntime")
     progress(f"measuring {bundle.manifest.name} on {backend.name}; other work on this machine distorts the times")
-    bench = Bench(bundle, backend, plan)
+    bench = Bench(bundle, backend, plan, decoder)
     bench.run(options.media)
     if not to_stdout:
         print("\n".join(_table(bench)))

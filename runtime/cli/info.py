@@ -14,6 +14,7 @@ from ..backends.cuda import open_device
 from ..backends.onnxruntime import import_onnxruntime
 from ..backends.tensorrt_library import import_tensorrt
 from ..bundle.bundle import Bundle, open_bundle
+from ..bundle.kernel_set import has_kernels, read_kernel_set
 from ..bundle.manifest import DECODER_GRAPH, PREFILL_GRAPH, Manifest
 from ..bundle.plans import read_engine_sets
 from ..config import DEFAULT_NEW_TOKENS
@@ -75,6 +76,10 @@ def _describe(bundle: Bundle) -> None:
     )
     _show(f"answers      {_generation_line(manifest)}")
     _show(f"exported by  {', '.join(f'{name} {number}' for name, number in manifest.versions.items())}")
+    if has_kernels(bundle):
+        kernels = read_kernel_set(bundle).manifest
+        forms = ", ".join(name.removesuffix(".zip") for name in kernels.archives)
+        _show(f"kernels      {len(kernels.kernels)} of the decoder, as {forms}")
     for engines in read_engine_sets(bundle.folder):
         spec = engines.spec
         profiles = spec.plans["vision"].profiles

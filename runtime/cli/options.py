@@ -11,6 +11,7 @@ from ..bundle.manifest import Manifest
 from ..config import GenerationConfig, MediaKind, PruningConfig, SamplingPlan
 from ..decode.generate import GenerationStats
 from ..errors import ConfigError
+from ..kernels.select import DECODERS
 from ..media.limits import DEFAULT_LIMITS, MediaLimits
 from ..memory_budget import parse_bytes
 from ..model import VideoLlama3
@@ -22,6 +23,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument("-m", "--model", metavar="BUNDLE", help="bundle to use (default: the small demo bundle)")
     group.add_argument("--backend", choices=BACKENDS, default="auto", help="where to run (default: auto)")
+    add_decoder(group)
     group.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: one per core)")
     group.add_argument(
         "--memory-limit",
@@ -37,6 +39,16 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--isolate", action="store_true", help="decode in a separate process, so that a crash fails one clip only"
+    )
+
+
+def add_decoder(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
+        "--decoder",
+        choices=DECODERS,
+        default="auto",
+        help="what writes the answer: ONNX Runtime, or the bundle's own kernels for NVIDIA GPUs (default: auto, the "
+        "kernels with rtx and jetson where the bundle has them)",
     )
 
 
@@ -135,11 +147,15 @@ def manifest_of(options: argparse.Namespace) -> Manifest:
 def load_model(options: argparse.Namespace) -> VideoLlama3:
     """Loads the bundle asked for and says on stderr what runs where."""
     memory_limit = None if options.memory_limit is None else parse_bytes(options.memory_limit)
-    model = VideoLlama3.load(options.model, options.backend, options.threads, memory_limit, media_limits(options))
+    limits, decoder = media_limits(options), options.decoder
+    model = VideoLlama3.load(options.model, options.backend, options.threads, memory_limit, limits, decoder)
     info = model.info
     demo = " (demo bundle; give your own with -m)" if options.model is None else ""
     weights = info["precision"] if info["quantization"] == "none" else f"decoder by {info['quantization']}"
-    progress(f"{info['name']}{demo}, {weights}, on {info['backend']} with ONNX Runtime {info['onnxruntime']}")
+    engine = f" with ONNX Runtime {info['onnxruntime']}" if info["onnxruntime"] else ""
+    progress(f"{info['name']}{demo}, {weights}, on {info['backend']}{engine}")
+    if info["decoder"] != "onnxruntime":
+        progress(f"decoder: {info['decoder']}")
     if "TensorRT" in info["vision_runtime"]:
         progress(f"vision: {info['vision_runtime']}")
     # Commands that do not ask do not have the option.

@@ -26,7 +26,7 @@ from ..config import GenerationConfig
 from ..errors import BackendError, BatchWarning, ContextLengthError
 from ..prompt.splice import EmbeddingTable, SplicedPrompt
 from ..prompt.tokenizer import Detokenizer, Tokenizer
-from .decoder import Decoder
+from .cached_decoder import CachedDecoder
 from .generate import Answer, GenerationStats
 from .kv_cache import capacity_for
 from .sequence import FinishReason, SequenceState
@@ -55,7 +55,7 @@ class BatchGenerator:
 
     def __init__(
         self,
-        decoder: Decoder,
+        decoder: CachedDecoder,
         table: EmbeddingTable,
         tokenizer: Tokenizer,
         eos_ids: tuple[int, ...],
@@ -132,7 +132,7 @@ class BatchGenerator:
         """One more token for every sequence; there are no gaps."""
         last = np.array([sequence.answer.last for sequence in self._rows if sequence is not None])
         try:
-            self._decoder.step(self._table.rows(last))
+            self._decoder.advance(last, self._table)
         except (BackendError, MemoryError) as e:
             yield from self._retreat(e)
             return
@@ -199,7 +199,7 @@ class BatchGenerator:
         return self._decoder.cache.bytes_per_row(capacity) + rounded * self._decoder.spec.hidden_size * 4
 
     def _usable_bytes(self) -> int:
-        available = self._decoder.graph.available_bytes()
+        available = self._decoder.available_bytes()
         return sys.maxsize if available is None else int(_USABLE_SHARE * available) - self._reserve_bytes
 
     def _close_gaps(self) -> None:

@@ -17,7 +17,7 @@ from ..config import GenerationConfig
 from ..errors import BackendError, Vl3EdgeError
 from ..prompt.splice import EmbeddingTable, SplicedPrompt, common_prefix
 from ..prompt.tokenizer import Detokenizer, Tokenizer
-from .decoder import Decoder
+from .cached_decoder import CachedDecoder
 from .sequence import FinishReason, SequenceState, check_room
 
 
@@ -68,7 +68,7 @@ class Generator:
 
     def __init__(
         self,
-        decoder: Decoder,
+        decoder: CachedDecoder,
         table: EmbeddingTable,
         tokenizer: Tokenizer,
         eos_ids: tuple[int, ...],
@@ -165,7 +165,7 @@ class Generator:
             if answer.finish_reason is not None:
                 return
             self._keys[answer.length - 1] = token
-            decoder.step(self._table.rows(np.array([token])))
+            decoder.advance(np.array([token]), self._table)
 
     def reusable(self, prompt: SplicedPrompt) -> int:
         """How many of the prompt's tokens are in the cache; its last one is always run, for its logits."""

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -14,60 +12,22 @@ import pytest
 import torch
 from cuda_kernels import without_kernel
 from onnx import TensorProto, helper
-from quantized import random_linear
+from random_decoders import KINDS, write_decoder
 
 from vl3edge.export.calibrate.fp16_range import Fp16Range
 from vl3edge.export.decoder_parity import reference_logits
 from vl3edge.export.errors import ExportError
-from vl3edge.export.graphs.decoder import PREFIX, DecoderBuilder, export_decoder, text_spec
+from vl3edge.export.graphs.decoder import text_spec
 from vl3edge.export.graphs.decoder_fp16 import write_fp16_decoder
-from vl3edge.export.graphs.decoder_int4 import HEAD, QuantizedDecoderBuilder, write_quantized_embeddings
-from vl3edge.export.graphs.embeddings import export_embeddings
 from vl3edge.export.parity import load_session
-from vl3edge.export.pipeline import ExportOptions, Float32Source, export_bundle
+from vl3edge.export.pipeline import ExportOptions, export_bundle
 from vl3edge.models.checkpoint import Checkpoint
-from vl3edge.quant.linear import LayerError, QuantizedLinear
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, open_bundle
 from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, FP16_DECODER_GRAPH, TextSpec
 from vl3edge.runtime.bundle.onnx_external import external_files
 from vl3edge.runtime.decode.decoder import Decoder
 from vl3edge.runtime.decode.graph import DecoderGraph
 from vl3edge.runtime.decode.prefill_chunk import PREFILL_CHUNK
-
-
-class RandomLinears:
-    """Quantized layers of random codes in the place of a model's, made when they are asked for."""
-
-    errors: Mapping[str, LayerError] = {}
-
-    def __init__(self, checkpoint: Checkpoint, bits: tuple[int, ...], head_bits: int | None, **options: bool) -> None:
-        self._checkpoint = checkpoint
-        self._bits = bits
-        self._options = options
-        parts = [f"self_attn.{name}_proj" for name in "qkvo"] + [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
-        layers = range(checkpoint.config.text.num_layers)
-        self.names = tuple(f"{PREFIX}layers.{layer}.{part}" for layer in layers for part in parts)
-        self._head_bits = head_bits
-        self.names += (HEAD,) if head_bits else ()
-
-    def linear(self, name: str) -> QuantizedLinear:
-        number = self.names.index(name)
-        bits = (self._head_bits or 0) if name == HEAD else self._bits[number % len(self._bits)]
-        out, columns = self._checkpoint.shape(f"{name}.weight")
-        permuted = self._options["permuted"] and name != HEAD
-        symmetric = self._options["symmetric"]
-        layer = random_linear(bits, 32, symmetric=symmetric, permuted=permuted, out=out, columns=columns, seed=number)
-        return replace(layer, scales=(layer.scales * 2.0 ** (4 - bits)).astype(np.float16))
-
-
-KINDS: dict[str, Any] = {
-    "fp32": "fp32",
-    "fp16": "fp16",
-    "int4": ((4,), 8, {"symmetric": True, "permuted": False}),
-    "zero points, 4-bit head": ((4,), 4, {"symmetric": False, "permuted": False}),
-    "mixed bits, whole head": ((4, 8, 4), None, {"symmetric": True, "permuted": False}),
-    "activation order": ((4,), 8, {"symmetric": True, "permuted": True}),
-}
 
 
 @pytest.fixture(scope="module", params=[(kind, preset) for kind in KINDS for preset in ("tiny", "tiny-128")], ids=str)
@@ -77,22 +37,7 @@ def exported(
     """Folders with both graphs; the heads of "tiny" are widened in the cache."""
     kind, preset = request.param
     folder = tmp_path_factory.mktemp("half")
-    checkpoint = Checkpoint.open(checkpoints(preset))
-    config, source = checkpoint.config.text, Float32Source(checkpoint)
-    precision = kind if isinstance(KINDS[kind], str) else "fp16"
-    table = export_embeddings(checkpoint, folder, precision) if config.tie_word_embeddings else None
-    if isinstance(KINDS[kind], str):
-        export_decoder(lambda graph: DecoderBuilder(graph, config, source, precision), folder, table)
-    else:
-        bits, head_bits, options = KINDS[kind]
-        linears = RandomLinears(checkpoint, bits, head_bits, **options)
-        tied = config.tie_word_embeddings and head_bits
-        shared = write_quantized_embeddings(linears.linear(HEAD), folder) if tied else None
-        export_decoder(
-            lambda graph: QuantizedDecoderBuilder(graph, config, source, precision, linears, shared, 0), folder, table
-        )
-    write_fp16_decoder(folder)
-    return text_spec(config), folder
+    return write_decoder(Checkpoint.open(checkpoints(preset)), KINDS[kind], folder), folder
 
 
 def assert_near(half: np.ndarray, whole: np.ndarray) -> None:

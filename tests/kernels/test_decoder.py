@@ -1,110 +1,185 @@
-"""The demo bundle's decoder, composed of the kernels, gives ONNX Runtime's tokens, and nearly its logits."""
+"""The decoder on the kernels says what ONNX Runtime's says: every way to store weights, rows, going back, moving up."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 
-from vl3edge.runtime.prompt.splice import EmbeddingTable
-
 pytest.importorskip("triton")
+pytest.importorskip("torch")
 
-from composed import TRAIL, ComposedDecoder
-from weights import assert_near
+from kernel_decoders import Pair, graph_decoder, ids_of, kernel_decoders, table_of, written
+from random_decoders import Quantized
 
-from vl3edge.export.parity import load_session
-from vl3edge.models.demo.clips import write_clip
-from vl3edge.models.demo.render import HELD_OUT_SEED
-from vl3edge.runtime import SamplingPlan, VideoLlama3
+from vl3edge.export.kernels.shape import read_shape
+from vl3edge.export.kernels.weights import decoder_weights
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, open_bundle
-from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, FP16_DECODER_GRAPH
-from vl3edge.runtime.decode.decoder import Decoder
-from vl3edge.runtime.decode.graph import DecoderGraph
+from vl3edge.runtime.bundle.manifest import TextSpec
+from vl3edge.runtime.errors import BundleError
 
-STEPS = 6
-CAPACITY = 128
-QUESTIONS = ("What colour is the shape?", "Describe the video.")
-
-
-@dataclass(frozen=True)
-class Held:
-    """A question on a held-out clip: embeddings float32 [n, hidden]; ONNX Runtime's greedy tokens and their logits."""
-
-    embeddings: np.ndarray
-    tokens: list[int]
-    logits: np.ndarray
-
-
-@pytest.fixture(scope="module")
-def held_out(tmp_path_factory: pytest.TempPathFactory) -> list[Held]:
-    folder = tmp_path_factory.mktemp("clips")
-    model = VideoLlama3.load(backend="cpu")
-    result = []
-    for seed, question in enumerate(QUESTIONS):
-        path = folder / f"{seed}.mp4"
-        write_clip(path, HELD_OUT_SEED + seed)
-        clip = model.encode(path, SamplingPlan(max_frames=3 + seed))
-        content = [{"type": "video", "video": str(path)}, {"type": "text", "text": question}]
-        prompt = model.prompt([{"role": "user", "content": content}], [clip])
-        result.append(answered(model, prompt.embeddings(EmbeddingTable.of(model.bundle))))
-    return result
+# What is stored how, in sizes of a random model; the sizes of "tiny-128", where they are not changed.
+CONFIGS: dict[str, tuple[Quantized | str, dict[str, Any]]] = {
+    "int4 in groups of 32, tied head in 8 bits": (Quantized(), {}),
+    "groups of 64, zero points, 4-bit head, 6 heads on 1": (
+        Quantized(group=64, symmetric=False, head_bits=4),
+        {"num_heads": 6, "num_kv_heads": 1},
+    ),
+    "groups of 128, untied, 14 heads on 2": (
+        Quantized(group=128),
+        {"num_heads": 14, "num_kv_heads": 2, "head_dim": 64, "tie_word_embeddings": False},
+    ),
+    "heads of 24 channels, widened": (Quantized(), {"head_dim": 24}),
+    "mixed bits, whole head": (Quantized(bits=(4, 8, 4), head_bits=None), {}),
+    "activation order": (Quantized(permuted=True), {}),
+    "fp16": ("fp16", {}),
+    "fp32, untied": ("fp32", {"tie_word_embeddings": False}),
+}
 
 
-def answered(model: VideoLlama3, embeddings: np.ndarray) -> Held:
-    """Both graphs of the bundle are asked, that for CPUs and that for GPUs; they agree in the tokens."""
-    answers = []
-    for graph in (DECODER_GRAPH, FP16_DECODER_GRAPH):
-        session = load_session(DEMO_BUNDLE / graph, prepack=graph == FP16_DECODER_GRAPH)
-        decoder = Decoder(DecoderGraph(session), model.bundle.manifest.text)
-        decoder.prefill(embeddings)
-        tokens, logits = [], []
-        for _ in range(STEPS):
-            tokens.append(decoder.token)
-            logits.append(decoder.logits[0].copy())
-            decoder.step(EmbeddingTable.of(model.bundle).rows(np.array(tokens[-1:])))
-        answers.append(Held(embeddings, tokens, np.array(logits)))
-    assert answers[0].tokens == answers[1].tokens
-    return answers[1]
+@pytest.fixture(scope="module", params=CONFIGS)
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TextSpec]:
+    kind, sizes = CONFIGS[request.param]
+    return written(tmp_path_factory.mktemp("decoder"), kind, {"num_layers": 2} | sizes)
+
+
+def pair_of(folder: Path, text: TextSpec) -> Pair:
+    return Pair(graph_decoder(folder, text), kernel_decoders(folder, text).make(), table_of(folder, text))
+
+
+def test_prompts_in_parts_and_steps(exported: tuple[Path, TextSpec]) -> None:
+    folder, text = exported
+    pair = pair_of(folder, text)
+    ids = ids_of(text, 12)
+    pair.prefill(ids[:7], logits=False)
+    pair.prefill(ids[7:])
+    pair.advance(ids[:1])
+    pair.step(ids[1:2])
 
 
 @pytest.fixture(scope="module")
-def prefilled(held_out: list[Held]) -> ComposedDecoder:
-    """Rows, each with a prompt, one of them in three calls; tests copy it."""
-    decoder = ComposedDecoder(DEMO_BUNDLE, open_bundle(DEMO_BUNDLE).manifest.text, len(held_out), CAPACITY)
-    for row, held in enumerate(held_out):
-        start = 0
-        for end in (1, 40) if row == 1 else ():
-            decoder.prefill(row, held.embeddings[start:end], logits=False)
-            start = end
-        decoder.prefill(row, held.embeddings[start:])
-    return decoder
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TextSpec]:
+    return written(tmp_path_factory.mktemp("small"), Quantized(), {"num_layers": 1})
 
 
-@pytest.mark.parametrize("many", [False, True])
-def test_steps_give_the_tokens_of_onnx_runtime(held_out: list[Held], prefilled: ComposedDecoder, many: bool) -> None:
-    decoder = prefilled.copy()
-    for step in range(STEPS):
-        assert decoder.tokens.tolist() == [held.tokens[step] for held in held_out]
-        assert_near(decoder.logits, np.array([held.logits[step] for held in held_out]), 1.5e-3)
-        if step == 3:  # what a capture of a step would not notice: the cache is elsewhere, and larger
-            decoder.grow(CAPACITY + 40)
-        if step < STEPS - 1:
-            decoder.step(many)
-    for row, held in enumerate(held_out):
-        places = (len(held.embeddings) + np.arange(STEPS)) % TRAIL
-        assert decoder.trail[row, places].tolist() == held.tokens
+def test_one_to_eight_rows_each_of_a_length_of_its_own(small: tuple[Path, TextSpec]) -> None:
+    folder, text = small
+    pair = pair_of(folder, text)
+    pair.tell(lambda decoder: decoder.resize(8, 64))
+    for row in range(8):
+        pair.prefill(ids_of(text, row + 1, row), row)
+    for count in range(1, 9):
+        pair.advance(ids_of(text, count, 20 + count))
+        if count == 4:  # what a capture of a step would not notice: the cache is elsewhere, and larger
+            pair.tell(lambda decoder: decoder.resize(8, 96))
+    pair.step(ids_of(text, 5, 40))
 
 
-def test_a_row_that_is_switched_off_does_not_disturb_the_others(
-    held_out: list[Held], prefilled: ComposedDecoder
+def test_rows_that_move_and_go(small: tuple[Path, TextSpec]) -> None:
+    folder, text = small
+    pair = pair_of(folder, text)
+    pair.tell(lambda decoder: decoder.resize(3, 64))
+    for row in range(3):
+        pair.prefill(ids_of(text, 3, row), row)
+    pair.tell(lambda decoder: decoder.cache.move_row(2, 0))
+    pair.tell(lambda decoder: decoder.cache.wipe(1))
+    pair.prefill(ids_of(text, 5, 7), 1)
+    pair.advance(ids_of(text, 2, 8))
+    pair.tell(lambda decoder: decoder.resize(1, 32))
+    pair.advance(ids_of(text, 1, 9))
+    pair.tell(lambda decoder: decoder.resize(0, 0))
+    pair.prefill(ids_of(text, 2, 10))
+
+
+def test_going_back_and_growing_beyond_the_capacity(small: tuple[Path, TextSpec]) -> None:
+    folder, text = small
+    pair = pair_of(folder, text)
+    pair.prefill(ids_of(text, 600))  # more than one call takes
+    pair.tell(lambda decoder: decoder.rewind(250))
+    pair.prefill(ids_of(text, 5, 1))
+    for step in range(3):
+        pair.advance(ids_of(text, 1, 2 + step))
+    assert pair.both[1].capacity == pair.both[0].capacity == 768
+    pair.tell(lambda decoder: decoder.wipe())
+    pair.prefill(ids_of(text, 3, 9))
+
+
+def test_what_follows_moves_up_and_its_keys_turn(small: tuple[Path, TextSpec]) -> None:
+    folder, text = small
+    pair = pair_of(folder, text)
+    table = table_of(folder, text)
+    pair.prefill(ids_of(text, 40), logits=False)
+    pair.tell(lambda decoder: decoder.discard(4, 11))
+    pair.tell(lambda decoder: decoder.replace(6, 9, table.rows(ids_of(text, 2, 5))))
+    pair.prefill(ids_of(text, 3, 6))
+    pair.advance(ids_of(text, 1, 7))
+
+
+def test_steps_of_rows_that_do_not_fit_leave_none(
+    small: tuple[Path, TextSpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decoder = prefilled.copy()
-    decoder.lengths[0] = -1
-    before = decoder.cache.copies()
-    decoder.step()
-    assert decoder.tokens[1] == held_out[1].tokens[1]
-    assert decoder.lengths[0] == -1
-    for buffer, old in zip(decoder.cache.buffers, before, strict=True):
-        assert np.array_equal(buffer[0], old[0], equal_nan=True)
+    folder, text = small
+    pair = pair_of(folder, text)
+    pair.prefill(ids_of(text, 3))
+    decoder = pair.both[1]
+
+    def full(rows: int) -> Any:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(decoder._network, "choices", full)  # type: ignore[attr-defined]
+        with pytest.raises(MemoryError):
+            decoder.resize(2, 256)
+    assert (decoder.cache.rows, decoder.length, decoder.capacity) == (0, 0, 0)
+    pair.tell(lambda decoder: decoder.resize(0, 0))
+    pair.tell(lambda decoder: decoder.resize(2, 256))
+    pair.prefill(ids_of(text, 2, 1), 1)
+    pair.advance(ids_of(text, 2, 2))
+
+
+def test_there_are_no_logits_after_a_prefill_without_them(small: tuple[Path, TextSpec]) -> None:
+    folder, text = small
+    decoder = kernel_decoders(folder, text).make()
+    decoder.prefill(table_of(folder, text).rows(ids_of(text, 2)), logits=False)
+    with pytest.raises(RuntimeError, match="no logits"):
+        _ = decoder.logits
+
+
+def test_decoders_share_weights_and_not_what_they_hold(small: tuple[Path, TextSpec]) -> None:
+    folder, text = small
+    decoders, table = kernel_decoders(folder, text), table_of(folder, text)
+    one, other = (Pair(graph_decoder(folder, text), decoders.make(), table) for _ in range(2))
+    one.prefill(ids_of(text, 5, 1))
+    other.prefill(ids_of(text, 3, 2))
+    one.advance(ids_of(text, 1, 3))
+    other.advance(ids_of(text, 1, 4))
+    one.advance(ids_of(text, 1, 5))
+
+
+def test_the_weights_are_on_the_device_once() -> None:
+    """The demo bundle: all that the graph reads, and what is there in a second form, the norms in a step's order."""
+    bundle = open_bundle(DEMO_BUNDLE)
+    text = bundle.manifest.text
+    weights = kernel_decoders(DEMO_BUNDLE, text)._network.weights
+    head = text.vocab_size * text.hidden_size + text.vocab_size * text.hidden_size // 32 * 2
+    sizes = [(256, 128), (128, 128), (384, 128), (384, 128), (128, 384)]
+    layer = sum(outputs * inputs // 2 + outputs * inputs // 32 * 2 for outputs, inputs in sizes)
+    norms = 2 * text.hidden_size * 4
+    tables = 2 * text.max_position_embeddings * text.head_dim // 2 * 4
+    exact = head + tables + norms + text.num_layers * (layer + 2 * norms + 256 * 2)
+    assert weights.embeddings is not None
+    assert weights.embeddings.codes == weights.head.codes
+    assert exact <= weights.num_bytes < exact + 256 * (3 + 1 + 2 + text.num_layers * 15)
+
+
+def test_an_order_that_leaves_the_matrix_is_refused(tmp_path: Path) -> None:
+    """It would have a kernel read what lies beside a vector."""
+    folder, text = written(tmp_path, Quantized(permuted=True), {"num_layers": 1})
+    weights = decoder_weights(folder, read_shape(folder, text))
+    place = weights["layers"][0]["down"]["tensors"]["order"]
+    with (folder / place["file"]).open("r+b") as file:
+        file.seek(place["offset"])
+        file.write((1 << 20).to_bytes(8, "little"))
+    with pytest.raises(BundleError, match="names inputs that it does not have"):
+        kernel_decoders(folder, text)

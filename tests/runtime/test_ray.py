@@ -107,19 +107,25 @@ def test_tables_of_good_and_of_bad_clips_have_the_same_types(captioner: Captione
 
 
 def test_it_takes_the_threads_that_ray_gives_an_actor(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[int, MediaLimits]] = []
+    asked: list[tuple[int, MediaLimits, str]] = []
 
-    def load(bundle: None, backend: str, num_threads: int, memory_limit: None, limits: MediaLimits) -> None:
-        asked.append((num_threads, limits))
+    def load(
+        bundle: None, backend: str, num_threads: int, memory_limit: None, limits: MediaLimits, decoder: str
+    ) -> None:
+        asked.append((num_threads, limits, decoder))
 
     monkeypatch.setattr(VideoLlama3, "load", load)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     Captioner()
-    Captioner(num_threads=2, limits=MediaLimits(max_pixels=5))
+    Captioner(num_threads=2, limits=MediaLimits(max_pixels=5), decoder="kernels")
     monkeypatch.delenv("OMP_NUM_THREADS")
     Captioner()
     isolated = MediaLimits(isolate=True)
-    assert asked == [(3, isolated), (2, MediaLimits(max_pixels=5)), (0, isolated)]
+    assert asked == [
+        (3, isolated, "auto"),
+        (2, MediaLimits(max_pixels=5), "kernels"),
+        (0, isolated, "auto"),
+    ]
 
 
 def test_a_bad_option_fails_the_job_and_not_its_clips() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -89,6 +90,18 @@ def test_every_backend_with_cuda_is_tried_before_a_model_is_loaded(
     ort._result, ort.preloaded = [0.0, 0.0], 0
     with pytest.raises(BackendError, match=r"cannot compute on Fake GPU, compute capability 8\.9"):
         select_backend(name)
+
+
+@pytest.mark.parametrize("name", ["rtx", "jetson", "tensorrt"])
+def test_beside_tensorrt_onnx_runtime_is_needed_to_decode_alone(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # not installed
+    monkeypatch.setattr(engine, "open_device", FakeDevice)
+    monkeypatch.setattr(tensorrt_backend, "import_tensorrt", lambda target: object())
+    with pytest.raises(BackendError, match="ONNX Runtime is not installed"):
+        select_backend(name)
+    backend = select_backend(name, decodes=False)
+    assert (backend.name, backend.providers, backend.decodes_on_gpu) == (name, (), False)
+    assert isinstance(backend.device, FakeDevice)
 
 
 @pytest.mark.parametrize("result", [[0.0, 0.0], [-1.0, 2.0], [np.nan, 2.0]])

@@ -13,7 +13,6 @@ from fake_captures import Capturing
 from fake_tensorrt import FakeDevice
 
 from vl3edge.runtime import CaptionJob, GenerationConfig, VideoLlama3
-from vl3edge.runtime import model as model_module
 from vl3edge.runtime.backends.buffers import DeviceMemory
 from vl3edge.runtime.backends.kept_buffers import BufferKind, KeptBuffers
 from vl3edge.runtime.backends.onnxruntime import select_backend
@@ -23,6 +22,7 @@ from vl3edge.runtime.decode.decoder import Decoder
 from vl3edge.runtime.decode.graph import DecoderGraph
 from vl3edge.runtime.decode.kv_cache import bytes_per_row, capacity_for, rung_for, rungs
 from vl3edge.runtime.errors import BackendError, ContextLengthError
+from vl3edge.runtime.kernels import select
 from vl3edge.runtime.memory_estimate import estimate
 
 CLIP = Path(__file__).parents[2] / "fixtures" / "demo_clip.mp4"
@@ -51,7 +51,7 @@ def graph(calls: Capturing) -> DecoderGraph:
 @pytest.fixture
 def model(graph: DecoderGraph, monkeypatch: pytest.MonkeyPatch) -> VideoLlama3:
     """The demo model, whose decoder is on the stand-in."""
-    monkeypatch.setattr(model_module, "load_decoder_graph", lambda *_: graph)
+    monkeypatch.setattr(select, "load_decoder_graph", lambda *_: graph)
     return VideoLlama3.load(backend="cpu", num_threads=1)
 
 
@@ -60,7 +60,7 @@ def reference() -> VideoLlama3:
     """The same graph in host memory, without captures."""
     with pytest.MonkeyPatch.context() as patch:
         made = DecoderGraph(select_backend("cpu", 1).session(DEMO_BUNDLE / FP16_DECODER_GRAPH))
-        patch.setattr(model_module, "load_decoder_graph", lambda *_: made)
+        patch.setattr(select, "load_decoder_graph", lambda *_: made)
         return VideoLlama3.load(backend="cpu", num_threads=1)
 
 

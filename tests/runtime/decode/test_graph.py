@@ -161,6 +161,35 @@ def test_a_cache_that_does_not_fit_leaves_nothing(session: Any, bundle: Bundle) 
     assert decoder.length == 40
 
 
+@pytest.mark.parametrize("captures", [False, True])
+@pytest.mark.parametrize("error", [MemoryError(), BackendError("CUDA: out of memory"), KeyboardInterrupt()])
+@pytest.mark.parametrize("beside", ["logits", "inputs"])
+def test_results_that_do_not_fit_leave_no_rows(
+    session: Any, bundle: Bundle, captures: bool, error: BaseException, beside: str
+) -> None:
+    """The cache alone would have room: its rows must not outnumber those of what is beside it."""
+    spec = bundle.manifest.text
+    refused = 2 * 4 * (spec.vocab_size if beside == "logits" else spec.hidden_size)
+
+    class Full(FakeDevice):
+        def allocate(self, num_bytes: int) -> int:
+            if num_bytes == refused:
+                raise error
+            return super().allocate(num_bytes)
+
+    graph = capturing(session, Full())[1] if captures else on_device(session, Full())
+    decoder = Decoder(graph, spec)
+    decoder.prefill(random_inputs(bundle, 40))
+    with pytest.raises(type(error)):
+        decoder.resize(2, 1024)
+    assert (decoder.cache.rows, decoder.length, decoder.capacity) == (0, 0, 0)
+    decoder.prefill(random_inputs(bundle, 40))
+    assert decoder.length == 40
+    decoder.resize(3, 1024)
+    decoder.prefill(random_inputs(bundle, 5), row=2)
+    assert decoder.cache.lengths.tolist() == [40, 0, 5]
+
+
 def capturing(session: Any, device: FakeDevice) -> tuple[Capturing, DecoderGraph]:
     ours = Capturing(session)
     ours.device = device

@@ -29,7 +29,7 @@ CONFIG = GenerationConfig(max_new_tokens=24)
 @pytest.fixture(scope="module")
 def model() -> VideoLlama3:
     model = VideoLlama3.load()
-    model._decoder_graph.prefill_chunk = STEP
+    model._decoders.graph.prefill_chunk = STEP
     return model
 
 

@@ -1,0 +1,187 @@
+"""The kernels on a CPU, in Triton's interpreter: what stands for a GPU where there is none, slow and exact.
+
+`vl3edge … --backend cpu --decoder kernels` comes here by name, with TRITON_INTERPRET=1 set before Triton is imported.
+Every access to memory is looked at: what a launch reads or writes outside the arrays it was given is an OutOfBounds,
+and so is an array that does not begin at 16 bytes, which compiled kernels take for granted. Tiles are large ones of its
+own, as a program of the interpreter costs the same whatever its size.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import triton
+import triton.language as tl
+from triton.runtime import interpreter
+
+from vl3edge.runtime.backends.buffers import HostBuffer, HostMemory
+from vl3edge.runtime.bundle.bundle import Bundle
+from vl3edge.runtime.bundle.kernel_set import KernelManifest, KernelSet, KernelSpec, checked_set, weights_from_json
+from vl3edge.runtime.bundle.manifest import DECODER_GRAPH
+from vl3edge.runtime.errors import BackendError
+
+from ..errors import ExportError
+from .shape import read_shape
+from .variants import TILES, Kernel, variants
+from .weights import decoder_weights
+
+POINTED: dict[str, Any] = {
+    "fp16": tl.float16,
+    "fp32": tl.float32,
+    "i32": tl.int32,
+    "i64": tl.int64,
+    "u8": tl.uint8,
+}
+_ALIGNED = 16
+_LARGE = {"BM": 128, "BN": 512, "BT": 64, "C": 64, "SPLITS": 2, "TALL": 2, "UNROLL": 1}
+_native = interpreter._interpreter
+_patch_lang = interpreter._patch_lang
+_patched: dict[int, Any] = {}
+# Its checks of overflows say nothing outside debugging and take a third of the time.
+interpreter.interpreter_builder.options = interpreter.InterpreterOptions(sanitize_overflow=False)
+
+
+class OutOfBounds(AssertionError):
+    """A kernel touched memory that is not its own."""
+
+
+class _Guarded:
+    """Triton's own loads and stores, each address of which must lie in one of the given arrays."""
+
+    def __init__(self, arrays: Iterable[np.ndarray]) -> None:
+        spans = sorted({(array.ctypes.data, array.ctypes.data + array.nbytes) for array in arrays})
+        self._starts = np.array([start for start, _ in spans], np.uint64)
+        self._ends = np.array([end for _, end in spans], np.uint64)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(_native, name)
+
+    def load(self, addresses: np.ndarray, mask: np.ndarray, other: np.ndarray, dtype: np.dtype) -> np.ndarray:
+        mask = mask.astype(np.bool_)  # a scalar's comparison, spread out, has the type of what was compared
+        self._check(addresses, mask, dtype.itemsize, "reads")
+        return np.asarray(_native.load(addresses, mask, other, dtype))
+
+    def store(self, addresses: np.ndarray, values: np.ndarray, mask: np.ndarray) -> None:
+        mask = mask.astype(np.bool_)
+        self._check(addresses, mask, values.dtype.itemsize, "writes")
+        _native.store(addresses, values, mask)
+
+    def _check(self, addresses: np.ndarray, mask: np.ndarray, itemsize: int, does: str) -> None:
+        touched = addresses[np.broadcast_to(mask, addresses.shape)]
+        if not touched.size:
+            return
+        span = np.searchsorted(self._starts, touched, side="right").astype(np.int64) - 1
+        fits = (span >= 0) & (touched + np.uint64(itemsize) <= self._ends[span]) & (touched % np.uint64(itemsize) == 0)
+        if not fits.all():
+            raise OutOfBounds(f"{does} {(~fits).sum()} of {fits.size} values outside its arrays")
+
+
+class _Scope:
+    """Stands for the patches of Triton's language that a launch makes and takes back: they are made once and kept."""
+
+    def restore(self) -> None: ...
+
+
+def _patch_once(function: Any) -> _Scope:
+    # Triton patches its language again at every call of a helper, which takes most of the time of small kernels.
+    module = id(function.__globals__)
+    if module not in _patched:
+        _patched[module] = _patch_lang(function)
+    return _Scope()
+
+
+@contextmanager
+def guarded(arrays: Iterable[np.ndarray]) -> Iterator[None]:
+    """Kernels that run inside reach these arrays and nothing else; their own errors come out as they are."""
+    interpreter._interpreter, interpreter._patch_lang = _Guarded(arrays), _patch_once
+    try:
+        yield
+    except interpreter.InterpreterError as e:
+        cause: BaseException = e
+        while isinstance(cause, interpreter.InterpreterError) and cause.__cause__:
+            cause = cause.__cause__
+        raise cause from None
+    finally:
+        interpreter._interpreter, interpreter._patch_lang = _native, _patch_lang
+
+
+def pointer(address: int, pointed: Any) -> Any:
+    """An address as a kernel takes it; pointed: the type of what is there."""
+    dtype = tl.pointer_type(pointed)
+    return tl.tensor(interpreter.TensorHandle(np.array([address], np.uint64), dtype), dtype)
+
+
+class InterpreterMemory(HostMemory):
+    """Memory of the process, of which every array is known."""
+
+    def __init__(self) -> None:
+        self._known: list[weakref.ref[np.ndarray]] = []
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any, staged: bool = False) -> HostBuffer:
+        buffer = super().zeros(shape, dtype, staged)
+        self._known = [known for known in self._known if known() is not None] + [weakref.ref(buffer.array)]
+        return buffer
+
+    @property
+    def arrays(self) -> list[np.ndarray]:
+        return [array for known in self._known if (array := known()) is not None]
+
+
+class InterpreterLauncher:
+    """The kernels' sources, one program of a grid after the other."""
+
+    captures = False
+    description = "kernels in Triton's interpreter on the CPU"
+
+    def __init__(self, functions: dict[str, Any]) -> None:
+        """functions: by the names of the kernels."""
+        self.memory = InterpreterMemory()
+        self._functions = functions
+
+    def launch(self, kernel: KernelSpec, grid: Sequence[int], arguments: Sequence[int]) -> None:
+        values = dict(kernel.constants) | kernel.tile
+        for (name, kind), argument in zip(kernel.arguments, arguments, strict=True):
+            if kind[0] == "*" and argument % _ALIGNED:
+                raise OutOfBounds(f"{name} of {kernel.function} is not aligned to {_ALIGNED} bytes")
+            values[name] = pointer(argument, POINTED[kind[1:]]) if kind[0] == "*" else argument
+        with guarded(self.memory.arrays):
+            self._functions[kernel.name][tuple(grid)](**values)
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        return work
+
+
+def open_interpreter(bundle: Bundle) -> tuple[KernelSet, InterpreterLauncher]:
+    """The kernels of a bundle's decoder, whether or not it has any compiled, and what runs them here.
+
+    Raises BackendError where Triton compiles instead, or the kernels do not know the decoder.
+    """
+    if not triton.knobs.runtime.interpret:
+        raise BackendError(
+            "on a CPU the kernels run in Triton's interpreter, for tests alone: set TRITON_INTERPRET=1, "
+            "or use --decoder onnxruntime"
+        )
+    bundle.path(DECODER_GRAPH)  # it may have been slimmed
+    try:
+        shape = read_shape(bundle.folder, bundle.manifest.text)
+        weights = weights_from_json(decoder_weights(bundle.folder, shape))
+    except ExportError as e:
+        raise BackendError(f"{bundle.folder}: {e}") from e
+    found = {kernel.purpose: kernel for kernel in variants(shape)}
+    specs = [_large(kernel) for kernel in found.values()]
+    functions = {spec.name: kernel.function for spec, kernel in zip(specs, found.values(), strict=True)}
+    return checked_set(bundle, KernelManifest(tuple(specs)), weights), InterpreterLauncher(functions)
+
+
+def _large(kernel: Kernel) -> KernelSpec:
+    """A kernel with tiles for the interpreter."""
+    constants = dict(kernel.constants)
+    tile = {name: _LARGE[name] for name in constants.keys() & _LARGE.keys()}
+    if "BK" in constants:
+        tile["BK"] = min(64, constants["GROUP"]) if constants["BITS"] == 16 else constants["GROUP"]
+    rest = {name: value for name, value in constants.items() if name not in TILES}
+    return KernelSpec(kernel.name, kernel.function.__name__, kernel.arguments, rest, tile, kernel.num_warps)
