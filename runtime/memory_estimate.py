@@ -21,7 +21,7 @@ from .backends.onnxruntime import PATCHES_PER_CALL
 from .bundle.bundle import Bundle
 from .bundle.manifest import PREFILL_GRAPH, Manifest, TextSpec
 from .decode.kv_cache import bytes_per_row, capacity_for, rung_for, rungs
-from .decode.prefill_chunk import PREFILL_CHUNK, activation_bytes
+from .decode.prefill_chunk import PREFILL_CHUNK, prefill_activation_bytes
 
 FLOAT = 4
 _HALF = 2
@@ -174,7 +174,7 @@ def vision_bytes(manifest: Manifest, patches: int, merge: int) -> int:
 
 def prefill_bytes(manifest: Manifest, tokens: int, batch: int = 1) -> int:
     """Activations of the decoder for so many tokens at once, and its logits."""
-    return activation_bytes(manifest.text, tokens) + batch * manifest.text.vocab_size * FLOAT
+    return prefill_activation_bytes(manifest.text, tokens) + batch * manifest.text.vocab_size * FLOAT
 
 
 def frames_bytes(at_once: int, size: tuple[int, int], source: tuple[int, int]) -> int:

@@ -140,6 +140,17 @@ def test_wings_import_only_those_before_them(package: str, wings: tuple[str, ...
     assert not wrong
 
 
+def test_no_two_classes_have_one_name() -> None:
+    places: dict[str, list[str]] = {}
+    for package in sorted(SIBLINGS):
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.parse(path.read_text(encoding="utf-8")).body:
+                if isinstance(node, ast.ClassDef):
+                    places.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert len(places) > 200  # classes are seen at all
+    assert not {name: where for name, where in places.items() if len(where) > 1}
+
+
 @pytest.mark.parametrize("package", sorted(SIBLINGS))
 def test_no_folder_is_a_corridor(package: str) -> None:
     folders = [ROOT / package, *(p for p in (ROOT / package).rglob("*") if p.is_dir() and p.name != "__pycache__")]

@@ -49,7 +49,7 @@ class OutOfBounds(AssertionError):
     """A kernel touched memory that is not its own."""
 
 
-class _Guarded:
+class _BoundsChecked:
     """Triton's own loads and stores, each address of which must lie in one of the given arrays."""
 
     def __init__(self, arrays: Iterable[np.ndarray]) -> None:
@@ -95,9 +95,9 @@ def _patch_once(function: Any) -> _Scope:
 
 
 @contextmanager
-def guarded(arrays: Iterable[np.ndarray]) -> Iterator[None]:
+def bounds_checked(arrays: Iterable[np.ndarray]) -> Iterator[None]:
     """Kernels that run inside reach these arrays and nothing else; their own errors come out as they are."""
-    interpreter._interpreter, interpreter._patch_lang = _Guarded(arrays), _patch_once
+    interpreter._interpreter, interpreter._patch_lang = _BoundsChecked(arrays), _patch_once
     try:
         yield
     except interpreter.InterpreterError as e:
@@ -148,7 +148,7 @@ class InterpreterLauncher:
             if kind[0] == "*" and argument % _ALIGNED:
                 raise OutOfBounds(f"{name} of {kernel.function} is not aligned to {_ALIGNED} bytes")
             values[name] = pointer(argument, POINTED[kind[1:]]) if kind[0] == "*" else argument
-        with guarded(self.memory.arrays):
+        with bounds_checked(self.memory.arrays):
             self._functions[kernel.name][tuple(grid)](**values)
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:

@@ -21,7 +21,7 @@ _WHOLE_BITS = {"F16": 16, "F32": 32}
 
 
 @dataclass(frozen=True, order=True)
-class Matrix:
+class MatrixKind:
     """How a matrix with rows of so many inputs is stored; as in `products.py`, bits 32 are float32 embeddings."""
 
     inputs: int
@@ -31,7 +31,7 @@ class Matrix:
     order: bool = False
 
     @classmethod
-    def whole(cls, inputs: int) -> Matrix:
+    def whole(cls, inputs: int) -> MatrixKind:
         """Of weights that are not quantized."""
         return cls(inputs, 16, min(inputs & -inputs, _WHOLE_GROUP))
 
@@ -50,18 +50,18 @@ class DecoderShape:
 
     text: TextSpec
     epsilon: float
-    head: Matrix
-    embeddings: Matrix
-    matrices: dict[str, frozenset[Matrix]] = field(default_factory=dict)
-    gated: frozenset[tuple[Matrix, Matrix]] = frozenset()
+    head: MatrixKind
+    embeddings: MatrixKind
+    matrices: dict[str, frozenset[MatrixKind]] = field(default_factory=dict)
+    gated: frozenset[tuple[MatrixKind, MatrixKind]] = frozenset()
 
 
 def uniform_shape(text: TextSpec, epsilon: float, bits: int, group: int, head_bits: int) -> DecoderShape:
     """A decoder whose layers are all quantized alike, symmetrically, and whose head is its embeddings."""
     heads, hidden = text.num_heads * text.rotary_dim, text.hidden_size
     inputs = {"qkv": hidden, "output": heads, "gate": hidden, "up": hidden, "down": text.intermediate_size}
-    kinds = {role: Matrix(size, bits, group) for role, size in inputs.items()}
-    head = Matrix(hidden, head_bits, group)
+    kinds = {role: MatrixKind(size, bits, group) for role, size in inputs.items()}
+    head = MatrixKind(hidden, head_bits, group)
     matrices = {role: frozenset({kind}) for role, kind in kinds.items()}
     return DecoderShape(text, epsilon, head, head, matrices, frozenset({(kinds["gate"], kinds["up"])}))
 
@@ -73,8 +73,8 @@ def read_shape(folder: Path, text: TextSpec) -> DecoderShape:
     heads = [found.pop(name) for name in HEADS if name in found]
     if len(heads) != 1:
         raise ExportError(f"{DECODER_GRAPH} has no output head that this version knows; export again.")
-    matrices: dict[str, set[Matrix]] = {role: set() for role in ROLES}
-    layers: dict[tuple[str, str], Matrix] = {}
+    matrices: dict[str, set[MatrixKind]] = {role: set() for role in ROLES}
+    layers: dict[tuple[str, str], MatrixKind] = {}
     for name, matrix in found.items():
         _, layer, role, *_ = name.split(".")
         matrices[role].add(matrix)
@@ -93,7 +93,7 @@ def read_shape(folder: Path, text: TextSpec) -> DecoderShape:
     )
 
 
-def _matrices(graph: onnx.GraphProto, text: TextSpec) -> Iterator[tuple[str, Matrix]]:
+def _matrices(graph: onnx.GraphProto, text: TextSpec) -> Iterator[tuple[str, MatrixKind]]:
     """Name and storage of every product with weights, such as `layers.0.qkv`, or `layers.0.qkv.1` for a part of it."""
     orders = {node.output[0] for node in graph.node if node.name.endswith(".ordered")}
     inputs = {"output": text.num_heads * text.rotary_dim, "down": text.intermediate_size}
@@ -107,20 +107,20 @@ def _matrices(graph: onnx.GraphProto, text: TextSpec) -> Iterator[tuple[str, Mat
                 )
             facts = {attribute.name: attribute.i for attribute in node.attribute}
             zeros = len(node.input) > 3 and bool(node.input[3])
-            yield name, Matrix(facts["K"], facts["bits"], facts["block_size"], zeros, node.input[0] in orders)
+            yield name, MatrixKind(facts["K"], facts["bits"], facts["block_size"], zeros, node.input[0] in orders)
         elif node.op_type in ("MatMul", "Gemm") and known:
             size = inputs.get(name.split(".")[2] if name not in HEADS else "", text.hidden_size)
             if size % _LEAST_GROUP:
                 raise ExportError(
                     f"the kernels need rows of a multiple of {_LEAST_GROUP} inputs, not {size} ({node.name})"
                 )
-            yield name, Matrix.whole(size)
+            yield name, MatrixKind.whole(size)
 
 
-def _embeddings(path: Path, hidden: int) -> Matrix:
+def _embeddings(path: Path, hidden: int) -> MatrixKind:
     with path.open("rb") as file:
         entries = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     if "embeddings" in entries:
-        return Matrix(hidden, _WHOLE_BITS[entries["embeddings"]["dtype"]], hidden)
+        return MatrixKind(hidden, _WHOLE_BITS[entries["embeddings"]["dtype"]], hidden)
     bits = entries["codes"]["shape"][1] * 8 // hidden
-    return Matrix(hidden, bits, hidden // entries["scales"]["shape"][1], "zero_points" in entries)
+    return MatrixKind(hidden, bits, hidden // entries["scales"]["shape"][1], "zero_points" in entries)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import attention, products, prompt, rotary, tokens
-from .shape import DecoderShape, Matrix
+from .shape import DecoderShape, MatrixKind
 
 TILES = ("BM", "BN", "BK", "BT", "C", "SPLITS", "TALL", "UNROLL")
 TRAIL = 1024  # choices of a row that the device keeps
@@ -155,7 +155,7 @@ def _rotary(shape: DecoderShape) -> Iterator[Kernel]:
 
 def _tokens(shape: DecoderShape) -> Iterator[Kernel]:
     block = _power(min(1024, shape.text.vocab_size))
-    matrix: Matrix = shape.embeddings
+    matrix: MatrixKind = shape.embeddings
     types = {16: "*fp16", 32: "*fp32"}
     for strands in (False, True):
         constants = {"K": matrix.inputs, **matrix.constants(), "BLOCK": _power(matrix.inputs), "STRANDS": strands}

@@ -21,7 +21,7 @@ from vl3edge.export.errors import ExportError
 from vl3edge.runtime.bundle.kernel_weights import WEIGHTS_FORMAT, WEIGHTS_FORMAT_VERSION
 from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, TextSpec
 
-from .shape import EMBEDDINGS, HEADS, ROLES, DecoderShape, Matrix
+from .shape import EMBEDDINGS, HEADS, ROLES, DecoderShape, MatrixKind
 
 Json = dict[str, Any]
 _LANGUAGE_MODEL = "model.language_model."
@@ -94,7 +94,7 @@ class _Graph:
         if node.op_type != "MatMulNBits":
             codes, transposed = self.tensor(node.input[1]), node.op_type == "MatMul"
             inputs, outputs = codes["shape"] if transposed else reversed(codes["shape"])
-            group = Matrix.whole(inputs).group
+            group = MatrixKind.whole(inputs).group
             facts = {"outputs": outputs, "inputs": inputs, "bits": 16, "group": group, "transposed": transposed}
             return facts | {"tensors": {"codes": codes}}
         given = {attribute.name: attribute.i for attribute in node.attribute}
@@ -106,7 +106,7 @@ class _Graph:
         return facts | {"tensors": {name: self.tensor(value) for name, value in names.items() if value}}
 
 
-def _embeddings(path: Path, matrix: Matrix) -> Json:
+def _embeddings(path: Path, matrix: MatrixKind) -> Json:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         entries = json.loads(file.read(length))

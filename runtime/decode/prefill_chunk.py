@@ -18,7 +18,7 @@ _SHARE = 8
 _FLOAT = 4
 
 
-def activation_bytes(spec: TextSpec, tokens: int) -> int:
+def prefill_activation_bytes(spec: TextSpec, tokens: int) -> int:
     """Activations of the decoder for so many tokens at once, in float32.
 
     The largest moment is the gated product: gate and up in one array, then each alone and their product, beside the
@@ -33,5 +33,5 @@ def gpu_chunk(spec: TextSpec, available_bytes: int | None) -> int:
 
     A float16 decoder takes less than is reckoned here. None is memory of unknown size.
     """
-    fitting = (c for c in GPU_CHUNKS if activation_bytes(spec, c) * _SHARE <= (available_bytes or 0))
+    fitting = (c for c in GPU_CHUNKS if prefill_activation_bytes(spec, c) * _SHARE <= (available_bytes or 0))
     return next(fitting, GPU_CHUNKS[-1])

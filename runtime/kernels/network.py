@@ -15,7 +15,7 @@ from ..bundle.kernel_set import KernelSet, KernelSpec
 from ..errors import BundleError
 from .launcher import Catalogue, Launcher
 from .scratch import Choices, Vectors
-from .weights import DeviceWeights, StoredLayer, StoredMatrix, StoredNorm
+from .weights import DeviceMatrix, DeviceWeights, StoredLayer, StoredNorm
 
 MANY_ROWS = 4
 _FEW_SPLITS, _MANY_SPLITS = 32, 8  # parts of a context that are attended to side by side
@@ -117,7 +117,7 @@ class Network:
         tables = {"cos_ptr": self.weights.cos, "sin_ptr": self.weights.sin}
         self._launch(kernel, grid, **tables, cache_ptr=cache, **where)
 
-    def _embed(self, rows: int, vectors: Vectors, chosen: Choices, table: StoredMatrix, strands: bool) -> None:
+    def _embed(self, rows: int, vectors: Vectors, chosen: Choices, table: DeviceMatrix, strands: bool) -> None:
         constants = {"K": table.spec.inputs, "STRANDS": strands, **table.spec.constants()}
         del constants["ORDER"]
         kernel = self._find("embed", constants)[0]
@@ -150,7 +150,7 @@ class Network:
         ends = {"x_ptr": x, "norm_ptr": self.weights.norm.strands, "y_ptr": chosen.logits.address}
         self._product(self.weights.head, rows, settings, **ends, pitch=self.text.vocab_size)
 
-    def _product(self, matrix: StoredMatrix, rows: int, settings: Mapping[str, Any], **ends: int) -> None:
+    def _product(self, matrix: DeviceMatrix, rows: int, settings: Mapping[str, Any], **ends: int) -> None:
         constants = {"K": matrix.spec.inputs, **matrix.spec.constants(), **settings}
         kernel = _widest(self._find("product", constants))
         grid = (-(-matrix.spec.outputs // kernel.tile["BN"]) * rows,)
@@ -176,7 +176,7 @@ class Network:
         self._of_many(layer.down, count, wide, x, "*fp32", residual=True)
 
     def _of_many(
-        self, matrix: StoredMatrix, count: int, x: int, y: int, kind: str, residual: bool = False, **more: int
+        self, matrix: DeviceMatrix, count: int, x: int, y: int, kind: str, residual: bool = False, **more: int
     ) -> None:
         """A product of `count` vectors in natural order; kind: the type of y. more: bias, gate and pitch."""
         constants = {"K": matrix.spec.inputs, **matrix.spec.constants(), "RESIDUAL": residual}
@@ -229,14 +229,14 @@ class Network:
         return self._catalogue.variants(function, constants or {}, types)
 
 
-def _stored(matrix: StoredMatrix, step: bool, prefix: str = "") -> dict[str, int]:
+def _stored(matrix: DeviceMatrix, step: bool, prefix: str = "") -> dict[str, int]:
     """A matrix as arguments; step: for vectors in a step's order."""
     order = matrix.places if step else matrix.order
     names = {"order": order, "codes": matrix.codes, "scales": matrix.scales, "zeros": matrix.zeros}
     return {f"{prefix}{name}_ptr": address for name, address in names.items()}
 
 
-def _starts(parts: Sequence[StoredMatrix]) -> list[tuple[int, StoredMatrix]]:
+def _starts(parts: Sequence[DeviceMatrix]) -> list[tuple[int, DeviceMatrix]]:
     """Matrices with the column at which the outputs of each begin."""
     starts = [sum(part.spec.outputs for part in parts[:number]) for number in range(len(parts))]
     return list(zip(starts, parts, strict=True))

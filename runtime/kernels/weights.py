@@ -49,7 +49,7 @@ _PLACES = _Form(lambda values: _order(values) % 8 * (values.size // 8) + values 
 
 
 @dataclass(frozen=True)
-class StoredMatrix:
+class DeviceMatrix:
     """A matrix on the device, by addresses; 0 for what it does not have. places: `order` for a step's vectors."""
 
     spec: Matrix
@@ -75,11 +75,11 @@ class StoredLayer:
     input_norm: StoredNorm
     mlp_norm: StoredNorm
     bias: int
-    qkv: tuple[StoredMatrix, ...]
-    output: StoredMatrix
-    gate: StoredMatrix
-    up: StoredMatrix
-    down: StoredMatrix
+    qkv: tuple[DeviceMatrix, ...]
+    output: DeviceMatrix
+    gate: DeviceMatrix
+    up: DeviceMatrix
+    down: DeviceMatrix
 
 
 class DeviceWeights:
@@ -130,7 +130,7 @@ class _Arena:
     def norm(self, tensor: Tensor) -> StoredNorm:
         return StoredNorm(self.tensor(tensor), self.tensor(tensor, _STRANDS))
 
-    def matrix(self, matrix: Matrix) -> StoredMatrix:
+    def matrix(self, matrix: Matrix) -> DeviceMatrix:
         codes = _STORED
         if matrix.bits == 16:
             codes = _HALF_OF_COLUMNS if matrix.transposed else _HALF
@@ -140,7 +140,7 @@ class _Arena:
             name: self.tensor(matrix.tensors[stored], form) if stored in matrix.tensors else 0
             for name, (stored, form) in kept.items()
         }
-        return StoredMatrix(matrix, **addresses)
+        return DeviceMatrix(matrix, **addresses)
 
     def tensor(self, tensor: Tensor, form: _Form = _STORED) -> int:
         """The address of a tensor in a form; before `upload` it only asks for it."""

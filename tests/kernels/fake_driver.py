@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from fake_tensorrt import FakeDevice
 
-from vl3edge.export.kernels.interpreter import POINTED, guarded, pointer
+from vl3edge.export.kernels.interpreter import POINTED, bounds_checked, pointer
 from vl3edge.runtime.bundle.kernel_set import KernelSpec
 
 Status = enum.IntEnum("Status", ["CUDA_SUCCESS", "CUDA_ERROR_LAUNCH_FAILED", "CUDA_ERROR_OUT_OF_MEMORY"], start=0)
@@ -176,6 +176,6 @@ class FakeDriver:
             assert kind[0] != "*" or value % 16 == 0, f"{name} of {kernel.function} is not aligned"
             arguments[name] = pointer(value, POINTED[kind[1:]]) if kind[0] == "*" else value
         memory: list[np.ndarray] = list(self._device.memory.values())
-        with guarded(memory):
+        with bounds_checked(memory):
             self._functions[kernel.name][tuple(grid)](**arguments)
         self.launches.append(kernel.function)

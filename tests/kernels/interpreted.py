@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import triton.language as tl
 
-from vl3edge.export.kernels.interpreter import POINTED, guarded, pointer
+from vl3edge.export.kernels.interpreter import POINTED, bounds_checked, pointer
 from vl3edge.export.kernels.interpreter import OutOfBounds as OutOfBounds
 
 _NAMES = {"float16": "fp16", "float32": "fp32", "int32": "i32", "int64": "i64", "uint8": "u8"}
@@ -24,7 +24,7 @@ def launch(
 ) -> None:
     """Runs every program of a grid. reach: arrays that the kernel finds by addresses in its arguments."""
     arrays = [argument for argument in arguments if isinstance(argument, np.ndarray)]
-    with guarded([*arrays, *reach]):
+    with bounds_checked([*arrays, *reach]):
         kernel[tuple(grid)](*map(_argument, arguments), **constants)
 
 

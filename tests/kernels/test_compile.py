@@ -25,7 +25,7 @@ pytest.importorskip("triton")
 from vl3edge.export.errors import ExportError
 from vl3edge.export.kernels.binaries import Binary, Compiled
 from vl3edge.export.kernels.compile import _without_spills
-from vl3edge.export.kernels.shape import Matrix, read_shape
+from vl3edge.export.kernels.shape import MatrixKind, read_shape
 from vl3edge.export.kernels.variants import variants
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, open_bundle
 from vl3edge.runtime.bundle.manifest import DECODER_GRAPH
@@ -160,18 +160,18 @@ def test_what_cannot_be_compiled_is_said_in_one_line(tmp_path: Path) -> None:
 
 def test_the_shape_of_a_quantized_bundle() -> None:
     shape = read_shape(DEMO_BUNDLE, open_bundle(DEMO_BUNDLE).manifest.text)
-    assert shape.head == shape.embeddings == Matrix(128, 8, 32)
-    assert shape.matrices["down"] == {Matrix(384, 4, 32)}
-    assert shape.gated == {(Matrix(128, 4, 32), Matrix(128, 4, 32))}
+    assert shape.head == shape.embeddings == MatrixKind(128, 8, 32)
+    assert shape.matrices["down"] == {MatrixKind(384, 4, 32)}
+    assert shape.gated == {(MatrixKind(128, 4, 32), MatrixKind(128, 4, 32))}
     assert shape.epsilon == pytest.approx(1e-6)
 
 
 def test_the_shape_of_a_bundle_that_is_not_quantized(bundle: Path) -> None:
     shape = read_shape(bundle, open_bundle(bundle).manifest.text)
-    assert shape.head == Matrix(96, 16, 32)
-    assert shape.embeddings == Matrix(96, 32, 96)
-    assert shape.matrices["down"] == {Matrix(160, 16, 32)}
-    assert shape.matrices["output"] == {Matrix(128, 16, 64)}
+    assert shape.head == MatrixKind(96, 16, 32)
+    assert shape.embeddings == MatrixKind(96, 32, 96)
+    assert shape.matrices["down"] == {MatrixKind(160, 16, 32)}
+    assert shape.matrices["output"] == {MatrixKind(128, 16, 64)}
 
 
 def renamed(folder: Path, old: str, new: str) -> Path:
@@ -204,11 +204,11 @@ def test_a_variant_that_spills_is_left_out_where_another_does_not() -> None:
 
 def test_settings_that_differ_by_layer_have_kernels_of_their_own() -> None:
     uniform = read_shape(DEMO_BUNDLE, open_bundle(DEMO_BUNDLE).manifest.text)
-    exact = Matrix(128, 8, 32, zeros=True)
+    exact = MatrixKind(128, 8, 32, zeros=True)
     mixed = replace(
         uniform,
         matrices=uniform.matrices | {"qkv": uniform.matrices["qkv"] | {exact}},
-        gated=uniform.gated | {(exact, Matrix(128, 4, 32))},
+        gated=uniform.gated | {(exact, MatrixKind(128, 4, 32))},
     )
     added = [dict(kernel.constants) for kernel in set(variants(mixed)) - set(variants(uniform))]
     assert all(constants["BITS"] == 8 and constants["ZEROS"] for constants in added)

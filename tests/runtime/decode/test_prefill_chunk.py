@@ -17,7 +17,7 @@ from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, open_bundle, read_manifes
 from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, FP16_DECODER_GRAPH
 from vl3edge.runtime.decode.decoder import Decoder
 from vl3edge.runtime.decode.graph import DecoderGraph
-from vl3edge.runtime.decode.prefill_chunk import PREFILL_CHUNK, activation_bytes, gpu_chunk
+from vl3edge.runtime.decode.prefill_chunk import PREFILL_CHUNK, gpu_chunk, prefill_activation_bytes
 from vl3edge.runtime.memory_estimate import estimate, prefill_bytes
 
 CLIP = Path(__file__).parents[2] / "fixtures" / "demo_clip.mp4"
@@ -66,10 +66,10 @@ def test_growing_prompts_are_whole_ones_to_the_bit(chunk: int) -> None:
 
 
 def test_a_gpu_takes_the_chunk_that_its_memory_has_room_for() -> None:
-    assert activation_bytes(RELEASED, 4096) == 4096 * 4 * (5 * 8960 + 12 * 1536)
+    assert prefill_activation_bytes(RELEASED, 4096) == 4096 * 4 * (5 * 8960 + 12 * 1536)
     assert gpu_chunk(RELEASED, 80 * 10**9) == 4096
-    assert gpu_chunk(RELEASED, 8 * activation_bytes(RELEASED, 4096)) == 4096
-    assert gpu_chunk(RELEASED, 8 * activation_bytes(RELEASED, 4096) - 1) == 2048
+    assert gpu_chunk(RELEASED, 8 * prefill_activation_bytes(RELEASED, 4096)) == 4096
+    assert gpu_chunk(RELEASED, 8 * prefill_activation_bytes(RELEASED, 4096) - 1) == 2048
     assert gpu_chunk(RELEASED, 10**9) == gpu_chunk(RELEASED, None) == 2048
 
 
