@@ -155,7 +155,7 @@ class VisionEncoder(nn.Module):
         return grid.reshape(count, height // size, width // size, size * size * channels)
 
     def rotary(self, rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and sin [rows · columns, head_dim / 2]: the first half of the pairs turns by row, the second
+        """cos and sin [rows · columns, head_dim / 2]: the first half of the pairs rotates by row, the second
         by column.
         """
         device, pairs = self.inverse_frequencies.device, self.inverse_frequencies.shape[0]

@@ -319,7 +319,7 @@ class _VisionBuilder(_TypedBuilder):
         return str(self.graph.node("Reshape", [flat, self._heads_shape], name))
 
     def _rotary(self, positions: str) -> tuple[str, str]:
-        """cos and sin float32 [N, 1, head_dim / 2]: the first half of the real pairs turns by row, then by column."""
+        """cos and sin float32 [N, 1, head_dim / 2]: the first half of the real pairs rotates by row, then by column."""
         graph, pairs = self.graph, self.vision.head_dim // 4
         frequencies = rotary_frequencies(self.vision.rope_theta, 2 * pairs)
         table = np.zeros((2, self.head_dim // 2), np.float32)
@@ -338,7 +338,7 @@ class _VisionBuilder(_TypedBuilder):
         return graph.node("Cos", [angles], "cos"), graph.node("Sin", [angles], "sin")
 
     def _rotate(self, x: str, name: str) -> str:
-        """x [F, N, heads, head_dim] turned in float32: halves of a head against each other."""
+        """x [F, N, heads, head_dim] rotated in float32: halves of a head against each other."""
         graph = self.graph
         first, second = graph.node("Split", [self.float32(x, f"{name}.float32")], f"{name}.half", outputs=2, axis=-1)
         parts = []

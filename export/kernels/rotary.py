@@ -1,9 +1,9 @@
-"""Rotation of queries and keys, keys and values into the cache, and cached keys turned to earlier positions.
+"""Rotation of queries and keys, keys and values into the cache, and cached keys rotated to earlier positions.
 
 The cache is described in device memory, so that a captured step serves every length and every place of the cache:
 cache int64 [1 + 2 · layers] holds the capacity, then the addresses of the keys and values of layer 0, of layer 1, …:
 float16 [rows, KV_HEADS, capacity, 2 · HALF], aligned to 16 bytes; lengths int32 [rows] holds the tokens in a row.
-Tables cos and sin: float32 [positions, HALF], positions at least the capacity; channel i turns with channel i + HALF.
+Tables cos and sin: float32 [positions, HALF], positions at least the capacity; channel i rotates with channel i + HALF.
 Source: RoFormer (arXiv 2104.09864), in the convention of Qwen2; the tables are those of `export/graphs/decoder.py`.
 """
 
@@ -26,7 +26,7 @@ def rotate_and_cache(
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr, BT: tl.constexpr,
     PROMPT: tl.constexpr,
 ):  # fmt: skip
-    """Turns queries where they stand; caches turned keys, and values.  Grid: (ceil(count / BT), HEADS + 2 · KV_HEADS).
+    """Rotates queries in place; caches rotated keys, and values.  Grid: (ceil(count / BT), HEADS + 2 · KV_HEADS).
 
     qkv: float16 [count, (HEADS + 2 · KV_HEADS) · 2 · HALF]. A prompt's tokens follow what is cached in `row`; a step's
     token k follows what is cached in row k. Where a row is full, or its length negative, nothing is written to the
@@ -71,8 +71,8 @@ def move_cached(
 ):  # fmt: skip
     """Moves `count` cached positions of a row from `source` to `target` <= source.  Grid: (layers, KV_HEADS, 2).
 
-    Keys turn by the angle between old and new position, by the addition theorems from the tables. The two stretches may
-    overlap: a program goes up through one head, BT positions at a time, all of which are read before one is written,
+    Keys are rotated by the angle between old and new position, by the addition theorems from the tables. The two
+    stretches may overlap: a program goes up through one head, BT positions at a time, all of which are read before one is written,
     and what it writes lies below all that it still has to read.
     """
     layer, slot, kind = tl.program_id(0), tl.program_id(1), tl.program_id(2)

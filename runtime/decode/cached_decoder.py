@@ -134,9 +134,9 @@ class CachedDecoder(ABC):
         self.cache.wipe(0)
 
     def discard(self, start: int, count: int) -> None:
-        """Drops `count` tokens of the first row from `start` on; what follows moves up, and its keys turn with it.
+        """Drops `count` tokens of the first row from `start` on; what follows moves up, its keys rotated.
 
-        BundleError if the bundle does not say how keys turn.
+        BundleError if the bundle does not say how keys are rotated.
         """
         self.replace(start, count, np.zeros((0, self.spec.hidden_size), np.float32))
 
@@ -171,7 +171,7 @@ class CachedDecoder(ABC):
         """Brings "logits" or "tokens" of the last run to the host."""
 
     def _append_moved(self, source: int, count: int, rotary: Rotary) -> None:
-        """Appends to the first row what stands `count` positions from `source` on; keys turn with it."""
+        """Appends to the first row what stands `count` positions from `source` on; keys are rotated with it."""
         self.cache.append_moved(0, source, count, rotary)
 
     def _begin_step(self, rows: int) -> None:

@@ -127,13 +127,13 @@ class KvCache:
         self.lengths[row] = 0
 
     def append_moved(self, row: int, source: int, count: int, rotary: Rotary) -> None:
-        """Appends to a row what stands `count` positions from `source` on, at or after its end; keys turn with it."""
+        """Appends to a row what stands `count` positions from `source` on, at or after its end, with keys rotated."""
         target = int(self.lengths[row])
         for index, buffer in enumerate(self.buffers):
             for start in range(0, count, _MOVED_AT_ONCE):
                 old, new = source + start, target + start
                 part = buffer.read_positions(row, old, min(_MOVED_AT_ONCE, count - start))
-                buffer.write_positions(row, new, rotary.turned(part, old, new) if index % 2 == 0 else part)
+                buffer.write_positions(row, new, rotary.rotated(part, old, new) if index % 2 == 0 else part)
         self.lengths[row] = target + count
 
 

@@ -1,11 +1,11 @@
-"""Moving cached keys to earlier positions: rotary embeddings are rotations, so a key can be turned to another position.
+"""Moving cached keys to earlier positions: rotary embeddings are rotations, so a key can be moved.
 
 The decoder graph stores keys after it has rotated them. When tokens leave the middle of the cache, the later ones move
-up, and their keys are turned by the difference between the angles of the two positions. The angles are float32, as in
+up, and their keys are rotated by the difference between the angles of the two positions. The angles are float32, as in
 the tables of the graph, and their difference is taken in float64: what results is the key that the graph would have
 made at the new position, but for float32 rounding.
 
-Source: RoFormer (arXiv 2104.09864), in the convention of Qwen2: channel i turns with channel i + half.
+Source: RoFormer (arXiv 2104.09864), in the convention of Qwen2: channel i is rotated with channel i + half.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Rotary:
     """Turns keys of one model.
 
     theta: base of the frequencies. dim: channels of a head that the model has. head_dim: channels of a head in the
-    cache, dim or more; those added stand at the end of either half and do not turn.
+    cache, dim or more; those added stand at the end of either half and are not rotated.
     """
 
     def __init__(self, theta: float, dim: int, head_dim: int) -> None:
@@ -42,16 +42,16 @@ class Rotary:
             raise BundleError("the bundle does not say how its keys are rotated. Export the bundle again.")
         return cls(spec.rope_theta, spec.rotary_dim, spec.head_dim)
 
-    def turned(self, keys: np.ndarray, source: int, target: int) -> np.ndarray:
+    def rotated(self, keys: np.ndarray, source: int, target: int) -> np.ndarray:
         """Keys of the positions from `source` on, as they are at those from `target` on.
 
         keys: float32 or float16 [..., positions, head_dim]; the result is float32, of the same shape.
         """
-        cos, sin = self._turn(source, target, keys.shape[-2])
+        cos, sin = self._cos_sin(source, target, keys.shape[-2])
         first, second = np.split(keys, 2, axis=-1)
         return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
-    def _turn(self, old: int, new: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    def _cos_sin(self, old: int, new: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Cosine and sine float32 [count, head_dim / 2] of the angles between two runs of positions."""
         steps = np.arange(count, dtype=np.float32)[:, None]
         before = (steps + np.float32(old)) * self._frequencies

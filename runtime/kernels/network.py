@@ -110,7 +110,7 @@ class Network:
         self._pick(1, chosen)
 
     def move(self, cache: int, row: int, source: int, target: int, count: int) -> None:
-        """Moves cached positions of a row to `target` <= `source`; keys turn with it."""
+        """Moves cached positions of a row to `target` <= `source`; keys are rotated with it."""
         kernel = self._find("move_cached", self._rotary)[0]
         grid = (self.text.num_layers, self.text.num_kv_heads, 2)
         where = {"row": row, "source": source, "target": target, "count": count}

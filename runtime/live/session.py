@@ -2,7 +2,7 @@
 
 Each frame is pruned against its predecessor, encoded, and appended to the session's own KV cache at once. When the
 context is full the oldest quarter leaves in one go: the instructions stay, the first frame that stays opens the turn
-anew, and later keys turn to their new positions, so positions never exceed the context. What a frame left unsaid
+anew, and later keys are rotated to their new positions, so positions never exceed the context. What a frame left unsaid
 because it had not changed may leave with the frames before it, so the next frame is kept whole, like a keyframe.
 """
 
@@ -91,7 +91,7 @@ class Session:
         self._placed: list[_Placed] = []
         self._context = _NOTHING
         self._unreported_s: list[float] = []
-        self._turn = 0
+        self._run = 0
 
     @property
     def num_tokens(self) -> int:
@@ -112,7 +112,7 @@ class Session:
         context. After such an error the session goes on with what it had.
         """
         begin = time.perf_counter()
-        self._turn += 1
+        self._run += 1
         _check_frame(frame)
         clock = self._clock.follow(timestamp_s)
         assert clock.last_s is not None  # it has followed
@@ -147,7 +147,7 @@ class Session:
         Where question and answer need more room than is kept free of frames, the oldest frames leave.
         Raises ConfigError for a question that is no text, ContextLengthError if it does not fit, both at the call.
         """
-        self._turn += 1
+        self._run += 1
         media_items([{"role": "user", "content": question}])  # refuses what is no text
         config = config or GenerationConfig()
         entry = AnswerEntry(question)
@@ -157,24 +157,24 @@ class Session:
         self._check_cache(prompt)
         limit = min(wanted, self.max_tokens - len(prompt))
         chunks = self._generator.stream(prompt, replace(config, max_new_tokens=limit))
-        return self._answer(entry, prompt, chunks, keep, self._turn)
+        return self._answer(entry, prompt, chunks, keep, self._run)
 
     def prompt(self, question: str) -> SplicedPrompt:
         """What `ask` would begin with. The visual tokens themselves are not in it: they are in the KV cache."""
         return self._after(AnswerEntry(question))
 
     def _answer(
-        self, entry: Entry, prompt: SplicedPrompt, chunks: Iterator[Chunk], keep: bool, turn: int
+        self, entry: Entry, prompt: SplicedPrompt, chunks: Iterator[Chunk], keep: bool, run: int
     ) -> Iterator[Chunk]:
         ids: list[int] = []
-        if self._turn != turn:
+        if self._run != run:
             raise Vl3EdgeError("the session moved on before this answer was read: ask again")
         try:
             for chunk in chunks:
                 ids += chunk.token_ids
                 yield chunk
         except (GeneratorExit, KeyboardInterrupt):  # whoever takes the answer has had enough of it
-            if keep and ids and self._turn == turn:
+            if keep and ids and self._run == run:
                 self._keep(entry, prompt, ids)
             raise
         if keep:

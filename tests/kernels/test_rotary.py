@@ -89,7 +89,7 @@ def test_what_moves_up_is_turned_as_the_runtime_turns_it(source: int, target: in
     for index, (got, old) in enumerate(zip(cache.buffers, before, strict=True)):
         wanted = old.astype(np.float32)
         moved = wanted[1, :, source : source + count]
-        wanted[1, :, target : target + count] = turning.turned(moved, source, target) if index % 2 == 0 else moved
+        wanted[1, :, target : target + count] = turning.rotated(moved, source, target) if index % 2 == 0 else moved
         assert np.allclose(got, wanted, rtol=0, atol=3e-3, equal_nan=True)
         untouched = np.delete(np.arange(40), np.arange(target, target + count))
         assert np.array_equal(got[1, :, untouched], old[1, :, untouched], equal_nan=True)

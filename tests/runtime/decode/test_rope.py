@@ -37,7 +37,7 @@ def test_moved_keys_equal_keys_made_there(head_dim: int, theta: float, source: i
     plain = np.stack([pad_heads(row.reshape(-1), head_dim).reshape(2, -1) for row in plain]).transpose(1, 0, 2)
     keys = np.zeros((2, source + count, padded_head_dim(head_dim)), np.float32)
     keys[:, source:] = rotated(plain, np.arange(source, source + count), theta, head_dim)
-    moved = Rotary(theta, head_dim, padded_head_dim(head_dim)).turned(keys[:, source:], source, target)
+    moved = Rotary(theta, head_dim, padded_head_dim(head_dim)).rotated(keys[:, source:], source, target)
     expected = rotated(plain, np.arange(target, target + count), theta, head_dim)
     difference = np.abs(moved - expected)
     assert difference.max() < 3e-6, (difference.max(), difference.mean())
