@@ -72,8 +72,8 @@ def move_cached(
     """Moves `count` cached positions of a row from `source` to `target` <= source.  Grid: (layers, KV_HEADS, 2).
 
     Keys are rotated by the angle between old and new position, by the addition theorems from the tables. The two
-    stretches may overlap: a program goes up through one head, BT positions at a time, all of which are read before one is written,
-    and what it writes lies below all that it still has to read.
+    stretches may overlap: a program goes up through one head, BT positions at a time, all of which are read before one
+    is written, and what it writes lies below all that it still has to read.
     """
     layer, slot, kind = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     capacity = tl.load(cache_ptr)
