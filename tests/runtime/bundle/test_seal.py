@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -228,21 +229,20 @@ def test_a_folder_that_cannot_be_written(
     assert not Path("relative").exists()
 
 
-def _open(folder: str) -> None:
-    for _ in range(3):
-        Path(folder, SEAL_NAME).unlink(missing_ok=True)
-        open_bundle(folder, quick=True)
+OPEN = f"""
+import sys
+from pathlib import Path
+from vl3edge.runtime.bundle.bundle import open_bundle
+for _ in range(3):
+    Path(sys.argv[1], "{SEAL_NAME}").unlink(missing_ok=True)
+    open_bundle(sys.argv[1], quick=True)
+"""
 
 
 def test_processes_at_once(copy: Path, hashed: Callable[..., set[str]]) -> None:
     """Whoever comes second leaves it to the first; what is there is whole."""
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=_open, args=(str(copy),)) for _ in range(3)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0, 0, 0]
+    processes = [subprocess.Popen([sys.executable, "-c", OPEN, copy]) for _ in range(3)]
+    assert [process.wait() for process in processes] == [0, 0, 0]
     hashed(copy)
     assert hashed(copy) == set()
     left = {path.name for path in copy.iterdir()} - FILES - {"bundle.json"}
