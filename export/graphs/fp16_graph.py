@@ -11,6 +11,7 @@ Source: ONNX Runtime's docs/OperatorKernels.md and its pull requests 26075, 2772
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
 _SUFFIX: dict[int, str] = {FLOAT: "float", HALF: "half"}
 
 
-class Fp16Graph:
+class Fp16Graph(ABC):
     """Rewrites one graph, node by node; casts are put where the types of two neighbours differ.
 
     results: types of outputs; those of the others are what the nodes give. Subclasses say in which type a node
@@ -73,9 +74,9 @@ class Fp16Graph:
         else:
             self.emit(node)
 
+    @abstractmethod
     def dtype(self, node: onnx.NodeProto) -> int | None:
         """The type that a node computes in; None for one of whole numbers."""
-        raise NotImplementedError
 
     def unknown(self, node: onnx.NodeProto) -> ExportError:
         return ExportError(

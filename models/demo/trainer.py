@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ def average_gradients(parameters: list[nn.Parameter], ranks: int) -> None:
 
 
 @dataclass
-class Trainer:
+class Trainer(ABC):
     """The state of a second stage; `save` and `load` make it resumable.
 
     rank, ranks: of this process among those that train together; they average their gradients and stay equal.
@@ -94,17 +95,17 @@ class Trainer:
         self.step, self.clips_made = state["step"], state["clips_made"]
         self.first_step = self.step
 
+    @abstractmethod
     def sequences(self, rng: np.random.Generator) -> list[Sequence]:
         """Two steps' worth of sequences, sorted by length."""
-        raise NotImplementedError
 
+    @abstractmethod
     def learning_rate(self) -> float:
         """Of this step."""
-        raise NotImplementedError
 
+    @abstractmethod
     def head_losses(self, batch: Batch, after: list[Tensor]) -> dict[str, Tensor]:
         """Losses of the heads on hidden states after each layer."""
-        raise NotImplementedError
 
     def trained_steps(self) -> Iterator[None]:
         """Trains up to `steps`, and lets rank 0 do what it wants after each one."""
