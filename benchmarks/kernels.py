@@ -16,7 +16,7 @@ from typing import Any
 
 from vl3edge.export.graphs.decoder import text_spec
 from vl3edge.export.kernels.compile import compile_kernels
-from vl3edge.export.kernels.shape import DecoderShape, Matrix, uniform_shape
+from vl3edge.export.kernels.shape import DecoderShape, MatrixKind, uniform_shape
 from vl3edge.models.synthetic.random import preset
 
 RESULTS = Path(__file__).parent / "results" / "kernels.json"
@@ -75,7 +75,7 @@ def step(shape: DecoderShape) -> dict[str, int]:
     }
 
 
-def stored(matrix: Matrix, outputs: int) -> int:
+def stored(matrix: MatrixKind, outputs: int) -> int:
     """Bytes of codes and scales."""
     return outputs * (matrix.inputs * matrix.bits // 8 + 2 * matrix.inputs // matrix.group)
 
