@@ -64,7 +64,7 @@ mutation: $(VENV)/.installed
 
 kernels: $(VENV)/.installed
 	$(RUN) pytest tests/kernels
-	$(BIN)/python benchmarks/kernels.py
+	$(BIN)/python benchmarks/decoder_kernels.py
 
 # The tests with the runtime in them; those of the demo model, the torch modules and the quantizer are left out.
 COVERAGE_TESTS ?= tests/runtime tests/fuzz tests/export tests/test_layout.py tests/test_parity.py tests/test_readme.py

@@ -1,9 +1,9 @@
 """What the decoder's kernels are before any of them has run: registers, shared memory, bytes, launches.
 
-    python benchmarks/kernels.py
+    python benchmarks/decoder_kernels.py
 
 Compiles the kernels of the released sizes (int4 in groups of 128, a head of 8 bits) for every kind of GPU, without
-one. Says nothing of speed. Writes benchmarks/results/kernels.json.
+one. Says nothing of speed. Writes benchmarks/results/decoder_kernels.json.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vl3edge.export.kernels.compile import compile_kernels
 from vl3edge.export.kernels.shape import DecoderShape, MatrixKind, uniform_shape
 from vl3edge.models.synthetic.random import preset
 
-RESULTS = Path(__file__).parent / "results" / "kernels.json"
+RESULTS = Path(__file__).parent / "results" / "decoder_kernels.json"
 SIZES = ("2b", "7b")
 CONTEXT = 1000
 _A_LAYER = ("qkv", "rotation", "attention", "its parts combined", "output", "gate and up", "down")
