@@ -37,7 +37,8 @@ from vl3edge.models.demo.predictors import BundlePredictor, Prediction, TorchPre
 from vl3edge.models.demo.questions import Question
 from vl3edge.models.demo.twin import write_outlier_twin
 from vl3edge.runtime import VideoLlama3
-from vl3edge.runtime.backends.onnxruntime import Backend, Engine, OrtEngine, select_backend
+from vl3edge.runtime.backends.onnxruntime import Backend, Engine, OrtEngine
+from vl3edge.runtime.backends.select import select_backend
 from vl3edge.runtime.backends.tensorrt_vision import PatchEncoder
 from vl3edge.runtime.bundle.bundle import Bundle, open_bundle
 from vl3edge.runtime.bundle.plans import tensorrt_graph

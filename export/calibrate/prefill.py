@@ -23,7 +23,7 @@ from vl3edge.models.tensor_names import DECODER
 from vl3edge.quant.calibration import CalibrationSet
 from vl3edge.quant.dequantized import DequantizedCheckpoint
 from vl3edge.quant.sequences import CalibrationSequence
-from vl3edge.runtime.backends.onnxruntime import select_backend
+from vl3edge.runtime.backends.select import select_backend
 
 from ..errors import ExportError
 from ..tensor_source import pad_heads, padded_head_dim

@@ -15,7 +15,7 @@ import numpy as np
 
 from vl3edge.quant.calibration import CalibrationItem, CalibrationSet, calibration_items, collect
 from vl3edge.quant.sequences import CalibrationSequence
-from vl3edge.runtime.backends.onnxruntime import select_backend
+from vl3edge.runtime.backends.select import select_backend
 from vl3edge.runtime.bundle.bundle import Bundle
 from vl3edge.runtime.bundle.manifest import MediaSpec
 from vl3edge.runtime.config import SamplingPlan

@@ -18,7 +18,7 @@ from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.vision import VisionEncoder
 from vl3edge.models.weight_map import Linear
 from vl3edge.quant.calibration import calibration_items
-from vl3edge.runtime.backends.onnxruntime import select_backend
+from vl3edge.runtime.backends.select import select_backend
 from vl3edge.runtime.bundle.manifest import Manifest, MediaSpec
 from vl3edge.runtime.config import SamplingPlan
 from vl3edge.runtime.errors import MediaError

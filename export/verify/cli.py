@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vl3edge.models.checkpoint import Checkpoint
-from vl3edge.runtime.backends.onnxruntime import BACKENDS
+from vl3edge.runtime.backends.select import BACKENDS
 from vl3edge.runtime.cli.stderr import exit_status
 from vl3edge.runtime.terminal import one_line
 

@@ -21,7 +21,8 @@ from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.config import ModelConfig
 from vl3edge.models.projector import Projector
 from vl3edge.models.vision import VisionEncoder
-from vl3edge.runtime.backends.onnxruntime import Backend, select_backend
+from vl3edge.runtime.backends.onnxruntime import Backend
+from vl3edge.runtime.backends.select import select_backend
 from vl3edge.runtime.bundle.bundle import Bundle, open_bundle
 from vl3edge.runtime.bundle.manifest import Manifest, fp16_file
 from vl3edge.runtime.media.resize import PixelBudget, resize_rgb, target_size

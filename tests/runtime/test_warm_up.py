@@ -14,7 +14,8 @@ from fake_tensorrt import FakeDevice
 
 from vl3edge.runtime import GenerationConfig, VideoLlama3
 from vl3edge.runtime.backends.buffers import DeviceMemory
-from vl3edge.runtime.backends.onnxruntime import Backend, PatchLimit, select_backend
+from vl3edge.runtime.backends.onnxruntime import Backend, PatchLimit
+from vl3edge.runtime.backends.select import select_backend
 from vl3edge.runtime.backends.warm_up import WarmUp
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, Bundle, open_bundle
 from vl3edge.runtime.bundle.manifest import FP16_DECODER_GRAPH

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from vl3edge.runtime import GenerationConfig
-from vl3edge.runtime.backends.onnxruntime import select_backend
+from vl3edge.runtime.backends.select import select_backend
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, open_bundle
 from vl3edge.runtime.bundle.manifest import TextSpec
 from vl3edge.runtime.decode.batch import BatchGenerator, BatchRequest
