@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from vl3edge.quant.dequantized import Linears
 from vl3edge.quant.gptq_reader import GptqLinears
 from vl3edge.quant.plan import QuantizationPlan
 
-Progress = Callable[[str, int, int], None]
+from .progress import Progress
 
 
 @dataclass(frozen=True)

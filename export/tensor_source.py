@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import torch
+
+from vl3edge.models.checkpoint import Checkpoint
+from vl3edge.quant.dequantized import DequantizedCheckpoint
 
 
 class TensorSource(Protocol):
     """Weights by canonical name, as float32 arrays."""
 
     def array(self, name: str) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Float32Source:
+    """A checkpoint's tensors as float32 arrays, one at a time."""
+
+    checkpoint: Checkpoint | DequantizedCheckpoint
+
+    def array(self, name: str) -> np.ndarray:
+        return self.checkpoint.tensor(name, torch.float32).numpy()
 
 
 def padded_head_dim(head_dim: int) -> int:

@@ -12,7 +12,8 @@ from vl3edge.runtime.backends.select import BACKENDS
 from vl3edge.runtime.cli.stderr import exit_status
 from vl3edge.runtime.terminal import one_line
 
-from ..cli import ProgressLines, quiet_libraries
+from ..cli import quiet_libraries
+from ..progress import ProgressLines
 from .verify import VerifyOptions, verify_bundle
 
 

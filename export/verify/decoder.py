@@ -10,7 +10,7 @@ graph compute what these weights say, activations not rounded? And as it runs, h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -34,13 +34,13 @@ from vl3edge.runtime.prompt.tokenizer import Tokenizer
 
 from ..decoder_parity import reference_logits
 from ..parity import load_session
+from ..progress import Progress
 from .clips import VerifyClip
 from .graph_weights import GraphLinears
 from .prefill import verify_prompt_graph
 from .report import LARGEST_STEPS, Bound, StageResult, compare
 
 LARGEST_KL = 0.5  # nats a token, of the rounding of activations
-Progress = Callable[[str, int, int], None]
 Source = Checkpoint | DequantizedCheckpoint
 
 

@@ -9,7 +9,7 @@ a second time (`prompt.py`). At the end the whole path runs by itself.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,14 +30,15 @@ from vl3edge.runtime.vision.difffp import keep_mask
 from vl3edge.runtime.vision.engines import VisionEngines
 
 from ..errors import ExportError
-from ..pipeline import ExportOptions, make_manifest
+from ..manifest import make_manifest
+from ..options import ExportOptions
+from ..progress import Progress
 from .clips import VerifyClip, verify_clips
 from .decoder import verify_decoder, verify_whole_path
 from .prompt import verify_embeddings, verify_prompts
 from .report import FLOAT16, FLOAT32, Bound, StageResult, VerifyReport, compare
 from .vision_fp16 import encoded, fp16_on_host, verify_fp16_vision
 
-Progress = Callable[[str, int, int], None]
 _OPTIONAL = ("text.rope_theta", "text.rotary_dim")  # 0 in bundles of before they were written
 
 

@@ -22,8 +22,10 @@ from vl3edge.export.calibrate.smoothquant import Smoothing
 from vl3edge.export.errors import ExportError
 from vl3edge.export.graphs.decoder import text_spec
 from vl3edge.export.graphs.decoder_prefill_int8 import SmoothedSource, write_prefill
+from vl3edge.export.options import ExportOptions
 from vl3edge.export.parity import load_session
-from vl3edge.export.pipeline import ExportOptions, Float32Source, export_bundle
+from vl3edge.export.pipeline import export_bundle
+from vl3edge.export.tensor_source import Float32Source
 from vl3edge.export.verify import cli as cli_verify
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.decoder import DecoderLayer, rotary

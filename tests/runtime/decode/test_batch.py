@@ -63,7 +63,7 @@ def random_parts(folder: Path, name: str, **changes: Any) -> Parts:
     """The decoder of a random checkpoint."""
     from vl3edge.export.graphs.decoder import DecoderBuilder, export_decoder, text_spec
     from vl3edge.export.graphs.embeddings import export_embeddings
-    from vl3edge.export.pipeline import Float32Source
+    from vl3edge.export.tensor_source import Float32Source
     from vl3edge.models.checkpoint import Checkpoint
     from vl3edge.models.synthetic.random import preset, write_random_checkpoint
 
