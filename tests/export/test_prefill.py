@@ -278,7 +278,7 @@ DENSE, WHOLE = SamplingPlan(fps=30.0), PruningConfig(enabled=False)  # a prompt 
 
 
 def logits(model: VideoLlama3) -> np.ndarray:
-    return model._generator._decoder.logits[0].copy()
+    return model.decoder.logits[0].copy()
 
 
 def test_the_demo_answers_as_the_shipped_bundle(demo: Path) -> None:

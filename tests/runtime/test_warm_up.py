@@ -134,6 +134,6 @@ def test_a_cpu_begins_nothing() -> None:
     before = threading.active_count()
     model = VideoLlama3.load(backend="cpu", num_threads=1)
     assert threading.active_count() == before
-    assert model._decoders.graph.warming is None
+    assert model.decoder.graph.warming is None
     clip = model.encode(Path(__file__).parents[1] / "fixtures" / "demo_clip.mp4")
     assert model.ask(clip, "What?", GenerationConfig(max_new_tokens=2)).token_ids
