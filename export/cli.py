@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def quiet_libraries() -> None:
-    """Leaves out the warnings that libraries have for their developers."""
+    """Hides the libraries' warnings that are meant for developers."""
     for category in (DeprecationWarning, FutureWarning):
         warnings.simplefilter("ignore", category)
 
@@ -44,7 +44,7 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _export_options(options: argparse.Namespace) -> ExportOptions:
-    """Raises ConfigError for options that cannot work, whatever the checkpoint."""
+    """Raises ConfigError for options that no checkpoint can satisfy."""
     plan = None
     if options.quant == "none" and options.save_gptq is not None:
         raise ConfigError("--save-gptq and --quant none are mutually exclusive")

@@ -1,4 +1,4 @@
-"""The decoder's part of an export: its calibration and quantization, the prefill graph, the decoder itself."""
+"""The decoder stage of an export: calibration, quantization, the prefill graph, the decoder graphs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from .tensor_source import Float32Source
 def calibration_data(
     checkpoint: Checkpoint, engines: Bundle, options: ExportOptions, progress: Progress
 ) -> CalibrationSet | None:
-    """What the decoder reads of the calibration media, through the engines just written, if anything wants it."""
+    """Calibration sequences, made by the engines just written; None if nothing needs calibration."""
     quantizes = options.quantizes(checkpoint.config)
     if not quantizes and options.prefill_bits == 16:
         return None
@@ -63,11 +63,11 @@ def write_prefill_graph(
     quantized: Quantized | None,
     progress: Progress,
 ) -> PrefillQuantization:
-    """The prefill graph, from the checkpoint's own weights: 8 bits lose less of them than of their 4-bit codes."""
+    """Writes the prefill graph, from the original weights where they exist: 8-bit rounding of 4-bit codes loses more."""
     if options.prefill_bits == 16 or data is None:
         return PrefillQuantization()
     original: Checkpoint | DequantizedCheckpoint = checkpoint
-    if quantized is not None and checkpoint.config.quantization is not None:  # the codes are all there is
+    if quantized is not None and checkpoint.config.quantization is not None:  # only the codes exist
         original = DequantizedCheckpoint(checkpoint, quantized.linears)
     checkpoint.release()
     calibration = calibrate_prefill(original, data, partial(progress, "calibrating prompts"))

@@ -21,7 +21,7 @@ def estimated_bytes(checkpoint: Checkpoint, options: ExportOptions) -> int:
 
 
 def _prefill_bytes(checkpoint: Checkpoint, options: ExportOptions) -> int:
-    """Of the prefill graph: a byte for each weight of the decoder's layers."""
+    """Bytes of the prefill graph: one for each weight of the decoder's layers."""
     if options.prefill_bits == 16:
         return 0
     text = checkpoint.config.text

@@ -22,7 +22,7 @@ from .options import ExportOptions
 def list_files(
     manifest: Manifest, folder: Path, describe: Callable[[Path], FileEntry] = lambda path: FileEntry(0, "")
 ) -> Manifest:
-    """The manifest with every file that is in the folder now."""
+    """The manifest, listing every file that is now in the folder."""
     files = {
         path.relative_to(folder).as_posix(): describe(path) for path in sorted(folder.rglob("*")) if path.is_file()
     }

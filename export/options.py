@@ -1,4 +1,4 @@
-"""What an export is asked for, and what is checked of it before any work is done."""
+"""The options of an export, checked before any work is done."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ TARGETS = ("cpu", "cuda", *TENSORRT_TARGETS)
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What to make of a checkpoint.
+    """How to export a checkpoint.
 
-    targets: "cpu" is in every bundle; all others add float16 graphs for NVIDIA GPUs; "rtx" compiled TensorRT plans
-        as well, "jetson" what `vl3edge build` compiles there.
-    plan: how to quantize the decoder, or None to leave it whole. A checkpoint whose decoder is quantized already is
-        exported as it is, whatever the plan.
-    precision: of weights that are not quantized; "fp16" halves them on disk and is computed in float32 on a CPU. None
-        is "fp32" without quantization, so that nothing is lost, and "fp16" with it.
-    calibration: files, folders and patterns to calibrate on; none takes built-in synthetic scenes.
-    calibration_tokens: how many to calibrate with, about.
+    targets: "cpu" is in every bundle; all others add float16 graphs for NVIDIA GPUs; "rtx" compiled TensorRT plans as
+        well, "jetson" what `vl3edge build` compiles there.
+    plan: how to quantize the decoder, or None not to. A decoder that is already quantized is exported unchanged,
+        whatever the plan.
+    precision: of weights that are not quantized; "fp16" halves their size on disk, and CPUs still compute in float32.
+        None is "fp32" without quantization, so that nothing is lost, and "fp16" with it.
+    calibration: files, folders and patterns to calibrate on; empty uses built-in synthetic scenes.
+    calibration_tokens: about how many tokens to calibrate on.
     save_gptq: where to write the quantized decoder as an ordinary GPTQ checkpoint too.
     activation_bits: 8 computes quantized products with activations rounded to 8 bits, several times faster on a CPU;
         32 leaves the activations as they are.
     vision_bits: 8 computes the vision encoder's products with weights and activations in 8 bits, about twice as fast on
         a CPU and half the size, also in TensorRT plans; 16 leaves them in float.
-    prefill_bits: 8 adds a prefill graph on CPUs, with the weights of the decoder's layers once more, in 8 bits; 16
-        does not.
-    name: what the bundle calls its model; None takes the checkpoint's name.
-    kernels: for GPU targets, compiles the decoder's kernels too, which takes minutes and Triton. The command does.
+    prefill_bits: 8 adds a prefill graph for CPUs, which stores the layers' weights again in 8 bits; 16 does not.
+    name: the model's name in the bundle; None takes the checkpoint's name.
+    kernels: for GPU targets, also compile the decoder's kernels, which takes minutes and needs Triton. The command line
+        does so by default.
     """
 
     targets: tuple[str, ...] = ("cpu",)
@@ -98,10 +98,10 @@ class ExportOptions:
         if self.calibration_tokens < 1:
             raise ExportError(f"calibration_tokens must be at least 1, not {self.calibration_tokens}")
         if quantizes or 8 in (self.vision_bits, self.prefill_bits):
-            expand(self.calibration)  # raises MediaError for what does not exist
+            expand(self.calibration)  # raises MediaError for missing media
 
     def largest_storable(self, name: str) -> float:
-        """The largest value that the bundle can hold of a tensor: float16's, or float32's for what stays in it."""
+        """The largest value that the bundle can store for a tensor: the limit of float16, or infinity for float32."""
         decodes, is_norm = name.startswith((DECODER, LM_HEAD)), "norm" in name
         fp16 = self.stored_precision == "fp16" or name.endswith(".scales")
         if decodes and not is_norm:

@@ -1,7 +1,6 @@
 """Checkpoint in, bundle out: the stages of an export, in order, each measured against the torch modules.
 
-The manifest is written last, after every file it lists; `staging.py` sees to it that a bundle appears whole or not at
-all.
+The manifest is written last, after every file it lists; `staging.py` ensures that a bundle appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -46,8 +45,8 @@ def export_bundle(
     """Exports a checkpoint to the folder `target`.
 
     progress: called with (stage, steps done, steps in all).
-    Raises ExportError (target exists, disk full, a chat template that fails, …), CheckpointError (from reading, weights
-    that are no numbers), QuantError (a plan that does not fit the decoder), MediaError (calibration media).
+    Raises ExportError (target exists, disk full, a chat template that fails, …), CheckpointError (unreadable or
+    non-finite weights), QuantError (a plan that does not fit the decoder), MediaError (calibration media).
     """
     options = options or ExportOptions()
     options.check(checkpoint.config)

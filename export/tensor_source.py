@@ -1,4 +1,4 @@
-"""Weights by name, as the writers of graphs take them, and heads widened to what ONNX Runtime accepts."""
+"""Weights by name, as graph writers read them, and heads padded to the sizes that ONNX Runtime accepts."""
 
 from __future__ import annotations
 

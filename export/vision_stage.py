@@ -1,4 +1,4 @@
-"""The vision part of an export: the encoder and the projectors, in float16 for GPUs too, each measured."""
+"""The vision stage of an export: encoder and projectors, for GPUs also in float16, each measured."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A VideoLLaMA3 checkpoint on disk: its configuration, its tensors under canonical names, its text files.
 
-Both published layouts open the same way, and both are checked in full when they are opened: every missing,
-unexpected and wrongly shaped tensor is named in one error.
+Both published layouts open the same way, and both are checked in full when they are opened: every missing, unexpected
+and wrongly shaped tensor is named in one error.
 """
 
 from __future__ import annotations
@@ -34,8 +34,7 @@ class Checkpoint:
     """Use `Checkpoint.open`.
 
     folder: where the files are; commit: the hub commit they are pinned to, or None for a local folder.
-    config: what the files say; `config.text.tie_word_embeddings` is what holds in fact (see
-    `_effective_tie`).
+    config: what the files say; `config.text.tie_word_embeddings` is what holds in fact (see `_effective_tie`).
     """
 
     def __init__(self, folder: Path, config: ModelConfig, files: TensorFiles, commit: str | None) -> None:
@@ -203,8 +202,7 @@ class Checkpoint:
     def _effective_tie(self) -> bool:
         """Whether embeddings and head are one tensor.
 
-        As transformers decides: a head that is stored and differs from the embeddings wins over the
-        configuration.
+        As transformers decides: a head that is stored and differs from the embeddings wins over the configuration.
         """
         if not self.config.text.tie_word_embeddings or not {LM_HEAD, EMBEDDINGS} <= self._stored.keys():
             return self.config.text.tie_word_embeddings

@@ -1,9 +1,9 @@
 """Reads a checkpoint's JSON files, of either layout, into a ModelConfig.
 
-A key that is absent takes the default of the class that would read it: transformers' `VideoLlama3*` classes,
-or the authors' processor (from their public release). Whatever changes the result and is not implemented here
-(other activations, scaled rotary positions, sliding windows, other resampling) is refused, so that no
-checkpoint loads into a model that only looks right.
+A key that is absent takes the default of the class that would read it: transformers' `VideoLlama3*` classes, or the
+authors' processor (from their public release). Whatever changes the result and is not implemented here (other
+activations, scaled rotary positions, sliding windows, other resampling) is refused, so that no checkpoint loads into a
+model that only looks right.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""The decoder, Qwen2.5, as plain torch modules: the fp32 reference of export, and the layers that GPTQ
-works on.
+"""The decoder, Qwen2.5, as plain torch modules: the fp32 reference of export, and the layers that GPTQ works on.
 
-Linear layers are `nn.Linear` under the checkpoint's own names (`self_attn.q_proj`, `mlp.down_proj`, …), so
-that one can be looked up, hooked or replaced by name. One layer can be loaded and run at a time.
+Linear layers are `nn.Linear` under the checkpoint's own names (`self_attn.q_proj`, `mlp.down_proj`, …), so that one can
+be looked up, hooked or replaced by name. One layer can be loaded and run at a time.
 """
 
 from __future__ import annotations

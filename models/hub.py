@@ -1,7 +1,6 @@
 """Finds a checkpoint: a local folder, or a model id on the Hugging Face hub.
 
-From the hub, only weights in safetensors and the small text files are fetched; code and pickled weights
-never are.
+From the hub, only weights in safetensors and the small text files are fetched; code and pickled weights never are.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The safetensors files of a checkpoint, memory-mapped: one file, or shards with an index.
 
-Opening reads the headers alone. A tensor's bytes are paged in when it is used and can be dropped again by the
-system, so a checkpoint larger than the memory can be read.
+Opening reads the headers alone. A tensor's bytes are paged in when it is used and can be dropped again by the system,
+so a checkpoint larger than the memory can be read.
 """
 
 from __future__ import annotations

@@ -27,8 +27,7 @@ def write_tensors(
 ) -> None:
     """Writes model.safetensors, or `shards` files of about equal size and their index.
 
-    make: called once for each name, in order; gives that tensor, which is converted to `dtype` and then
-    dropped.
+    make: called once for each name, in order; gives that tensor, which is converted to `dtype` and then dropped.
 
     Raises:
         ValueError: shards or dtype is not possible.

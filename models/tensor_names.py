@@ -23,9 +23,7 @@ _DERIVED = ("inv_freq", "position_ids")
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, Shape]:
-    """Canonical name -> shape of all tensors, in the order in which they are used; `lm_head.weight`
-    included.
-    """
+    """Canonical name -> shape of all tensors, in the order in which they are used; `lm_head.weight` included."""
     return {
         **vision_shapes(config.vision),
         **projector_shapes(config),

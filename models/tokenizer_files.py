@@ -1,8 +1,7 @@
 """The tokenizer of a checkpoint, as the text of a tokenizer.json, which is all that the runtime reads.
 
-Checkpoints without that file keep Qwen2's tokenizer in the older form (vocab.json, merges.txt and the added
-tokens of tokenizer_config.json); it is put together here, with the same steps as transformers' Qwen2
-tokenizer.
+Checkpoints without that file keep Qwen2's tokenizer in the older form (vocab.json, merges.txt and the added tokens of
+tokenizer_config.json); it is put together here, with the same steps as transformers' Qwen2 tokenizer.
 """
 
 from __future__ import annotations

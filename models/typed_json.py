@@ -1,7 +1,7 @@
 """Typed access to the JSON files of a checkpoint, with errors that name the file and the key.
 
-A `Section` is one JSON object and where it came from. Its readers check types strictly: a number written as a
-string, or `true` where a number is meant, is refused instead of being guessed at.
+A `Section` is one JSON object and where it came from. Its readers check types strictly: a number written as a string,
+or `true` where a number is meant, is refused instead of being guessed at.
 """
 
 from __future__ import annotations

@@ -49,8 +49,8 @@ def verify_prompt_graph(
 ) -> list[StageResult]:
     """The stages of its weights, and of its keys and values.
 
-    read: inputs float32 [S, hidden]. caches: of each, what the reference has after every layer, float32
-    [2, kv_heads, S, head_dim].
+    read: inputs float32 [S, hidden]. caches: of each, what the reference has after every layer, float32 [2, kv_heads,
+    S, head_dim].
     """
     path = bundle.path(PREFILL_GRAPH)
     tensors = GraphTensors(path, onnx.load(path, load_external_data=False).graph)

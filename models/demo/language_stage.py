@@ -3,10 +3,9 @@
 Beside the answers, linear heads read the hidden states of visual tokens: after layer 3 the number of the frame and how
 the shape came there from the frame before, after layer 4 which event happened at the frame before. They are dropped
 afterwards; without them the steps that a question about time needs (compare neighbours, compare moves, name the label)
-are found late or never.
-Early on most clips keep only one to three tokens per frame, drawn at random: sequences are short, and every token's
-feature says where the shape is. Later the tokens are those that DiffFP keeps, at the released threshold for half of
-the clips and at none or higher ones for the others.
+are found late or never. Early on most clips keep only one to three tokens per frame, drawn at random: sequences are
+short, and every token's feature says where the shape is. Later the tokens are those that DiffFP keeps, at the released
+threshold for half of the clips and at none or higher ones for the others.
 """
 
 from __future__ import annotations
