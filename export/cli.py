@@ -37,7 +37,7 @@ def _export(options: argparse.Namespace) -> None:
     wanted = _export_options(options)
     checkpoint = Checkpoint.open(options.checkpoint, options.revision)
     if wanted.plan is not None and checkpoint.config.quantization is not None:
-        progress("the checkpoint's decoder is already quantized: exported unchanged, without regard to bits and groups")
+        progress("the checkpoint's decoder is already quantized: exported unchanged, ignoring --bits and --group-size")
     report = export_bundle(checkpoint, options.output, wanted, ProgressLines())
     print(contents_table(report.manifest))
     print(f"\nbundle: {report.folder}")

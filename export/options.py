@@ -91,7 +91,7 @@ class ExportOptions:
             raise ExportError(f"there is no GPTQ checkpoint to save: the decoder {why}")
         if self.prefill_bits == 8 and self.activation_bits == 32:
             raise ExportError(
-                "prefill_bits 8 needs activations in 8 bits, so it excludes activation_bits 32: leave one out"
+                "prefill_bits 8 needs 8-bit activations, so it excludes activation_bits 32: leave one out"
             )
         if self.plan is not None and quantizes:
             self.plan.check(config.text)

@@ -45,8 +45,8 @@ _LARGEST_ERROR = 10.0  # as a share: what is off by more is no approximation
 class MediaSpec:
     """Pixel budget of images or of videos; sides become multiples of patch_size × merge_size pixels.
 
-    min_pixels, max_pixels: of one image, or of all frames of a video together (`ProcessorSpec.rule` says how they
-    are shared out).
+    min_pixels, max_pixels: of one image, or of all frames of a video together (`ProcessorSpec.rule` says how they are
+    shared out).
     """
 
     merge_size: int
@@ -183,8 +183,8 @@ class Manifest:
     """Everything `bundle.json` says.
 
     measured: figures of the export, per stage: largest and mean difference from the torch modules.
-    quantization: of the decoder: method and settings, with the measured error; {"method": "none"} when the weights
-        are whole.
+    quantization: of the decoder: method and settings, with the measured error; {"method": "none"} when the weights are
+        whole.
     """
 
     name: str

@@ -2,8 +2,8 @@
 
 The decoder graph stores keys after it has rotated them. When tokens leave the middle of the cache, the later ones move
 up, and their keys are rotated by the difference between the angles of the two positions. The angles are float32, as in
-the tables of the graph, and their difference is taken in float64: what results is the key that the graph would have
-made at the new position, but for float32 rounding.
+the graph's tables, and their difference is taken in float64: up to float32 rounding, the result is the key that the
+graph would have computed at the new position.
 
 Source: RoFormer (arXiv 2104.09864), in the convention of Qwen2: channel i is rotated with channel i + half.
 """
@@ -17,9 +17,9 @@ from ..errors import BundleError
 
 
 def rotary_frequencies(theta: float, dim: int) -> np.ndarray:
-    """Radians a position, float32 [dim / 2]. In float32 throughout, as transformers computes them.
+    """Radians per position, float32 [dim / 2], in float32 throughout, as in transformers.
 
-    The inverse comes first, as in every implementation: at far positions the last bit of the frequencies shows.
+    The inverse comes first, as in every implementation: at large positions the last bit of the frequencies matters.
     """
     exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
     return (1.0 / np.power(np.float32(theta), exponents)).astype(np.float32)
@@ -37,7 +37,7 @@ class Rotary:
 
     @classmethod
     def of(cls, spec: TextSpec) -> Rotary:
-        """For one decoder; BundleError if its bundle is from before the manifest said what is needed."""
+        """For one decoder; BundleError if its bundle is too old to state the base of its frequencies."""
         if not spec.rotary_dim:
             raise BundleError("the bundle does not say how its keys are rotated. Export the bundle again.")
         return cls(spec.rope_theta, spec.rotary_dim, spec.head_dim)

@@ -10,7 +10,7 @@ from ..errors import BackendError
 
 
 class Sampler:
-    """Chooses tokens for one answer; what its config leaves open is the model's.
+    """Chooses tokens for one answer; settings that its config leaves open are the model's.
 
     needs_logits: False when the decoder's own greedy choice is the answer and no logits have to be read.
     """

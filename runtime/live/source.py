@@ -1,7 +1,7 @@
 """Where live frames come from: a camera, a network stream or a file, opened through FFmpeg with limits of time.
 
-A source that states its length is a recording: it is played in real time and its end is the end. Everything else
-is live: what comes is new, and its end is a loss. Cameras are V4L2 devices (Linux).
+A source that states its length is a recording: it is played in real time and its end is the end. Everything else is
+live: what comes is new, and its end is a loss. Cameras are V4L2 devices (Linux).
 """
 
 from __future__ import annotations

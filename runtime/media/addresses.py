@@ -1,7 +1,7 @@
-"""Media at an address: pictures are fetched whole, within limits; films are left to FFmpeg, which reads them itself.
+"""Media at an address: pictures are fetched whole, within limits; FFmpeg reads videos itself.
 
-What is there is told by its first bytes, so an address needs no suffix. http and https are asked here first, for films
-too, so that what goes wrong is said in the same words for all of them.
+The first bytes tell which it is, so an address needs no suffix. http and https addresses are requested here first,
+videos too, so that their errors read the same.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def is_address(name: str) -> bool:
 
 
 def local_path(name: str) -> str:
-    """The path that a file:// address stands for; any other name as it is. Raises MediaError for another host's."""
+    """The path of a file:// address; any other name unchanged. Raises MediaError for another host's."""
     if not name.lower().startswith("file://"):
         return name
     parts = urlsplit(name.replace("#", "%23").replace("?", "%3F"))
@@ -86,7 +86,7 @@ def without_secrets(text: str) -> str:
 def located(source: str | Path | Fetched, limits: MediaLimits) -> str | Path | Fetched:
     """Where a source's bytes are: a path for a file:// address, the bytes for a picture at an http(s) address.
 
-    Everything else as it is, films at an address among it. Raises MediaError where there is nothing to be had.
+    Everything else is unchanged, including videos at an address. Raises MediaError if nothing can be fetched.
     """
     if isinstance(source, Fetched) or not is_address(str(source)):
         return source
@@ -106,7 +106,7 @@ def located(source: str | Path | Fetched, limits: MediaLimits) -> str | Path | F
 
 
 def _picture_at(address: str, limits: MediaLimits, clock: ReadingClock) -> bytes | None:
-    """All bytes of a picture; None, after the first few, for what is none."""
+    """All bytes of a picture; None, after the first few, for anything else."""
     parts: list[bytes] = []
     with urlopen(_request(address), timeout=limits.silence_s) as response:
         named = suffix_of(address) in TGA_SUFFIXES or response.headers.get_content_maintype() == "image"
@@ -146,7 +146,7 @@ def _request(address: str) -> Request:
 
 
 def unreachable(error: Exception, silence_s: float) -> str:
-    """What an error of Python's network functions, or of FFmpeg's, means for an address."""
+    """The meaning for an address of an error of Python's or FFmpeg's network functions."""
     if isinstance(error, HTTPError):
         return f"the server answers {error.code} {error.reason}".rstrip()
     if isinstance(error, URLError):

@@ -1,7 +1,7 @@
-"""Whether a source is a picture or a video, by its type or by what is in it; never by what a file is called alone.
+"""Tells pictures from videos by type or content, never by file name alone.
 
-An animation of several frames is a video, one of a single frame a picture. A name decides only where there is nothing
-to read, or nothing that can be: then the error should be about what the file was meant to be.
+An animation of several frames is a video, one of a single frame a picture. The name decides only if the file is missing
+or unreadable: then the error should be about the kind of file it was meant to be.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _EVERYDAY_FORMATS |= {"JXL", "EXR", "DPX", "QOI"}
 def media_kind(source: Any, limits: MediaLimits = DEFAULT_LIMITS) -> MediaKind:
     """Whether a source is an image or a video; folders are videos. A picture at an address has to be fetched before.
 
-    Raises ConfigError for what is no source at all, MediaError if the process that was to tell it died.
+    Raises ConfigError for what is not a source at all, MediaError if the process that was to find out died.
     """
     if isinstance(source, Image.Image):
         return "image"
@@ -63,7 +63,7 @@ def media_kind(source: Any, limits: MediaLimits = DEFAULT_LIMITS) -> MediaKind:
 
 
 def format_of(source: str | Path | Fetched) -> str | None:
-    """The name of a picture file's format, see `picture_format`; None for what has none, or cannot be read."""
+    """The format name of a picture file, see `picture_format`; None for other or unreadable files."""
     try:
         with _opened(source) as file:
             return picture_format(file, suffix_of(str(source)))
@@ -87,7 +87,7 @@ def first_frame(image: Image.Image) -> int:
 
 
 def pictures_in(paths: Sequence[Path]) -> list[Path]:
-    """Those of the files that are pictures: by their suffix, and where it says nothing, by their content."""
+    """The files that are pictures, by suffix, or by content if the suffix is unknown."""
     return [path for path in paths if _is_picture(path)]
 
 
@@ -114,7 +114,7 @@ def _file_kind(source: str | Path | Fetched, limits: MediaLimits) -> MediaKind:
 
 
 def _kind_by_ffmpeg(path: str) -> MediaKind:
-    """By what FFmpeg finds in a file; by the suffix, if it finds nothing."""
+    """The kind by what FFmpeg finds in a file, or by suffix if it finds nothing."""
     suffix = suffix_of(path)
     hoped_for: MediaKind = "image" if suffix in PICTURE_SUFFIXES else "video"
     if (hoped_for == "image" or suffix not in VIDEO_SUFFIXES) and os.path.isfile(path):

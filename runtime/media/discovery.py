@@ -35,14 +35,13 @@ def expand(arguments: Iterable[str], kind: MediaKind | None = None, limits: Medi
 def matches(
     arguments: Iterable[str], kind: MediaKind | None = None, limits: MediaLimits = DEFAULT_LIMITS
 ) -> list[tuple[str, list[str]]]:
-    """For each argument the clips it names that none before has named (folders and patterns sorted by name).
+    """For each argument, the clips that no earlier one has named (folders and patterns sorted by name).
 
-    A folder stands for the media in it and in its sub-folders, links to folders among them, and for every folder in it
-    that may not be read. Pictures beside videos are clips of their own. A folder that holds pictures alone is one clip,
-    they its frames, unless they look like photographs (`photographs.py`); a MediaWarning says what was assumed. kind:
-    "image" or "video" decides instead. A file that exists is taken as it is, whatever its name; so is an address, and a
-    name that may not be looked up, which reading it will say. An argument that matches nothing has no clips; one whose
-    clips have all been named is left out.
+    A folder means the media in it and its sub-folders, following links, and every folder in it that may not be read.
+    Pictures beside videos are clips of their own. A folder with nothing but pictures is one clip of these frames,
+    unless they look like photographs (`photographs.py`); a MediaWarning says what was assumed. kind: "image" or "video"
+    decides instead. An existing file is taken whatever its name; so are addresses, and names that may not be looked up,
+    which fail when read. An argument that matches nothing has no clips; one whose clips have all been named is omitted.
     """
     seen: set[str] = set()
     found = []
@@ -84,7 +83,7 @@ def _is_forbidden(name: str) -> bool:
 
 
 def _in_folder(folder: Path, kind: MediaKind | None, limits: MediaLimits) -> list[str]:
-    """The clips in a folder. Links without an end and pipes that are named like media are among them, as failures."""
+    """The clips in a folder, including endless links and pipes named like media, which fail when read."""
     forbidden: list[str] = []
     clips: list[Path] = []
     for parent, files in _walk(folder, forbidden):
@@ -100,7 +99,7 @@ def _in_folder(folder: Path, kind: MediaKind | None, limits: MediaLimits) -> lis
 
 
 def _walk(folder: Path, forbidden: list[str]) -> Iterator[tuple[Path, list[Path]]]:
-    """Every folder with its files, hidden ones left out; those behind links follow the others, none comes twice.
+    """Every folder with its files, without hidden ones; those behind links come last, none twice.
 
     Adds the folders that may not be read to `forbidden`.
     """
@@ -119,7 +118,7 @@ def _walk(folder: Path, forbidden: list[str]) -> Iterator[tuple[Path, list[Path]
 
 
 def _are_frames(folder: Path, pictures: list[Path], kind: MediaKind | None, limits: MediaLimits) -> bool:
-    """Whether the pictures of a folder are one clip; says what was assumed if nobody decided it."""
+    """Whether the pictures of a folder are one clip; warns of the assumption if the caller did not decide."""
     if kind is not None:
         return kind == "video"
     why = why_photographs(pictures, limits)

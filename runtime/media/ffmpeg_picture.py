@@ -1,6 +1,6 @@
 """Pictures that FFmpeg reads and Pillow does not: EXR, DPX, JPEG-LS, PAM and others, and JPEG XL where FFmpeg can.
 
-Their levels become RGB as FFmpeg converts them: what a renderer wrote as linear light stays so, and looks dark.
+Their levels become RGB as FFmpeg converts them: a renderer's linear light stays linear, and looks dark.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 """Which frames of a clip are sampled, from the times at which its frames are shown; no pixels here.
 
-The clip's clock starts where players and the FFmpeg program start it: at the container's start time, so a
-stream that begins later than the others has its first frame after 0.
+The clip's clock starts where players and the FFmpeg program start it: at the container's start time, so a stream that
+begins later than the others has its first frame after 0.
 
-Rule "fps" gives the frames of FFmpeg's filter `fps=fps=R:round=down`: its output n is the last frame with
-floor(t·R) ≤ n, outputs run from the first frame's floor(t·R) to floor(end·R), where a clip ends one frame duration
-after its last frame. As in the authors' release, sample k is labelled with the first frame's time plus k/R. Two
-deliberate differences: a clip so short that the filter gives nothing still gives one frame; and a part of a clip
-(`start_s`, `end_s`) starts with the frame on screen at `start_s` and ends at `end_s` itself, where the FFmpeg
-program skips to the next frame and loses the last sample.
+Rule "fps" gives the frames of FFmpeg's filter `fps=fps=R:round=down`: its output n is the last frame with floor(t·R) ≤
+n, outputs run from the first frame's floor(t·R) to floor(end·R), where a clip ends one frame duration after its last
+frame. As in the authors' release, sample k is labelled with the first frame's time plus k/R. Two deliberate
+differences: a clip so short that the filter gives nothing still gives one frame; and a part of a clip (`start_s`,
+`end_s`) starts with the frame on screen at `start_s` and ends at `end_s` itself, where the FFmpeg program skips to the
+next frame and loses the last sample.
 
 Rule "index" is transformers' port: frame numbers spread evenly, labelled with number / frame rate.
 
@@ -30,7 +30,7 @@ from ..errors import MediaError
 DEFAULT_FPS = 1.0
 DEFAULT_MAX_FRAMES = 180
 INDEX_MIN_FRAMES = 4
-"""Rule "index" takes at least so many frames, if there are as many (transformers' `min_frames`)."""
+"""Rule "index" takes at least this many frames, if there are as many (transformers' `min_frames`)."""
 
 
 @dataclass(frozen=True, eq=False)

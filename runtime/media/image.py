@@ -1,7 +1,7 @@
 """Reading one image as the reference processors do: upright, RGB, 8 bits.
 
-Takes what Pillow reads, or FFmpeg, by content and not by file name. Of an animated image it takes the first frame; the
-frames themselves are a video and read by `video.py`.
+It reads what Pillow or FFmpeg can, by content and not by file name. For an animated image it returns the first frame;
+`video.py` reads all frames as a video.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def load_image(
 ) -> npt.NDArray[np.uint8]:
     """The image as uint8 [H, W, 3], turned upright by its EXIF orientation.
 
-    Every mode becomes RGB as Pillow's `convert("RGB")` does it: alpha is dropped, palettes are looked up,
-    CMYK is converted without a profile. 16-bit greyscale is scaled to 8 bits (Pillow alone would clip it). An
-    array must be uint8 [H, W, 3], [H, W, 4] (alpha is dropped) or [H, W].
+    Every mode becomes RGB as Pillow's `convert("RGB")` does it: alpha is dropped, palettes are looked up, CMYK is
+    converted without a profile. 16-bit greyscale is scaled to 8 bits (Pillow alone would clip it). An array must be
+    uint8 [H, W, 3], [H, W, 4] (alpha is dropped) or [H, W].
 
     Raises MediaError if the file is missing, empty, damaged, not an image, or beyond a limit.
     """

@@ -25,7 +25,7 @@ from .limits import DEFAULT_LIMITS, MediaLimits, ReadingClock
 Frame = npt.NDArray[np.uint8]
 
 FOLDER_FPS = 3.0
-"""Pictures of a folder count as so many per second, as in the authors' release."""
+"""Frames per second of a folder of pictures, as in the authors' release."""
 
 MICROSECOND = Fraction(1, 1_000_000)
 

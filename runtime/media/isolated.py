@@ -1,8 +1,8 @@
-"""Reading media in a process of its own, so that a crash or a hang inside a codec costs one clip and not the program.
+"""Reads media in a separate process, so that a crash or a hang inside a codec costs one clip and not the program.
 
-The process is another Python that runs `isolated_worker.py`. It is kept for the next clip, and started anew after it
-died, at work or while it waited, or had to be killed. It isolates crashes, endless loops and hunger for memory; it is
-no sandbox: the process may do what its user may. Frames come through a socket at their full size.
+The process is another Python that runs `isolated_worker.py`. It is kept for the next clip, and restarted after it died,
+at work or idle, or had to be killed. It isolates crashes, endless loops and excessive memory use; it is not a sandbox:
+the process may do whatever its user may. Frames come through a socket at full size.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .one_pass import FrameSource
 Frame = npt.NDArray[np.uint8]
 _WORKER = "vl3edge.runtime.media.isolated_worker"
 GRACE_S = 2.0
-"""The process looks at the clock itself, between packets; it is killed when it does not."""
+"""The process checks the clock itself, between packets; it is killed if it does not."""
 
 
 def _folder() -> str | None:
@@ -41,7 +41,7 @@ def _folder() -> str | None:
 
 
 class _Gone(MediaError):
-    """The process ended before it began with a request: the clip has nothing to do with it."""
+    """The process ended before it began a request, so the clip is not the cause."""
 
 
 class ReaderProcess:
@@ -54,7 +54,7 @@ class ReaderProcess:
     def __init__(self, memory_bytes: int) -> None:
         ours, theirs = socket.socketpair()
         command = [sys.executable, "-m", _WORKER, str(theirs.fileno()), str(memory_bytes)]
-        # It must find this package however the program found it.
+        # It must find this package, however the program found it.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         with theirs:
             self._process = subprocess.Popen(
@@ -129,9 +129,9 @@ _idle = _Idle()
 
 
 def ask(name: str, limits: MediaLimits, request: tuple[Any, ...]) -> Generator[Any]:
-    """What a process answers to a request about the clip `name`; see `ReaderProcess.ask`.
+    """A process's answer to a request about the clip `name`; see `ReaderProcess.ask`.
 
-    One that was ended while it waited (by whoever needed memory, say) is replaced, once.
+    A process that was ended while idle (for its memory, say) is replaced, once.
     """
     clock = ReadingClock(name, limits)
     process = _idle.take(limits.max_isolated_bytes)

@@ -13,8 +13,8 @@ _END = object()
 def read_ahead(items: Iterator[T]) -> Generator[T]:
     """The items, each made in a thread while the consumer works on the one before; one is held at most.
 
-    An error of the iterator is raised where its item would have come. Closing the generator waits for the item that
-    is being made.
+    An error of the iterator is raised where its item would have come. Closing the generator waits for the item that is
+    being made.
     """
     with ThreadPoolExecutor(max_workers=1) as thread:
         coming = thread.submit(next, items, _END)

@@ -4,8 +4,8 @@ Both checkpoint layouts round the sides to multiples of patch × merge and then 
 in how a budget is shared, in which limit wins, and in who resamples: torchvision in transformers' port, Pillow in the
 authors' processor. Both are antialiased bicubic; single values differ by a level or two.
 
-Source: `smart_resize` of transformers' video_llama_3 and the image processor of the authors' release. The copy of
-the latter in the release's inference code swaps the sides of pictures that it opens by path; the copy that trained the
+Source: `smart_resize` of transformers' video_llama_3 and the image processor of the authors' release. The copy of the
+latter in the release's inference code swaps the sides of pictures that it opens by path; the copy that trained the
 weights does not, and neither does this module.
 """
 
@@ -35,11 +35,11 @@ class PixelBudget:
 
     patch_size: side of a patch of the vision encoder, in pixels.
     merge_size: side of a merge block, in patches; a visual token covers (patch_size × merge_size)² pixels.
-    min_pixels, max_pixels: limits of height × width after resizing. max_pixels is for everything that shares
-        the budget: it is divided by `num_frames_sharing` in `target_size`, min_pixels is not.
-    rule: "transformers": `size.shortest_edge` and `size.longest_edge` of the processor files, which hold
-        pixels; a size too large is not tested against min_pixels again. "authors": see `from_tokens`;
-        min_pixels is applied last, and so wins.
+    min_pixels, max_pixels: limits of height × width after resizing. max_pixels is for everything that shares the
+        budget: it is divided by `num_frames_sharing` in `target_size`, min_pixels is not.
+    rule: "transformers": `size.shortest_edge` and `size.longest_edge` of the processor files, which hold pixels; a size
+        too large is not tested against min_pixels again. "authors": see `from_tokens`; min_pixels is applied last, and
+        so wins.
     """
 
     patch_size: int
@@ -75,8 +75,8 @@ class PixelBudget:
 def target_size(height: int, width: int, budget: PixelBudget, num_frames_sharing: int = 1) -> tuple[int, int]:
     """The (height, width) a frame of height × width pixels is resized to.
 
-    num_frames_sharing: how many images and frames share `budget.max_pixels`. "transformers": 1 for an image,
-        the number of frames of this video for a video; "authors": images plus video frames of the whole conversation.
+    num_frames_sharing: how many images and frames share `budget.max_pixels`. "transformers": 1 for an image, the number
+        of frames of this video for a video; "authors": images plus video frames of the whole conversation.
 
     Raises MediaError for an empty frame, or one more than MAX_ASPECT_RATIO times as long as wide (or the reverse).
     """

@@ -1,9 +1,8 @@
 """What a file is by its bytes: a picture of some format, or something for FFmpeg to read.
 
 Most formats are known by Pillow's own look at their first bytes, and some that it does not read by those listed here.
-Three need more: HEIF and AVIF pictures lie in the
-same boxes as an MP4 film, and FFmpeg would show their first tile; raw Motion JPEG begins as its first picture does; and
-TGA has no signature at all.
+Three need more: HEIF and AVIF pictures lie in the same boxes as an MP4 film, and FFmpeg would show their first tile;
+raw Motion JPEG begins as its first picture does; and TGA has no signature at all.
 """
 
 from __future__ import annotations

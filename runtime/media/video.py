@@ -1,9 +1,8 @@
-"""Sampling a video: from a file, a folder of pictures, an animation or frames in memory to a few resized
-frames.
+"""Sampling a video: from a file, a folder of pictures, an animation or frames in memory to a few resized frames.
 
-`open_video` reads no more than it needs to know which frames it will take and when they are shown, so that
-sizes and budgets can be decided; frames then come one by one or in chunks, each resized as soon as it is
-decoded, so no more than one frame of full size is in memory. `read_video` collects them.
+`open_video` reads no more than it needs to know which frames it will take and when they are shown, so that sizes and
+budgets can be decided; frames then come one by one or in chunks, each resized as soon as it is decoded, so no more than
+one frame of full size is in memory. `read_video` collects them.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ class Video:
     frames: uint8 [F, H, W, 3], resized.
     timestamps_s: the time each frame stands for, in seconds on the clip's clock.
     source_fps, num_source_frames, duration_s: of the clip it was taken from.
-    warnings: what was lost or had to be assumed, in words; empty for a sound clip with a clock.
+    warnings: what was lost or had to be assumed, in words; empty for an intact clip with a clock.
     """
 
     frames: npt.NDArray[np.uint8]
@@ -73,7 +72,7 @@ class Video:
 
 
 class VideoReader:
-    """A video opened for sampling: what will come is known, nothing but its first frame has been decoded.
+    """A video opened for sampling: its samples are chosen, only its first frame has been decoded.
 
     name: of the source, for messages.
     height, width: of its frames before resizing, upright, in pixels.
@@ -99,8 +98,8 @@ class VideoReader:
         """The samples in order, decoded as they are taken and resized to `size` = (height, width).
 
         None keeps the size of the clip's first frame. rule: of `resize_rgb`. May be called again; each call decodes
-        anew. At the end one MediaWarning says what of the clip was missing, could not be decoded or had to be assumed,
-        and what was taken instead.
+        again. At the end one MediaWarning says what was missing, could not be decoded or had to be assumed, and what
+        was used instead.
         """
         size = size or (self.height, self.width)
         wanted, repeats = np.unique(self._indices, return_counts=True)
@@ -160,14 +159,14 @@ def open_video(
 ) -> VideoReader:
     """Opens a video and chooses its samples; see VideoReader.
 
-    source: a video file or an animated GIF, WebP, AVIF or PNG (path or address), a still picture, which is a video
-        of one frame, a folder of pictures (sorted by name, numbers by value), an array uint8 [F, H, W, 3], or a list
-        of Pillow images.
-    plan: which frames; None is one per second, at most 180. Fields that are None have these defaults, too.
-    source_fps: frames per second of the source, as of the plan, and instead of that; lists of images count as 3
-        otherwise, an array must have it or timestamps_s.
-    timestamps_s: instead of it, the time of each frame of an array or a list.
-    limits: of what reading it may cost.
+    source: a video file or an animated GIF, WebP, AVIF or PNG (path or address), a still picture, which is a video of
+        one frame, a folder of pictures (sorted by name, numbers by value), an array uint8 [F, H, W, 3], or a list of
+        Pillow images.
+    plan: which frames; None is one per second, at most 180, which are also the defaults of fields that are None.
+    source_fps: frames per second of the source, overriding the plan's; the default for lists of images is 3, an array
+        needs it or timestamps_s.
+    timestamps_s: instead of source_fps, the time of each frame of an array or a list.
+    limits: on what reading it may cost.
 
     Raises MediaError if there is nothing to see, or too much; ConfigError if the clock of an array is not given.
     """
@@ -187,7 +186,7 @@ def read_video(
     source_fps: float | None = None,
     timestamps_s: Sequence[float] | None = None,
 ) -> Video:
-    """Samples a whole video at once, resized within `budget` (None keeps its size); arguments as of `open_video`."""
+    """Samples a whole video at once, resized within `budget` (None keeps its size); arguments as for `open_video`."""
     reader = open_video(source, plan, source_fps=source_fps, timestamps_s=timestamps_s)
     if budget is None:
         return reader.read()
@@ -201,9 +200,9 @@ def open_source(
     kind: MediaKind = "video",
     timestamps_s: Sequence[float] | None = None,
 ) -> FrameSource:
-    """What a reader samples from; arguments as of `open_video`, the source as `located` gave it.
+    """The source that a reader samples; arguments as for `open_video`, the source as returned by `located`.
 
-    kind: "image" takes what `load_image` does, as a video of one frame.
+    kind: "image" reads it as `load_image` does, as a video of one frame.
     """
     if limits.isolate and isinstance(source, str | Path | Fetched):
         opened: FrameSource = ask_worker("open", str(source), source, limits, source_fps, kind)
@@ -231,8 +230,8 @@ def open_source(
 def _at_rate(
     source: VideoFile | PictureList | Animation, source_fps: float | None, limits: MediaLimits
 ) -> VideoFile | PictureList | Animation:
-    """The source with its frames evenly spaced at `source_fps`, if that is given, and a note of what that overrides, or
-    of the rate that is assumed."""
+    """The source with its frames evenly spaced at `source_fps`, if given, and a note if that overrides the source's
+    rate or a rate is assumed."""
     count, own, assumed = len(source.timeline.ticks), source.timeline.average_fps, source.assumed_fps
     note = ""
     if source_fps is not None:

@@ -1,10 +1,10 @@
 """Messages to prompt pieces: the checkpoint's chat template, with media slots and without injection.
 
-The template (Jinja, run in a sandbox within limits, `sandbox.py`) turns messages into one string with
-placeholder tokens for media. Added tokens that stand in *users'* text are masked before the template runs and restored,
-as plain text, afterwards; so whatever a user writes, only the template itself can place a special token. Text between
-special tokens is kept in one piece, so it is tokenized as the reference tokenizes it, across the border of template and
-user text.
+The template (Jinja, run in a sandbox within limits, `sandbox.py`) turns messages into one string with placeholder
+tokens for media. Added tokens that stand in *users'* text are masked before the template runs and restored, as plain
+text, afterwards; so whatever a user writes, only the template itself can place a special token. Text between special
+tokens is kept in one piece, so it is tokenized as the reference tokenizes it, across the border of template and user
+text.
 
 There is no system text unless it is asked for: that is the default of the authors' processor, and how they evaluate
 their models. Their published example has the system message "You are a helpful assistant."; `add_system_prompt=True`,

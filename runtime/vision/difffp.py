@@ -1,10 +1,10 @@
-"""DiffFP, the differential frame pruner: which video tokens are dropped because they did not change.
+"""DiffFP, the differential frame pruner: drops video tokens that did not change.
 
-A token covers a block of (patch × merge)² pixels. It is kept when its block differs from the same block of
-the previous *sampled* frame (not of the last kept one) by more than a threshold, measured on normalized
-pixels times 255. The mean of normalization cancels out, so only sums of differences of 8-bit levels are
-needed: those are whole numbers, and the result is exact whatever the machine. Blocks whose difference is
-exactly the threshold are dropped; a float32 implementation may decide such a tie either way.
+A token covers a block of (patch × merge)² pixels. It is kept when its block differs from the same block of the previous
+*sampled* frame (not of the last kept one) by more than a threshold, measured on normalized pixels times 255. The
+normalization's mean cancels out, so only sums of differences of 8-bit levels are needed, which are integers, and the
+result is exact on every machine. Blocks whose difference is exactly the threshold are dropped; a float32 implementation
+may decide such a tie either way.
 
 Source: VideoLLaMA3 (arXiv 2501.13106) and `_get_compression_mask` of transformers' video_llama_3.
 """
@@ -47,10 +47,10 @@ class FramePruner:
         self._previous: Frame | None = None
 
     def push(self, frame: Frame) -> npt.NDArray[np.bool_]:
-        """Which tokens of `frame`, uint8 [H, W, 3], are kept: bool [H/block · W/block], row by row.
+        """The tokens of `frame`, uint8 [H, W, 3], to keep: bool [H/block · W/block], row by row.
 
-        The first frame is kept whole; of a frame in which nothing changed, the first token is kept.
-        The frame is held until the next one, so the caller must not write to it.
+        The first frame is kept whole; a frame in which nothing changed keeps its first token. The frame is held until
+        the next one, so the caller must not write to it.
         """
         previous, self._previous = self._previous, frame
         if previous is None:

@@ -20,7 +20,7 @@ from .difffp import RELEASED_THRESHOLD
 Differences = npt.NDArray[np.float64]
 
 NOISE_LIMIT = 16.0
-"""Above it nothing counts as noise. Uncompressed sensor noise of σ = 5 levels stays below; above may be slow motion."""
+"""Nothing above it counts as noise. Uncompressed sensor noise of σ = 5 levels is below; slow motion may be above."""
 
 _DEVIATIONS = 3.0  # the threshold lies so far above the mean of the noise
 _SEED_SHARE = 0.25  # of the differences; the smallest ones, taken for noise to begin with
@@ -38,7 +38,7 @@ def choose_threshold(differences: Differences, pruning: PruningConfig) -> float:
 
 
 def fewest_tokens(num_frames: int, tokens_per_frame: int) -> int:
-    """What the highest threshold keeps: the first frame whole, one token of every other."""
+    """The tokens that the highest threshold keeps: all of the first frame, one of every other."""
     return tokens_per_frame + num_frames - 1
 
 

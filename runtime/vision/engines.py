@@ -34,15 +34,16 @@ class VisionEngines:
         return self._backend.name != "cpu"
 
     def warm_up(self) -> None:
-        """On backend "cuda", begins to load what videos need, and to run it once, in a thread that first use waits for.
+        """On backend "cuda", starts loading the engines for videos and running them once, in a thread that the first
+        use waits for.
 
-        TensorRT's engines are loaded at first use, as a CPU's are.
+        TensorRT's engines are loaded at first use, as on a CPU.
         """
         if self._backend.name == "cuda":
             self._warming = WarmUp(self._run_once)
 
     def wait(self) -> None:
-        """Returns when nothing is under way any more."""
+        """Waits until warming up is done."""
         if self._warming is not None:
             self._warming.wait()
 
@@ -53,7 +54,7 @@ class VisionEngines:
 
     @property
     def max_patches(self) -> int | None:
-        """Of one frame: larger ones have to be made smaller; None when any size will do."""
+        """Limit of one frame: larger ones must be resized; None for any size."""
         return self._frame_limits.max_patches
 
     def frames_per_call(self, height: int, width: int) -> int:
@@ -63,7 +64,7 @@ class VisionEngines:
     def features(self, frames: np.ndarray) -> Features:
         """Features [F, h, w, C], float32 or float16, of frames uint8 [F, H, W, 3]; h and w count patches.
 
-        They stay where the engine leaves them: `features.on_host` makes an array of them.
+        They stay where the engine leaves them: `features.on_host` copies them to an array.
         """
         return self._engine("vision").run({"frames": frames})[0]
 

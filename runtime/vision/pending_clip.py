@@ -13,7 +13,7 @@ from .opened_media import OpenedMedia
 
 
 class PendingClip:
-    """A clip in the making: its kind and times are known, its frames are encoded as their tokens are asked for.
+    """A clip in the making: its kind and times are known, its frames are encoded on demand.
 
     uid: of the visual tokens, the same in the clip that `finish` returns.
     """
@@ -46,7 +46,7 @@ class PendingClip:
         return self._size[1]
 
     def frame(self, index: int) -> tuple[int, np.ndarray]:
-        """The number of a frame's first token, and its tokens float32 [n, hidden]; encodes up to it if need be.
+        """The number of a frame's first token, and its tokens float32 [n, hidden]; encodes up to it if needed.
 
         Raises MediaError for media that cannot be read to the end.
         """

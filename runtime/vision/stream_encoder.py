@@ -1,4 +1,4 @@
-"""The frames of a stream: each resized, pruned against the one before, encoded and projected as it comes."""
+"""Encodes a stream's frames: each is resized, pruned against the previous one, encoded and projected on arrival."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class StreamFrames:
 
     @property
     def max_tokens(self) -> int:
-        """Visual tokens of a frame of which nothing is pruned."""
+        """Visual tokens of an unpruned frame."""
         return self.size[0] * self.size[1] // self._encoder.block**2
 
     def tokens(self, frame: np.ndarray) -> np.ndarray:
