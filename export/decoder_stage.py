@@ -44,6 +44,7 @@ def calibration_data(
 def quantized_decoder(
     checkpoint: Checkpoint, data: CalibrationSet | None, options: ExportOptions, target: Path, progress: Progress
 ) -> Quantized | None:
+    """The quantized decoder: the checkpoint's own, or a new one by the plan; None if it stays whole."""
     if checkpoint.config.quantization is not None:
         return existing_quantization(checkpoint)
     if options.plan is None or data is None:
@@ -86,6 +87,7 @@ def write_decoder(
     quantized: Quantized | None,
     progress: Progress,
 ) -> dict[str, Difference]:
+    """Writes the decoder's graphs; returns their differences from torch by file stem. table: the embeddings."""
     config, precision = checkpoint.config.text, options.stored_precision
     source = Float32Source(checkpoint)
     tied = config.tie_word_embeddings

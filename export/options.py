@@ -90,9 +90,7 @@ class ExportOptions:
             why = "is already quantized" if config.quantization is not None else "will not be quantized"
             raise ExportError(f"there is no GPTQ checkpoint to save: the decoder {why}")
         if self.prefill_bits == 8 and self.activation_bits == 32:
-            raise ExportError(
-                "prefill_bits 8 needs 8-bit activations, so it excludes activation_bits 32: leave one out"
-            )
+            raise ExportError("prefill_bits 8 needs 8-bit activations and excludes activation_bits 32: leave one out")
         if self.plan is not None and quantizes:
             self.plan.check(config.text)
         if self.calibration_tokens < 1:

@@ -18,6 +18,7 @@ from .progress import Progress
 def vision_calibration(
     checkpoint: Checkpoint, options: ExportOptions, draft: Manifest, progress: Progress
 ) -> VisionCalibration | None:
+    """The inputs of the encoder's products on the calibration media; None unless it is quantized to 8 bits."""
     if options.vision_bits == 16:
         return None
     clips = calibration_clips(draft, options.calibration)
@@ -31,6 +32,7 @@ def write_vision(
     calibration: VisionCalibration | None,
     progress: Progress,
 ) -> tuple[dict[str, Difference], VisionQuantization]:
+    """Writes the graphs; returns their differences from torch by file stem, and the encoder's quantization."""
     precision, quantization = options.stored_precision, VisionQuantization()
     progress("vision", 0, 1)
     measured = {"vision": export_vision(checkpoint, folder, precision, calibration=calibration)}
