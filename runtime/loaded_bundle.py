@@ -14,7 +14,7 @@ from .decode.generate import Generator
 from .kernels.select import chosen_decoder, open_decoders
 from .media.limits import DEFAULT_LIMITS, MediaLimits
 from .memory_budget import MemoryBudget
-from .memory_estimate import prefill_bytes, vision_bytes
+from .memory_estimate import vision_bytes
 from .prompt.chat_template import MediaItem, PromptTemplate
 from .prompt.messages import conversation_pieces
 from .prompt.splice import EmbeddingTable, SplicedPrompt, stream_incremental
@@ -97,7 +97,7 @@ class LoadedBundle:
             manifest.tokens.eos_ids,
             batch,
             self._memory.cache_bytes() if memory_bytes is None else memory_bytes,
-            vision_bytes(manifest, PATCHES_PER_CALL, 1) + prefill_bytes(manifest, self._decoders.prefill_chunk, batch),
+            vision_bytes(manifest, PATCHES_PER_CALL, 1) + self._decoders.run_bytes(batch),
             self._memory.check_context,
             manifest.generation,
         )

@@ -136,6 +136,7 @@ class InterpreterLauncher:
 
     captures = False
     description = "kernels in Triton's interpreter on the CPU"
+    tuned_for = None
 
     def __init__(self, functions: dict[str, Any]) -> None:
         """functions: by the names of the kernels."""

@@ -7,7 +7,7 @@ what was exported. They are compiled code, to be trusted as plans are. No GPU li
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +77,16 @@ class KernelManifest:
 
 @dataclass(frozen=True)
 class KernelSet:
-    """The kernels of one decoder, and its weights in the files of `folder`."""
+    """The kernels of one decoder, and its weights in the files of `folder`.
+
+    digest: sha256 of the kernels' manifest, and so of their code; empty where they are compiled as they are needed.
+    """
 
     folder: Path
     text: TextSpec
     manifest: KernelManifest
     weights: Weights
+    digest: str = ""
 
 
 def has_kernels(bundle: Bundle) -> bool:
@@ -101,7 +105,7 @@ def read_kernel_set(bundle: Bundle) -> KernelSet:
         if f"{FOLDER}/{name}" not in bundle.manifest.files:
             raise BundleError(f"{FOLDER}/{name} is not one of the files of {bundle.folder}. {_AGAIN}")
     weights = _read(bundle.folder / FOLDER / WEIGHTS, Weights, WEIGHTS_FORMAT, WEIGHTS_FORMAT_VERSION)
-    return checked_set(bundle, manifest, weights)
+    return replace(checked_set(bundle, manifest, weights), digest=bundle.manifest.files[f"{FOLDER}/{MANIFEST}"].sha256)
 
 
 def weights_from_json(data: Json) -> Weights:

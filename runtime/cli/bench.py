@@ -8,9 +8,7 @@ that only reads memory. Stages that compute in 8 bits may pass the float32 floor
 from __future__ import annotations
 
 import argparse
-import json
 import platform
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from ..bundle.bundle import bundle_folder, open_bundle
 from ..errors import ConfigError
 from ..kernels.select import chosen_decoder
 from ..roofline import cores
-from .options import add_decoder
+from .options import add_decoder, add_json, check_json, write_json
 from .stderr import progress
 
 
@@ -41,16 +39,14 @@ def add_to(commands: Any) -> None:
     parser.add_argument("--backend", choices=BACKENDS, default="auto", help="where to run (default: auto)")
     add_decoder(parser)
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: one per core)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON; - is stdout")
+    add_json(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     size = _size(options.size)
     plan = BenchPlan(options.frames, size, options.context, options.new_tokens, options.repeats)
-    to_stdout = options.json is not None and str(options.json) == "-"
-    if options.json is not None and not options.json.parent.is_dir():
-        raise ConfigError(f"--json {options.json}: there is no such folder")  # told before the minutes of measuring
+    check_json(options.json)
     bundle = open_bundle(bundle_folder(options.bundle), quick=True)
     limit = bundle.manifest.text.max_position_embeddings
     if plan.context + plan.new_tokens > limit:
@@ -60,14 +56,9 @@ def run(options: argparse.Namespace) -> int:
     progress(f"measuring {bundle.manifest.name} on {backend.name}; other work on this machine distorts the times")
     bench = Bench(bundle, backend, plan, decoder)
     bench.run(options.media)
-    if not to_stdout:
+    if str(options.json) != "-":
         print("\n".join(_table(bench)))
-    if options.json is not None:
-        content = json.dumps(_report(bench), indent=1) + "\n"
-        if to_stdout:
-            sys.stdout.write(content)
-        else:
-            options.json.write_text(content, encoding="utf-8")
+    write_json(options.json, _report(bench))
     return 0
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from typing import Literal, get_args
+import json
+import sys
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 from ..backends.select import BACKENDS
 from ..bundle.bundle import bundle_folder, read_manifest
@@ -50,6 +53,25 @@ def add_decoder(group: argparse._ActionsContainer) -> None:
         help="what writes the answer: ONNX Runtime, or the bundle's own kernels for NVIDIA GPUs (default: auto, the "
         "kernels with rtx and jetson where the bundle has them)",
     )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON; - is stdout")
+
+
+def check_json(file: Path | None) -> None:
+    """ConfigError for a file that cannot be written, before the minutes of measuring."""
+    if file is not None and not file.parent.is_dir():
+        raise ConfigError(f"--json {file}: there is no such folder")
+
+
+def write_json(file: Path | None, content: Any) -> None:
+    """What was measured, to the file of `--json`, if there is one."""
+    text = json.dumps(content, indent=1) + "\n"
+    if str(file) == "-":
+        sys.stdout.write(text)
+    elif file is not None:
+        file.write_text(text, encoding="utf-8")
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:

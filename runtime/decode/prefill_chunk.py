@@ -28,10 +28,12 @@ def prefill_activation_bytes(spec: TextSpec, tokens: int) -> int:
     return tokens * (5 * spec.intermediate_size + 12 * spec.hidden_size) * _FLOAT
 
 
-def gpu_chunk(spec: TextSpec, available_bytes: int | None) -> int:
+def gpu_chunk(spec: TextSpec, available_bytes: int | None, token_bytes: int | None = None) -> int:
     """The largest of a GPU's chunks whose activations take an eighth of its free memory at most, else the smallest.
 
-    A float16 decoder takes less than is reckoned here. None is memory of unknown size.
+    token_bytes: activations of one token; None reckons with ONNX Runtime's in float32, of which a float16 decoder
+    takes less. available_bytes: None is memory of unknown size.
     """
-    fitting = (c for c in GPU_CHUNKS if prefill_activation_bytes(spec, c) * _SHARE <= (available_bytes or 0))
+    token_bytes = prefill_activation_bytes(spec, 1) if token_bytes is None else token_bytes
+    fitting = (c for c in GPU_CHUNKS if token_bytes * c * _SHARE <= (available_bytes or 0))
     return next(fitting, GPU_CHUNKS[-1])

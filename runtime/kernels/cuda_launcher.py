@@ -17,6 +17,7 @@ from typing import Any
 from ..backends.buffers import DeviceMemory
 from ..backends.cuda import Device
 from ..bundle.kernel_set import FOLDER, PORTABLE, KernelSet, KernelSpec
+from ..bundle.tuning import TunedFor
 from ..errors import BackendError, BundleError
 
 _FREE_SHARED_BYTES = 48 << 10  # of a block; more has to be asked for
@@ -42,6 +43,8 @@ class CudaLauncher:
         self._threads = threading.local()
         self._call(self._driver.cuInit, 0)
         self._context = self._call(self._driver.cuDevicePrimaryCtxRetain, self._call(self._driver.cuDeviceGet, 0))
+        driver = int(self._call(self._driver.cuDriverGetVersion))
+        self.tuned_for = TunedFor(device.name, "{}.{}".format(*device.capability), driver, kernels.digest)
         finalizer = weakref.finalize(self, _unload, self._driver, self._modules)
         finalizer.atexit = False  # the process gives everything back
 

@@ -14,8 +14,9 @@ from ..decode.cached_decoder import CachedDecoder, unchecked
 from ..decode.kv_cache import KvCache
 from ..decode.rope import Rotary
 from ..prompt.splice import EmbeddingTable
-from .network import MANY_ROWS, Network
-from .scratch import Vectors
+from .network import Network
+from .scratch import CacheTable, Vectors
+from .tiles import MANY_ROWS
 from .weights import strands
 
 _NO_TOKEN = -1  # its embedding is what stands there
@@ -29,7 +30,7 @@ class KernelDecoder(CachedDecoder):
         memory = network.launcher.memory
         super().__init__(KvCache(network.text, memory, np.float16), check)
         self._network, self._memory, self._prompts = network, memory, prompts
-        self._cache_table = memory.zeros((1 + 2 * self.spec.num_layers,), np.int64, staged=True)
+        self._cache_table = CacheTable(memory, network.text)
         self._prompted = network.choices(1)  # arrays of a launch begin at aligned addresses, as rows of others do not
         self._room = 0
         self._captures: dict[int, Callable[[], None]] = {}  # by the number of rows
@@ -87,9 +88,7 @@ class KernelDecoder(CachedDecoder):
         self.cache.resize(rows, capacity)
         self._widen(rows)
         if rows:
-            addresses = [buffer.address for buffer in self.cache.buffers]
-            self._cache_table.write(np.array([capacity, *addresses], np.int64))
-            self._memory.synchronize()
+            self._cache_table.write(self.cache)
 
     def _widen(self, rows: int) -> None:
         """Makes memory for steps of so many rows, if there is less."""

@@ -10,6 +10,7 @@ from ..backends.buffers import Memory
 from ..backends.onnxruntime import Backend
 from ..bundle.bundle import Bundle
 from ..bundle.kernel_set import KernelSet, KernelSpec, read_kernel_set
+from ..bundle.tuning import TunedFor
 from ..errors import BackendError, BundleError
 
 _INTERPRETER = "vl3edge.export.kernels.interpreter"  # by name: the runtime imports no sibling
@@ -19,6 +20,7 @@ class Launcher(Protocol):
     """Kernels run one after the other, in the order of their launches.
 
     captures: whether `capture` makes a CUDA graph. description: what runs, in words.
+    tuned_for: what a choice of tiles has to be for; None where nothing is tuned.
     """
 
     @property
@@ -29,6 +31,9 @@ class Launcher(Protocol):
 
     @property
     def description(self) -> str: ...
+
+    @property
+    def tuned_for(self) -> TunedFor | None: ...
 
     def launch(self, kernel: KernelSpec, grid: Sequence[int], arguments: Sequence[int]) -> None:
         """Starts one kernel; arguments: whole numbers and addresses, in the kernel's order."""

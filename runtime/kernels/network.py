@@ -15,11 +15,8 @@ from ..bundle.kernel_set import KernelSet, KernelSpec
 from ..errors import BundleError
 from .launcher import Catalogue, Launcher
 from .scratch import Choices, Vectors
+from .tiles import MANY_ROWS, Tiles, most_split, tallest, widest
 from .weights import DeviceMatrix, DeviceWeights, StoredLayer, StoredNorm
-
-MANY_ROWS = 4
-_FEW_SPLITS, _MANY_SPLITS = 32, 8  # parts of a context that are attended to side by side
-_PREFERRED_WORDS = 256
 
 
 class Network:
@@ -29,9 +26,11 @@ class Network:
     lengths: that of int32 [rows], the tokens in each row.
     """
 
-    def __init__(self, kernels: KernelSet, launcher: Launcher) -> None:
+    def __init__(self, kernels: KernelSet, launcher: Launcher, tiles: Tiles | None = None) -> None:
+        """tiles: None is the fixed rules."""
         self.text = kernels.text
         self.launcher = launcher
+        self._tiles = tiles or Tiles()
         self.weights = DeviceWeights(kernels, launcher.memory)
         self._catalogue = Catalogue(kernels.manifest.kernels, launcher)
         self._launch = self._catalogue.launch
@@ -51,8 +50,17 @@ class Network:
 
     def vectors(self, count: int, steps: bool = False) -> Vectors:
         """Memory for so many tokens of a prompt, or of steps."""
-        splits = max(kernel.tile["SPLITS"] for kernel in self._find("attend", self._heads)) if steps else 0
-        return Vectors(self.launcher.memory, self.text, count, splits)
+        return Vectors(self.launcher.memory, self.text, count, self._splits if steps else 0)
+
+    @property
+    def row_bytes(self) -> int:
+        """Memory of one row of steps, but for its cache."""
+        choice = 2 * 4 * self.text.vocab_size + 12 * self._choose.constants["TRAIL"]  # logits are staged
+        return Vectors.bytes_of(self.text, self._splits) + choice
+
+    @property
+    def _splits(self) -> int:
+        return max(kernel.tile["SPLITS"] for kernel in self._find("attend", self._heads))
 
     def choices(self, rows: int) -> Choices:
         blocks = -(-self.text.vocab_size // self._block)
@@ -139,7 +147,7 @@ class Network:
         self._product(layer.output, rows, settings, x_ptr=vectors.attended.address, y_ptr=x, pitch=width)
         gate, up = layer.gate, layer.up
         constants = {"K": width, **gate.spec.constants(), **up.spec.constants("UP_"), "WIDTH": gate.spec.outputs}
-        kernel = _widest(self._find("gated_product", constants))
+        kernel = self._tiles.of(self._find("gated_product", constants), rows, widest)
         grid = (-(-gate.spec.outputs // kernel.tile["BN"]) * rows,)
         ends = {"x_ptr": x, "norm_ptr": layer.mlp_norm.strands, "y_ptr": wide}
         self._launch(kernel, grid, **ends, **_stored(gate, True), **_stored(up, True, "up_"), rows=rows)
@@ -152,7 +160,7 @@ class Network:
 
     def _product(self, matrix: DeviceMatrix, rows: int, settings: Mapping[str, Any], **ends: int) -> None:
         constants = {"K": matrix.spec.inputs, **matrix.spec.constants(), **settings}
-        kernel = _widest(self._find("product", constants))
+        kernel = self._tiles.of(self._find("product", constants), rows, widest)
         grid = (-(-matrix.spec.outputs // kernel.tile["BN"]) * rows,)
         self._launch(kernel, grid, **_stored(matrix, True), **ends, rows=rows, N=matrix.spec.outputs)
 
@@ -181,7 +189,7 @@ class Network:
         """A product of `count` vectors in natural order; kind: the type of y. more: bias, gate and pitch."""
         constants = {"K": matrix.spec.inputs, **matrix.spec.constants(), "RESIDUAL": residual}
         constants |= {"BIAS": "bias_ptr" in more, "GATED": "gate_ptr" in more}
-        kernel = _tallest(self._find("prompt_product", constants, y_ptr=kind), count)
+        kernel = self._tiles.of(self._find("prompt_product", constants, y_ptr=kind), count, tallest)
         grid = (-(-count // kernel.tile["BM"]) * -(-matrix.spec.outputs // kernel.tile["BN"]),)
         more = {"pitch": matrix.spec.outputs} | more
         sizes = {"count": count, "N": matrix.spec.outputs}
@@ -200,17 +208,16 @@ class Network:
 
     def _attend(self, rows: int, vectors: Vectors, lengths: int, cache: int, layer: int, strands: bool) -> None:
         constants = {"HEADS": self.text.num_heads, "DIM": self.text.head_dim, "STRANDS": strands}
-        combines = {found.tile["SPLITS"]: found for found in self._find("combine", constants)}
-        wanted = _FEW_SPLITS if rows < MANY_ROWS else _MANY_SPLITS
-        splits = min(combines, key=lambda count: abs(count - wanted))
-        (kernel,) = [found for found in self._find("attend", self._heads) if found.tile["SPLITS"] == splits]
+        kernel = self._tiles.of(self._find("attend", self._heads), rows, most_split)
+        splits = kernel.tile["SPLITS"]
+        (combine,) = [found for found in self._find("combine", constants) if found.tile["SPLITS"] == splits]
         parts = {"sums_ptr": vectors.sums.address, "peaks_ptr": vectors.peaks.address}
         where = {"lengths_ptr": lengths, "cache_ptr": cache, "layer": layer}
         self._launch(kernel, (rows, self.text.num_kv_heads, splits), qkv_ptr=vectors.qkv.address, **parts, **where)
-        self._launch(combines[splits], (rows, self.text.num_heads), **parts, y_ptr=vectors.attended.address)
+        self._launch(combine, (rows, self.text.num_heads), **parts, y_ptr=vectors.attended.address)
 
     def _attend_prompt(self, count: int, vectors: Vectors, lengths: int, cache: int, layer: int, row: int) -> None:
-        kernel = _tallest(self._find("attend_prompt", self._heads), count)
+        kernel = self._tiles.of(self._find("attend_prompt", self._heads), count, tallest)
         grid = (-(-count // kernel.tile["BM"]), self.text.num_heads)
         where = {"lengths_ptr": lengths, "cache_ptr": cache, "layer": layer, "row": row, "count": count}
         ends = {"qkv_ptr": vectors.qkv.address, "y_ptr": vectors.attended.address}
@@ -240,18 +247,3 @@ def _starts(parts: Sequence[DeviceMatrix]) -> list[tuple[int, DeviceMatrix]]:
     """Matrices with the column at which the outputs of each begin."""
     starts = [sum(part.spec.outputs for part in parts[:number]) for number in range(len(parts))]
     return list(zip(starts, parts, strict=True))
-
-
-def _widest(variants: Sequence[KernelSpec]) -> KernelSpec:
-    """Of a step's products: about so many words at once; which is fastest no device has said yet."""
-    return min(variants, key=lambda kernel: (abs(kernel.tile["C"] - _PREFERRED_WORDS), kernel.tile["BN"]))
-
-
-def _tallest(variants: Sequence[KernelSpec], count: int) -> KernelSpec:
-    """Of a prompt's kernels: the lowest tile that takes `count` tokens at once, or the highest; of those the widest."""
-
-    def rank(kernel: KernelSpec) -> tuple[bool, int, int]:
-        height = kernel.tile["BM"]
-        return height < count, height if height >= count else -height, -kernel.tile.get("BN", kernel.tile.get("BT", 0))
-
-    return min(variants, key=rank)

@@ -1,4 +1,4 @@
-"""Memory that kernels work in: the vectors of a run, and how tokens are chosen from their logits."""
+"""Memory that kernels work in: vectors of a run, how tokens are chosen from their logits, where the cache lies."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import numpy as np
 
 from ..backends.buffers import Buffer, Memory
 from ..bundle.manifest import TextSpec
+from ..decode.kv_cache import KvCache
+from ..decode.prefill_chunk import PREFILL_CHUNK, gpu_chunk
+from .launcher import Launcher
 
 
 class Vectors:
@@ -29,6 +32,21 @@ class Vectors:
         self.sums = memory.zeros((count, heads, splits, text.head_dim), np.float32)
         self.peaks = memory.zeros((count, heads, splits, 2), np.float32)
 
+    @staticmethod
+    def bytes_of(text: TextSpec, splits: int = 0) -> int:
+        """Memory of one token; x is staged on the host, too, which on a Jetson is the same memory."""
+        width = (text.num_heads + 2 * text.num_kv_heads) * text.head_dim
+        halves = text.hidden_size + width + text.num_heads * text.rotary_dim + text.intermediate_size
+        return 2 * 4 * text.hidden_size + 2 * halves + 4 * text.num_heads * splits * (text.head_dim + 2)
+
+
+def prompt_chunk(text: TextSpec, launcher: Launcher) -> int:
+    """Tokens of a prompt in one run, at most: what the memory of a GPU takes now, but no more than a context."""
+    if launcher.tuned_for is None:  # no GPU
+        return PREFILL_CHUNK
+    chunk = gpu_chunk(text, launcher.memory.available_bytes(), Vectors.bytes_of(text))
+    return min(chunk, text.max_position_embeddings)
+
 
 class Choices:
     """The next token of each of `rows`, greedy: temperatures and top_k are 0; who draws reads the logits.
@@ -47,3 +65,20 @@ class Choices:
         self.values, self.ids = zeros(blocks, dtype=np.float32), zeros(blocks, dtype=np.int32)
         self.temperatures, self.top_k = zeros(dtype=np.float32), zeros(dtype=np.int32)
         self.trail, self.draws = zeros(trail, dtype=np.int64), zeros(trail, dtype=np.float32)
+
+
+class CacheTable:
+    """Where a KV cache lies, for kernels: int64 [1 + 2 · layers], its capacity and the addresses of its buffers."""
+
+    def __init__(self, memory: Memory, text: TextSpec) -> None:
+        self._memory = memory
+        self._table = memory.zeros((1 + 2 * text.num_layers,), np.int64, staged=True)
+
+    @property
+    def address(self) -> int:
+        return self._table.address
+
+    def write(self, cache: KvCache) -> None:
+        """Names the cache's buffers, of which there must be some."""
+        self._table.write(np.array([cache.capacity, *(buffer.address for buffer in cache.buffers)], np.int64))
+        self._memory.synchronize()

@@ -11,17 +11,21 @@ from ..backends.warm_up import WarmUp
 from ..bundle.bundle import Bundle
 from ..bundle.kernel_set import FOLDER, MANIFEST, has_kernels
 from ..bundle.manifest import DECODER_GRAPH, FP16_DECODER_GRAPH, PREFILL_GRAPH
+from ..bundle.tuning import read_tuning
 from ..decode.cached_decoder import CachedDecoder, unchecked
 from ..decode.decoder import Decoder, run_once
 from ..decode.graph import load_decoder_graph
-from ..decode.prefill_chunk import PREFILL_CHUNK
+from ..decode.prefill_chunk import prefill_activation_bytes
 from ..errors import ConfigError
 from .decoder import KernelDecoder
 from .launcher import open_launcher
 from .network import Network
+from .scratch import prompt_chunk
+from .tiles import Tiles
 
 DECODERS = ("auto", "onnxruntime", "kernels")
 Kind = Literal["onnxruntime", "kernels"]
+_FLOAT = 4
 
 
 class Decoders(Protocol):
@@ -35,6 +39,10 @@ class Decoders(Protocol):
 
     @property
     def prefill_chunk(self) -> int: ...
+
+    def run_bytes(self, rows: int) -> int:
+        """What a chunk of a prompt and steps of so many rows may still take, beside caches."""
+        ...
 
     def make(self, check: Callable[[int], None] = unchecked) -> CachedDecoder:
         """check: see `CachedDecoder`."""
@@ -64,6 +72,9 @@ class GraphDecoders:
     def prefill_chunk(self) -> int:
         return self.graph.prefill_chunk
 
+    def run_bytes(self, rows: int) -> int:
+        return prefill_activation_bytes(self._text, self.prefill_chunk) + rows * self._text.vocab_size * _FLOAT
+
     def make(self, check: Callable[[int], None] = unchecked) -> CachedDecoder:
         return Decoder(self.graph, self._text, check)
 
@@ -71,19 +82,23 @@ class GraphDecoders:
 class KernelDecoders:
     """Those on the bundle's kernels."""
 
-    prefill_chunk = PREFILL_CHUNK
-
     def __init__(self, backend: Backend, bundle: Bundle) -> None:
         kernels, launcher = open_launcher(backend, bundle)
-        self._network = Network(kernels, launcher)
+        tuning = launcher.tuned_for and read_tuning(bundle.folder, launcher.tuned_for)
+        self._network = Network(kernels, launcher, Tiles(tuning.choices if tuning else ()))
+        self.prefill_chunk = prompt_chunk(kernels.text, launcher)  # of what the weights have left
         self._prompts = self._network.vectors(self.prefill_chunk)
         file = f"{FOLDER}/{MANIFEST}"
         self.info = {
-            "decoder": launcher.description,
+            "decoder": launcher.description + (", tuned for it" if tuning else ""),
             "decoder_graph": file,
             "prompt_graph": file,
             "cuda_graphs": launcher.captures,
         }
+
+    def run_bytes(self, rows: int) -> int:
+        """Of steps alone: what prompts take is there since the kernels were loaded."""
+        return rows * self._network.row_bytes
 
     def make(self, check: Callable[[int], None] = unchecked) -> CachedDecoder:
         return KernelDecoder(self._network, self._prompts, check)

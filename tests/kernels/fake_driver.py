@@ -61,6 +61,7 @@ class FakeDriver:
     ) -> None:
         self.device, self._kernels, self._functions, self.form = device, kernels, functions, form
         self.failing = ""
+        self.version = 12060
         self.launches: list[str] = []
         self.alive: list[Handle] = []  # modules and graphs
         self.shared: dict[Handle, int] = {}
@@ -70,6 +71,9 @@ class FakeDriver:
 
     def cuInit(self, flags: int) -> tuple[Status]:
         return self._result("cuInit", flags == 0)
+
+    def cuDriverGetVersion(self) -> tuple[Any, ...]:
+        return self._result("cuDriverGetVersion", True, self.version)
 
     def cuDeviceGet(self, ordinal: int) -> tuple[Any, ...]:
         return self._result("cuDeviceGet", ordinal == 0, Handle("device"))

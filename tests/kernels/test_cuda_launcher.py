@@ -5,10 +5,9 @@ from __future__ import annotations
 import gc
 import json
 import threading
-import zipfile
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,47 +18,20 @@ pytest.importorskip("triton")
 pytest.importorskip("torch")
 
 from fake_driver import CapturingDevice, FakeDriver
-from kernel_decoders import Pair, bundle_of, graph_decoder, ids_of, table_of, with_kernels, written
-from random_decoders import Quantized
+from gpu_bundles import gpu_bundle
+from kernel_decoders import Pair, bundle_of, graph_decoder, ids_of, table_of
 
-from vl3edge.export.kernels.compile import write_weights
-from vl3edge.export.kernels.interpreter import open_interpreter
-from vl3edge.export.kernels.shape import read_shape
 from vl3edge.runtime.backends.onnxruntime import Backend
-from vl3edge.runtime.bundle import kernel_set
-from vl3edge.runtime.bundle.bundle import Bundle, hash_file
-from vl3edge.runtime.bundle.kernel_set import BinarySpec, KernelSpec, read_kernel_set
+from vl3edge.runtime.bundle.bundle import Bundle
+from vl3edge.runtime.bundle.kernel_set import read_kernel_set
 from vl3edge.runtime.errors import BackendError, BundleError
 from vl3edge.runtime.kernels import cuda_launcher
 from vl3edge.runtime.kernels.select import KernelDecoders
 
-FORMS = ("ptx-8.0", "cubin-8.9")
-SHARED = {"prompt_product": 60 << 10, "attend_prompt": 49 << 10}  # bytes, of a block
-
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, dict[str, Any]]:
-    """A bundle with kernels whose machine code is their name; their functions by it."""
-    folder, text = written(tmp_path_factory.mktemp("kernels"), Quantized(), {"num_layers": 1})
-    kernels, launcher = open_interpreter(bundle_of(folder, text))
-    target = folder / kernel_set.FOLDER
-    target.mkdir()
-    specs = [compiled(spec) for spec in kernels.manifest.kernels]
-    for form in FORMS:
-        with zipfile.ZipFile(target / f"{form}.zip", "w") as archive:
-            for spec in specs:
-                archive.writestr(spec.name, f"{form} {spec.name}")
-    archives = {f"{form}.zip": asdict(hash_file(target / f"{form}.zip")) for form in FORMS}
-    content = {"format": kernel_set.FORMAT, "format_version": 1, "versions": {}, "ptx_version": "8.2"}
-    content |= {"archives": archives, "kernels": [asdict(spec) for spec in specs]}
-    (target / kernel_set.MANIFEST).write_text(json.dumps(content), encoding="utf-8")
-    write_weights(folder, read_shape(folder, text), target)
-    return with_kernels(folder, text), launcher._functions
-
-
-def compiled(spec: KernelSpec) -> KernelSpec:
-    binary = BinarySpec(SHARED.get(spec.function, 1 << 10), 32, 0, "")
-    return replace(spec, scratch=2, binaries=dict.fromkeys(FORMS, binary))
+    return gpu_bundle(tmp_path_factory.mktemp("kernels"))
 
 
 @pytest.fixture
