@@ -108,7 +108,8 @@ def run_transformers(options: argparse.Namespace, dtype: str) -> Figures:
 
 
 def run_memory(options: argparse.Namespace) -> Figures:
-    from vl3edge.runtime.roofline import cores, read_bandwidth
+    from vl3edge.runtime.host import cores
+    from vl3edge.runtime.roofline import read_bandwidth
 
     return {"bytes_per_s": read_bandwidth(cores())}
 

@@ -19,12 +19,12 @@ from .backends.onnxruntime import Backend
 from .bundle.bundle import Bundle
 from .config import SamplingPlan
 from .errors import ConfigError
-from .host import peak_bytes, reset_peak
+from .host import cores, peak_bytes, reset_peak
 from .kernels.select import Kind, open_decoders
 from .media.resize import PixelBudget, target_size
 from .media.video import open_video
 from .prompt.splice import EmbeddingTable
-from .roofline import cores, multiply_rate, read_bandwidth
+from .roofline import multiply_rate, read_bandwidth
 from .vision.clip_encoder import pixel_budget
 from .vision.engines import VisionEngines
 

@@ -22,6 +22,7 @@ from .bundle.bundle import Bundle
 from .bundle.manifest import PREFILL_GRAPH, Manifest, TextSpec
 from .decode.kv_cache import bytes_per_row, capacity_for, rung_for, rungs
 from .decode.prefill_chunk import PREFILL_CHUNK, prefill_activation_bytes
+from .media.stretches import decoder_bytes, num_decoders
 
 FLOAT = 4
 _HALF = 2
@@ -181,7 +182,9 @@ def frames_bytes(at_once: int, size: tuple[int, int], source: tuple[int, int]) -
     """Resized frames: the chunk encoded, the one read meanwhile, in pieces and joined; frames inside the decoder."""
     resized = 3 * at_once * 3 * size[0] * size[1]
     # FFmpeg holds what frames refer to, and one per thread, at 1.5 bytes a pixel; then one as RGB, twice.
-    return resized + source[0] * source[1] * (8 * 3 // 2 + 2 * 3)
+    decoders = num_decoders(*source)
+    decoded = decoders * decoder_bytes(*source) if decoders > 1 else source[0] * source[1] * 8 * 3 // 2
+    return resized + decoded + source[0] * source[1] * 2 * 3
 
 
 def _layer_weights(manifest: Manifest) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,8 @@ class VideoLlama3(LoadedBundle):
         bundle: the folder `vl3edge export` wrote; None is the small demo bundle that comes with the package.
         backend: "cpu", "cuda", or "auto": CUDA where ONNX Runtime has it, else the CPU. "rtx" and "jetson" run the
             vision path in TensorRT plans of the bundle. There is no silent fallback; `info` says what runs.
-        num_threads: of one operator; 0 leaves it to ONNX Runtime (one per physical core).
+        num_threads: of one operator; 0 leaves it to ONNX Runtime (one per physical core). Clips are decoded with as
+            many, unless `limits` has a number of its own.
         memory_limit: bytes that this process may take, by estimate, on a CPU; None is what is available now. What does
             not fit is refused: the model here, a clip or a prompt when it comes. Nothing is computed differently.
         limits: of what reading one clip may cost; see MediaLimits.
@@ -70,7 +72,7 @@ class VideoLlama3(LoadedBundle):
         opened = open_bundle(bundle_folder(bundle), quick=True)
         kind = chosen_decoder(decoder, backend, opened)
         chosen = select_backend(backend, num_threads, decodes=kind == "onnxruntime")
-        return cls(opened, chosen, memory_limit, limits, kind)
+        return cls(opened, chosen, memory_limit, replace(limits, num_threads=limits.num_threads or num_threads), kind)
 
     def encode(
         self,

@@ -4,7 +4,6 @@ read in a second, nor below its arithmetic over the products that it can make; b
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -37,11 +36,6 @@ def multiply_rate(repeats: int = 5) -> float:
     a = np.random.default_rng(0).standard_normal((_SIDE, _SIDE), np.float32)
     best = min(_seconds(lambda: a @ a) for _ in range(repeats))
     return 2 * _SIDE**3 / best
-
-
-def cores() -> int:
-    """CPUs this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def vision_flops(manifest: Manifest, patches: int) -> float:

@@ -136,20 +136,15 @@ def caption_rows(runs: dict[str, Any]) -> list[list[str]]:
 
 
 def reading_parts() -> Iterator[Part]:
-    result = load("reading")
-    yield (
-        result,
-        [
-            [
-                f"{result['frames']} frames of {result['minutes']} minutes of 1080p, {name}",
-                f"{kind['vl3edge_s']:.1f} s",
-                "decoding all with PyAV",
-                f"{kind['decode_all_s']:.1f} s",
-                f"{kind['ratio']:.1f}×",
-            ]
-            for name, kind in result["kinds"].items()
-        ],
-    )
+    for name, kind in load("reading")["kinds"].items():
+        row = [
+            f"{kind['frames']} frames of {kind['minutes']} minutes of 1080p, {name}",
+            f"{kind['vl3edge_s']:.1f} s",
+            "decoding all with PyAV",
+            f"{kind['decode_all_s']:.1f} s",
+            f"{kind['ratio']:.1f}×",
+        ]
+        yield kind, [row]
 
 
 def reuse_parts() -> Iterator[Part]:

@@ -17,8 +17,8 @@ from ..backends.select import BACKENDS, select_backend
 from ..bench import Bench, BenchPlan, StageTime
 from ..bundle.bundle import bundle_folder, open_bundle
 from ..errors import ConfigError
+from ..host import cores
 from ..kernels.select import chosen_decoder
-from ..roofline import cores
 from .options import add_decoder, add_json, check_json, write_json
 from .stderr import progress
 

@@ -23,13 +23,14 @@ from .. import roofline as workload
 from ..backends.select import select_backend
 from ..bundle.bundle import Bundle
 from ..config import GenerationConfig, MediaKind, PruningConfig, SamplingPlan
+from ..host import cores
 from ..media.addresses import without_secrets
 from ..memory_estimate import MemoryEstimate, estimate
 from ..prompt.chat_template import DESCRIBE, MediaItem, Piece, PromptTemplate, question_about, with_system
 from ..prompt.messages import conversation_pieces
 from ..prompt.splice import VisualTokens, splice
 from ..prompt.tokenizer import Tokenizer
-from ..roofline import cores, multiply_rate, read_bandwidth
+from ..roofline import multiply_rate, read_bandwidth
 from ..terminal import one_line
 from ..vision.clip import new_uid
 from ..vision.clip_encoder import ClipEncoder

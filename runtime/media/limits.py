@@ -30,6 +30,7 @@ class MediaLimits:
     max_fetch_bytes: of a picture at an address. max_silence_s: of a server, after which it counts as lost.
     isolate: read media files in a process of their own (`isolated.py`): a crash or a hang inside a codec costs that
         clip alone. max_isolated_bytes: of memory that this process may take.
+    num_threads: that decode a clip, at most; 0 is one per CPU that this process may use.
     """
 
     max_pixels: int = 8192 * 8192
@@ -40,9 +41,12 @@ class MediaLimits:
     max_silence_s: float = 30
     isolate: bool = False
     max_isolated_bytes: int = 2 << 30
+    num_threads: int = 0
 
     def __post_init__(self) -> None:
-        for name in (field.name for field in fields(self) if field.name != "isolate"):
+        if self.num_threads < 0:
+            raise ConfigError(f"num_threads must be 0 (one per CPU) or more, not {self.num_threads}")
+        for name in (field.name for field in fields(self) if field.name not in ("isolate", "num_threads")):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ConfigError(f"{name} must be a number above 0, not {value}")

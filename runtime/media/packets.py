@@ -46,6 +46,7 @@ class PacketTable:
     """The packets of a stream in decoding order.
 
     ticks: int64 [P], when the frame of each packet is shown; distinct for those that are.
+    sizes: int64 [P], bytes of each packet.
     is_key: bool [P], decoding may start here.
     is_clean: bool [P], nothing after this keyframe refers to anything before it, not even in passing. An open group
         of pictures may begin with a keyframe that is not clean: decoding it alone is right, but not free of errors.
@@ -57,6 +58,7 @@ class PacketTable:
     """
 
     ticks: npt.NDArray[np.int64]
+    sizes: npt.NDArray[np.int64]
     is_key: npt.NDArray[np.bool_]
     is_clean: npt.NDArray[np.bool_]
     is_shown: npt.NDArray[np.bool_]
@@ -96,14 +98,28 @@ class PacketTable:
 
     def starts_cleanly(self, needed: npt.NDArray[np.bool_]) -> bool:
         """Whether every stretch of `needed` begins with a clean keyframe; a file may begin without one."""
-        starts = np.flatnonzero(needed & ~np.concatenate([[False], needed[:-1]]))
-        return bool(self.is_clean[starts].all())
+        return bool(self.is_clean[_begins(needed)].all())
+
+    def stretch_loads(
+        self, needed: npt.NDArray[np.bool_], wanted: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Of each stretch of `needed`: its bytes, and how many of the frames shown at the ticks `wanted` it has."""
+        number = np.cumsum(_begins(needed)) - 1
+        last = int(number[-1]) + 1
+        has_wanted = needed & np.isin(self.ticks, wanted)
+        sizes = np.bincount(number[needed], self.sizes[needed], last)
+        return sizes.astype(np.int64), np.bincount(number[has_wanted], minlength=last)
 
     def has_leading(self, key: int) -> bool:
         """Whether packets after the keyframe number `key` are shown before it (an open group of pictures)."""
         later_keys = np.flatnonzero(self.is_key[key + 1 :])
         end = key + 1 + int(later_keys[0]) if len(later_keys) else len(self.ticks)
         return bool((self.ticks[key + 1 : end] < self.ticks[key]).any())
+
+
+def _begins(needed: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Which packets a stretch begins with: bool [P]."""
+    return needed & ~np.concatenate([[False], needed[:-1]])
 
 
 def open_tolerantly(name: str | BinaryIO | io.RawIOBase, **options: Any) -> InputContainer:
@@ -249,6 +265,7 @@ class Scan:
 def scan(container: InputContainer, stream: VideoStream, name: str, limits: MediaLimits, clock: ReadingClock) -> Scan:
     """Reads all packets. Raises MediaError beyond a limit."""
     ticks: list[int] = []
+    sizes: list[int] = []
     keys, clean, shown = [], [], []
     bitstream = Bitstream(stream.codec_context.name, stream.codec_context.extradata)
     count = num_damaged = 0
@@ -263,6 +280,7 @@ def scan(container: InputContainer, stream: VideoStream, name: str, limits: Medi
         if not are_apart or packet.pts is None:
             continue
         ticks.append(packet.pts)
+        sizes.append(packet.size)
         num_damaged += not bitstream.is_whole(data)
         starts, cleanly = bitstream.start(data) if packet.is_keyframe else (False, False)
         keys.append(starts)
@@ -270,14 +288,14 @@ def scan(container: InputContainer, stream: VideoStream, name: str, limits: Medi
         shown.append(not packet.is_discard and not bitstream.is_hidden(data))
         if shown[-1] and (last is None or packet.pts > last):
             last, last_duration = packet.pts, packet.duration or 0
-    times = np.array(ticks, np.int64)
+    times, lengths = np.array(ticks, np.int64), np.array(sizes, np.int64)
     is_key, is_clean, is_shown = (np.array(flags, np.bool_) for flags in (keys, clean, shown))
     is_avi = container.format.name == "avi"
     if is_avi and stream.codec_context.has_b_frames and (np.diff(times) > 0).all():
         are_apart = False  # AVI knows the order of decoding only, and the parser could not work out the other
     if len(np.unique(times[is_shown])) != is_shown.sum():
         are_apart = False
-    table = PacketTable(times, is_key, is_clean, is_shown, last_duration, num_damaged) if are_apart else None
+    table = PacketTable(times, lengths, is_key, is_clean, is_shown, last_duration, num_damaged) if are_apart else None
     if is_avi:
         return Scan(table, *_missing_of_avi(stream, name, count, last_dts + 1))
     return Scan(table, *_missing(stream, count, (last or 0) + last_duration, last_duration))

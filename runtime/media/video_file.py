@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing, suppress
 from fractions import Fraction
 from itertools import chain, pairwise
 from pathlib import Path
@@ -29,11 +29,23 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import MediaError
+from ..host import cores
+from .addresses import is_address
 from .frame_rate import ASSUMED_FPS, lacks_clock, must_be_counted, own_rate
 from .frame_sampling import Timeline, regular_timeline
 from .limits import DEFAULT_LIMITS, MediaLimits, ReadingClock
 from .packets import PacketTable, best_video_stream, clock_zero, open_container, read_packets, scan, time_base
 from .pixels import Frame, frame_rgb
+from .stretches import (
+    MAX_STRETCH_BYTES,
+    MAX_WANTED,
+    DamagedError,
+    StretchDecoder,
+    num_decoders,
+    one_by_one,
+    side_by_side,
+    split,
+)
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -135,41 +147,38 @@ class VideoFile:
         self, wanted: deque[int], packets: PacketTable, needed: npt.NDArray[np.bool_]
     ) -> Generator[VideoFrame]:
         """The frames shown at the ticks `wanted`, from the packets `needed`; it ends early if it finds damage."""
-        targets = set(wanted)
+        decoder = StretchDecoder(frozenset(wanted), self._can_skip)
         # An error must end it, as what follows would be decoded from a damaged frame.
         options = {"err_detect": "explode"} if packets.starts_cleanly(needed) else {}
-        with open_container(self.name, self._limits) as container:
-            stream = self._stream(container, options)
-            codec = stream.codec_context
-            running = settled = False
-            for number, packet in enumerate(chain(read_packets(container, stream, self._clock), [None])):
-                try:
-                    if packet is not None and number < len(needed) and needed[number]:
-                        if not running:
-                            # Frames shown before a keyframe may depend on what was skipped, and fail.
-                            running, settled = True, not packets.has_leading(number)
-                        if self._can_skip:
-                            codec.skip_frame = "DEFAULT" if packet.pts in targets else "NONREF"
-                        frames = codec.decode(packet)
-                    elif running:
-                        frames = codec.decode(None)
-                        codec.flush_buffers()
-                        running = False
-                    else:
-                        continue
-                except av.FFmpegError:
-                    if settled:
+        with ExitStack() as opened:
+            streams = []
+            count = self._num_decoders(packets, needed, np.array(wanted))
+            for _ in range(count):
+                container = opened.enter_context(open_container(self.name, self._limits))
+                streams.append(self._stream(container, options, count))
+            codecs = [stream.codec_context for stream in streams]
+            coming = read_packets(container, streams[-1], self._clock)
+            stretches = split(coming, needed.tolist(), packets.has_leading)
+            if count > 1:
+                found = side_by_side(codecs, stretches, decoder, self._clock.check)
+            else:
+                found = one_by_one(codecs[0], stretches, decoder)
+            opened.enter_context(closing(found))
+            with suppress(DamagedError):
+                for frame in found:
+                    if frame.pts != wanted[0] or frame.is_corrupt:
                         return
-                    continue
-                settled = settled or bool(frames)
-                for frame in frames:
-                    if frame.pts in targets:
-                        if frame.pts != wanted[0] or frame.is_corrupt:
-                            return
-                        wanted.popleft()
-                        yield frame
-                        if not wanted:  # more frames with the last one's time may follow at once
-                            return
+                    wanted.popleft()
+                    yield frame
+                    if not wanted:  # more frames with the last one's time may follow at once
+                        return
+
+    def _num_decoders(self, packets: PacketTable, needed: npt.NDArray[np.bool_], wanted: npt.NDArray[np.int64]) -> int:
+        """How many decode the stretches of `needed` side by side: one where little would be gained, or much held."""
+        sizes, wanted_of_each = packets.stretch_loads(needed, wanted)
+        if is_address(self.name) or sizes.max() > MAX_STRETCH_BYTES or wanted_of_each.max() > MAX_WANTED:
+            return 1
+        return min(len(sizes), num_decoders(self.height, self.width, self._limits.num_threads))
 
     def _decode_up_to(self, wanted: deque[int]) -> Generator[VideoFrame]:
         """Last attempt: decodes everything; for each tick of `wanted`, the last frame shown until then."""
@@ -229,7 +238,8 @@ class VideoFile:
             times = [(None, None)] * len(times)
         return np.array(_shown_at(times, self._step), np.int64), pixels
 
-    def _stream(self, container: InputContainer, options: dict[str, str]) -> VideoStream:
+    def _stream(self, container: InputContainer, options: dict[str, str], num_decoders: int = 1) -> VideoStream:
+        """The stream, its decoder set up. num_decoders: that share the CPUs."""
         stream = next((s for s in container.streams.video if s.index == self._stream_index), None)
         if stream is None or stream.codec_context is None:
             raise MediaError(f"{self.name}: the file changed while being read; retry once it is complete")
@@ -239,6 +249,10 @@ class VideoFile:
         else:
             # With threads, damaged frames come out different from run to run.
             stream.thread_type = "NONE" if self._packets and self._first_attempt == 2 else "AUTO"
+        threads = self._limits.num_threads
+        if num_decoders > 1:
+            threads = max(1, (threads or cores()) // num_decoders)
+        stream.codec_context.thread_count = threads
         stream.codec_context.options = options
         return stream
 

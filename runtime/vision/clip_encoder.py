@@ -22,7 +22,6 @@ from ..media.addresses import located
 from ..media.contents import media_kind
 from ..media.limits import DEFAULT_LIMITS, MediaLimits
 from ..media.photographs import warn_of_photographs
-from ..media.read_ahead import read_ahead
 from ..media.resize import MediaShape, PixelBudget, size_in_conversation, target_size
 from ..media.video import VideoReader, open_source
 from ..memory_budget import MemoryBudget
@@ -33,6 +32,7 @@ from .engines import VisionEngines
 from .frame_encoder import EncodedFrames, FrameEncoder
 from .opened_media import OpenedMedia
 from .pending_clip import AnyClip, PendingClip
+from .read_ahead import read_ahead
 from .stream_encoder import StreamFrames, frames_sharing_budget
 
 SharingMedia = OpenedMedia | AnyClip

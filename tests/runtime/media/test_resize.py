@@ -114,7 +114,13 @@ def test_pixels_equal_torch(height: int, width: int, new_height: int, new_width:
 @pytest.mark.torch
 @pytest.mark.parametrize(
     ("old", "new"),
-    [((1080, 1920), (280, 504)), ((2160, 3840), (168, 280)), ((720, 1280), (728, 1288)), ((3, 4000), (28, 28))],
+    [
+        ((1080, 1920), (280, 504)),
+        ((1080, 1920), (448, 840)),
+        ((2160, 3840), (168, 280)),
+        ((720, 1280), (728, 1288)),
+        ((3, 4000), (28, 28)),
+    ],
 )
 def test_pixels_equal_torch_at_real_sizes(old: tuple[int, int], new: tuple[int, int]) -> None:
     # Black and white columns and rows make the sums as large as they can be.
@@ -122,6 +128,15 @@ def test_pixels_equal_torch_at_real_sizes(old: tuple[int, int], new: tuple[int, 
     noise[: old[0] // 2] = np.random.default_rng(1).integers(0, 2, (1, old[1], 1), dtype=np.uint8) * 255
     difference = np.abs(_torch(noise, new) - resize_rgb(noise, new))
     assert difference.max() == 0, f"max {difference.max()}, mean {difference.mean()}"
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(("old", "new"), [(5, 1), (9, 2), (14, 3), (31, 7), (38, 10)])
+def test_pixels_equal_torch_where_float32_is_hardly_enough(old: int, new: int) -> None:
+    """Weights with a binary point of 17 places, whose sums go past 2²⁴ in one value of a million."""
+    frame = np.random.default_rng(0).integers(0, 256, (old, 500_000, 3), dtype=np.uint8)
+    expected = _torch(frame, (new, 500_000))
+    np.testing.assert_array_equal(resize_rgb(frame, (new, 500_000)), expected)
 
 
 def test_authors_pixels_are_pillows(media) -> None:

@@ -103,8 +103,8 @@ def test_only_the_needed_packets_are_decoded(clip: Callable[[str], Path], monkey
     fed = []
     stream_of = VideoFile._stream
 
-    def spying(self: VideoFile, container, options):
-        stream = stream_of(self, container, options)
+    def spying(self: VideoFile, container, options, *rest):
+        stream = stream_of(self, container, options, *rest)
 
         class Codec:
             def __setattr__(self, name: str, value: str) -> None:

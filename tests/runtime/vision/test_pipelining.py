@@ -19,6 +19,7 @@ from vl3edge.runtime.media.video import VideoReader
 from vl3edge.runtime.vision.clip import new_uid
 from vl3edge.runtime.vision.engines import VisionEngines
 from vl3edge.runtime.vision.pending_clip import PendingClip
+from vl3edge.runtime.vision.read_ahead import read_ahead
 
 CLIP = Path(__file__).parents[2] / "fixtures" / "demo_clip.mp4"
 DENSE = SamplingPlan(fps=8.0, max_frames=100)
