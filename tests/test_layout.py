@@ -60,6 +60,7 @@ RUNTIME_WINGS = (
     "captions",
     "roofline",
     "inspect",
+    "evaluate",
     "bench",
     "ray",
     "cli",
