@@ -81,6 +81,7 @@ EXPORT_WINGS = (
     "pipeline",
     "cli",
     "verify",
+    "evaluate",
 )
 
 

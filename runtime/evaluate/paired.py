@@ -51,8 +51,8 @@ def paired_difference(first: ArrayLike, second: ArrayLike, clips: ArrayLike) -> 
     change = b - a
     count, lost, gained = change.size, int((change < 0).sum()), int((change > 0).sum())
     _, index = np.unique(groups, return_inverse=True)
-    sums = np.bincount(index, change)
-    sizes = np.bincount(index)
+    sums = np.bincount(index, change).astype(np.float64)
+    sizes = np.bincount(index).astype(np.int64)
     middle = float(change.sum()) / (count + 2)
     spread = (float((change**2).sum()) + 2) / (count + 2) - middle**2
     error = sqrt(spread / (count + 2) * _design_effect(change, sums, sizes))

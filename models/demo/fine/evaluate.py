@@ -9,7 +9,7 @@ reaches), read with the runtime's own sampling and resizing. The first way is th
     exact    share of answers that equal the right one character by character
     NLL      mean negative log-likelihood per token of the right answers, in nats
     KL       mean KL(first || this) per token of the right answers, in nats
-    points   exact minus that of the first way, in percentage points, with its 95 % interval and p (`evaluate/paired.py`)
+    points   exact minus that of the first way, in percentage points, with its 95 % interval and p
 """
 
 from __future__ import annotations
