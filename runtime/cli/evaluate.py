@@ -24,7 +24,15 @@ from ..evaluate.page import page
 from ..evaluate.questions import FORMATS, QuestionSet, read_questions
 from ..evaluate.reference import answer_by_reference, is_checkpoint
 from ..evaluate.report import Comparison, RunReport, compare, report_on
-from ..evaluate.results import EvalResult, ResultsFile, ResultsInMemory, ResultStore, Settings, read_results
+from ..evaluate.results import (
+    EvalResult,
+    ResultsFile,
+    ResultsInMemory,
+    ResultStore,
+    Settings,
+    differences,
+    read_results,
+)
 from ..evaluate.text import comparison_lines, report_lines, result_words
 from ..files import write_whole
 from ..terminal import one_line
@@ -255,6 +263,9 @@ def _other(
     other = Path(options.against)
     if other.is_file():
         settings, results = read_results(other)
+        for difference in differences(settings, settings_of(options, generation)):
+            if not difference.startswith(("model ", "bundle ", "checkpoint ")):
+                progress(f"warning: {other} was made with {difference}")
         return str(settings.get("model", other.name)), results
     if (other / "bundle.json").exists() or not is_checkpoint(other):
         their = argparse.Namespace(**{**vars(options), "model": options.against})

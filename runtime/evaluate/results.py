@@ -171,13 +171,16 @@ def _result_of(path: Path, number: int, line: bytes) -> EvalResult:
 
 def _check_same(path: Path, before: Settings, now: Settings) -> None:
     """Raises ConfigError, with the first setting that differs."""
+    for difference in differences(before, now):
+        raise ConfigError(f"{path} was made with {difference}: use the same, or another file")
+
+
+def differences(before: Settings, now: Settings) -> Iterator[str]:
+    """What is set differently, such as "sampling fps 1.0; now it is 2.0"."""
     was, given = dict(_flat(before)), dict(_flat(json.loads(json.dumps(now))))
-    for name in [*given, *was]:
+    for name in dict.fromkeys([*given, *was]):
         if was.get(name) != given.get(name):
-            values = (str(of.get(name))[:_SHOWN] for of in (was, given))
-            raise ConfigError(
-                f"{path} was made with {name} {'; now it is '.join(values)}: use the same, or another file"
-            )
+            yield f"{name} {'; now it is '.join(str(of.get(name))[:_SHOWN] for of in (was, given))}"
 
 
 def _flat(values: Any, name: str = "") -> Iterator[tuple[str, Any]]:
