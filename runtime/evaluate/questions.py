@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..config import SamplingPlan
 from ..errors import ConfigError
 from ..terminal import one_line
 from .find import MediaFinder
@@ -18,7 +19,7 @@ from .formats.own import OWN
 from .formats.pictures import PICTURES
 from .formats.reasoning import REASONING
 from .formats.short_videos import SHORT_VIDEOS
-from .item import Asked, BadRow
+from .item import Asked, BadRow, EvalItem
 from .table import TableRow, read_rows
 
 FORMATS = {
@@ -93,13 +94,22 @@ def _items(form: BenchmarkFormat, rows: Sequence[TableRow], find: MediaFinder) -
         try:
             if isinstance(row.values, str):
                 raise ValueError(row.values)
-            yield from list(form.read(row.values, find, row.where))
+            yield from [_checked(item) for item in form.read(row.values, find, row.where)]
         except ConfigError:
             raise
         except KeyError as e:
             yield BadRow(row.where, one_line(f"{find.data} {row.where}: there is no {e}"))
         except (ValueError, TypeError, AttributeError, IndexError) as e:
             yield BadRow(row.where, one_line(f"{find.data} {row.where}: {e}"))
+
+
+def _checked(item: EvalItem) -> EvalItem:
+    """Raises ValueError for a part of a video that there cannot be."""
+    try:
+        SamplingPlan(start_s=item.start_s, end_s=item.end_s)
+    except ConfigError as e:
+        raise ValueError(str(e)) from e
+    return item
 
 
 def _unique(asked: Sequence[Asked]) -> Iterator[Asked]:

@@ -23,6 +23,8 @@ def _own(row: Values, find: MediaFinder, number: str) -> Iterator[EvalItem]:
     if unknown := sorted(set(row) - _FIELDS):
         raise ValueError(f"unknown field {unknown[0]!r}; fields are {', '.join(sorted(_FIELDS))}")
     names = row["media"] if isinstance(row["media"], list) else [row["media"]]
+    if not names:
+        raise ValueError("it names no video or picture")
     kind = _kind(row)
     media = tuple(find.picture(name) if kind == "image" else find.video(name) for name in names)
     question = text_of(row, "question")

@@ -27,7 +27,12 @@ OPTIONS = ("a red car", "a dog", "a red cart", "none of these")
     [
         *("{0}", "({0})", "{0}.", "{0})", " {0}\n", "**{0}**", "[{0}]", "{0}: it is so", "{0}. something else"),
         *("The answer is {0}.", "Answer: {0}", "The best option is ({0})", "The correct answer is {0} because of A."),
-        *("I think A or B is close. Therefore, the final answer is: {0}", "\\boxed{{{0}}}", "option {0}", "I'd say {0}"),
+        *(
+            "I think A or B is close. Therefore, the final answer is: {0}",
+            "\\boxed{{{0}}}",
+            "option {0}",
+            "I'd say {0}",
+        ),
     ],
 )
 def test_a_letter_is_read_in_any_form(form: str, letter: str) -> None:
