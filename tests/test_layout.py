@@ -60,6 +60,7 @@ RUNTIME_WINGS = (
     "captions",
     "roofline",
     "inspect",
+    "evaluate",
     "bench",
     "ray",
     "cli",
@@ -86,6 +87,7 @@ EXPORT_WINGS = (
     "pipeline",
     "cli",
     "verify",
+    "evaluate",
 )
 
 

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.config import MediaProcessing, ModelConfig
+from vl3edge.runtime.errors import ConfigError
 
 THRESHOLD = 0.1  # DiffFP's, as released
 _TIE = 1e-6  # differences this close to the threshold are decided by rounding
@@ -89,26 +90,51 @@ def _differences(frames: np.ndarray, block: int, config: ModelConfig) -> np.ndar
     return np.concatenate([np.full((1, rows * columns), np.inf), means])
 
 
+@dataclass(frozen=True)
+class PromptMedia:
+    """What a prompt needs to know of an image or a video: its kind, its frames' times in seconds, and their tokens."""
+
+    kind: str
+    times_s: tuple[float, ...]
+    tokens_per_frame: tuple[int, ...]
+
+
 def prompt_ids(
     checkpoint: Checkpoint, kind: str, times_s: Sequence[float], tokens_per_frame: Sequence[int], question: str
 ) -> list[int]:
     """Ids of the prompt about one video or image, with one placeholder for every visual token."""
+    return message_ids(checkpoint, [PromptMedia(kind, tuple(times_s), tuple(tokens_per_frame))], (0, question))
+
+
+def message_ids(checkpoint: Checkpoint, media: Sequence[PromptMedia], parts: Sequence[str | int]) -> list[int]:
+    """The same of a message of several parts: texts, and numbers of media, all of one kind."""
     config = checkpoint.config
     tokenizer = Tokenizer.from_str(checkpoint.tokenizer_json())
-    placeholder = str(tokenizer.id_to_token(config.image_token_id if kind == "image" else config.video_token_id))
-    part = {"type": kind, "num_frames": len(times_s), "timestamps": list(times_s)}
-    words = {"type": "text", "text": question}
+    kinds = {item.kind for item in media}
+    if len(kinds) != 1:
+        raise ConfigError("the reference takes pictures or videos in one question, not both")
+    placeholder = str(tokenizer.id_to_token(config.image_token_id if kinds == {"image"} else config.video_token_id))
+    content: list[dict[str, object]] = []
+    spans: list[str] = []
+    for part in parts:
+        if isinstance(part, str):
+            content.append({"type": "text", "text": part})
+            continue
+        item = media[part]
+        content.append({"type": item.kind, "num_frames": len(item.times_s), "timestamps": list(item.times_s)})
+        frames = [placeholder * count for count in item.tokens_per_frame]
+        if item.kind == "video" and config.layout == "transformers":
+            # One placeholder stands for the whole video; the processor writes the times.
+            times = zip(item.times_s, frames, strict=True)
+            frames = [",".join(f"Time {time:.1f}s:{span}" for time, span in times)]
+        spans += frames
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     text = environment.from_string(checkpoint.chat_template()).render(
-        messages=[{"role": "user", "content": [part, words]}],
+        messages=[{"role": "user", "content": content}],
         add_generation_prompt=True,
         add_system_prompt=False,
         image_token=placeholder,
     )
-    spans = [placeholder * count for count in tokens_per_frame]
-    if kind == "video" and config.layout == "transformers":
-        # One placeholder stands for the whole video; the processor writes the times.
-        spans = [",".join(f"Time {time:.1f}s:{span}" for time, span in zip(times_s, spans, strict=True))]
-    before, *parts = text.split(placeholder)
-    expanded = before + "".join(span + part for span, part in zip(spans, parts, strict=True))
+    before, *rest = text.split(placeholder)
+    expanded = before + "".join(span + after for span, after in zip(spans, rest, strict=True))
     return list(tokenizer.encode(expanded, add_special_tokens=False).ids)

@@ -71,6 +71,21 @@ def read_span(answer: str, start_s: float, end_s: float) -> Span | None:
     return Span(max(first, start_s), min(last, end_s))
 
 
+def read_spans(answer: str) -> tuple[Span, ...]:
+    """Every time span that an answer names, in order; without a range, bare numbers two by two, as the authors do."""
+    found: dict[int, tuple[int, Span]] = {}
+    for pattern in _RANGES:
+        for match in pattern.finditer(answer):
+            if all(match.end() <= start or end <= match.start() for start, (end, _) in found.items()):
+                first, last = _pair(*match.groups())
+                found[match.start()] = match.end(), Span(min(first, last), max(first, last))
+    if found:
+        return tuple(found[start][1] for start in sorted(found))
+    times = tuple(map(_seconds, _SINGLE.findall(answer))) or tuple(map(float, re.findall(r"\d*\.?\d+", answer)))
+    times = times[len(times) % 2 :]
+    return tuple(Span(min(pair), max(pair)) for pair in zip(times[::2], times[1::2], strict=True))
+
+
 def _times(answer: str) -> tuple[float, ...] | None:
     for pattern in _RANGES:
         if match := pattern.search(answer):

@@ -20,13 +20,24 @@ from . import ask as cli_ask
 from . import bench as cli_bench
 from . import build as cli_build
 from . import caption as cli_caption
+from . import evaluate as cli_evaluate
 from . import info as cli_info
 from . import inspect as cli_inspect
 from . import tune as cli_tune
 from . import watch as cli_watch
 from .stderr import exit_status, print_line
 
-COMMANDS = (cli_caption, cli_ask, cli_watch, cli_inspect, cli_bench, cli_build, cli_tune, cli_info)
+COMMANDS = (
+    cli_caption,
+    cli_ask,
+    cli_watch,
+    cli_inspect,
+    cli_evaluate,
+    cli_bench,
+    cli_build,
+    cli_tune,
+    cli_info,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -22,9 +22,11 @@ from ..vision.clip import Clip
 from .stderr import progress
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
+def add_model(parser: argparse.ArgumentParser, named: bool = True) -> None:
+    """named: whether -m names the bundle; else the command has it as an argument `model`."""
     group = parser.add_argument_group("model")
-    group.add_argument("-m", "--model", metavar="BUNDLE", help="bundle to use (default: the small demo bundle)")
+    if named:
+        group.add_argument("-m", "--model", metavar="BUNDLE", help="bundle to use (default: the small demo bundle)")
     group.add_argument("--backend", choices=BACKENDS, default="auto", help="where to run (default: auto)")
     add_decoder(group)
     group.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: one per core)")
@@ -87,12 +89,20 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--start", type=float, metavar="S", help="start at second S")
     group.add_argument("--end", type=float, metavar="S", help="end at second S")
     add_source_fps(group)
+    add_rule(group)
+    add_pruning(group)
+
+
+def add_rule(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--sampling-rule",
         choices=("fps", "index"),
         default="fps",
         help="fps: by time; index: evenly by number, as transformers does",
     )
+
+
+def add_pruning(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--threshold",
         type=_threshold,

@@ -9,7 +9,7 @@ uses), read with the runtime's own sampling and resizing. The first way is the r
     exact    share of answers that equal the right one character by character
     NLL      mean negative log-likelihood per token of the right answers, in nats
     KL       mean KL(first || this) per token of the right answers, in nats
-    points   exact minus that of the first way, in percentage points, with its 95 % interval and p (paired.py)
+    points   exact minus that of the first way, in percentage points, with its 95 % interval and p
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from vl3edge.runtime.cli.stderr import exit_status
+from vl3edge.runtime.evaluate.paired import PairedDifference, paired_difference
 
 from ..evaluate import Score, score
 from ..predictors import Predictor
 from ..render import HELD_OUT_SEED
 from .clips import write_clip
-from .paired import PairedDifference, paired_difference
 from .questions import KINDS, ask_all
 from .ways import make_way
 

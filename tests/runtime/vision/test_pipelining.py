@@ -14,7 +14,6 @@ import pytest
 from vl3edge.runtime import GenerationConfig, PruningConfig, SamplingPlan, VideoLlama3
 from vl3edge.runtime.decode.generate import Answer, join
 from vl3edge.runtime.errors import BackendError, ContextLengthError, MediaError
-from vl3edge.runtime.media.read_ahead import read_ahead
 from vl3edge.runtime.media.video import VideoReader
 from vl3edge.runtime.vision.clip import new_uid
 from vl3edge.runtime.vision.engines import VisionEngines

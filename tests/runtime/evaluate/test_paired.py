@@ -8,7 +8,7 @@ from math import comb, sqrt
 import numpy as np
 import pytest
 
-from vl3edge.models.demo.fine.paired import paired_difference, sign_flip
+from vl3edge.runtime.evaluate.paired import paired_difference, sign_flip
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -85,3 +85,29 @@ def test_no_disagreement_still_has_a_width() -> None:
 def test_lengths_that_differ_are_refused(first: list[int], second: list[int], clips: list[int]) -> None:
     with pytest.raises(ValueError, match="one value each"):
         paired_difference(first, second, clips)
+
+
+def test_scores_between_0_and_1_are_compared_too() -> None:
+    """By hand: clips change by +0.5, +0.25 and -0.25 (one of two answers); of 8 signings of (50, 25, 25) in hundredths,
+    |total| is at least 50 in all but those two in which the 25s stand against the 50."""
+    first, second = [0.25, 0.5, 0.75, 1.0], [0.75, 0.75, 0.5, 1.0]
+    result = paired_difference(first, second, ["a", "b", "c", "c"])
+    totals = [abs(a * 50 + b * 25 + c * 25) for a, b, c in _signs(3)]
+    assert result.p == pytest.approx(sum(total >= 50 for total in totals) / 8)
+    assert (result.lost, result.gained, result.count) == (1, 2, 4)
+    assert result.value == pytest.approx(0.5 / 4)
+    middle, spread = 0.5 / 6, (0.25 + 0.0625 + 0.0625 + 2) / 6
+    assert (result.low + result.high) / 2 == pytest.approx(middle)
+    assert (result.high - result.low) / 2 >= 1.9599 * sqrt((spread - middle**2) / 6)
+
+
+def test_scores_that_are_whole_are_the_same_test() -> None:
+    first, second = [1, 0, 1, 1, 0], [0, 0, 1, 0, 1]
+    as_scores = paired_difference(np.array(first, float), np.array(second, float), range(5))
+    assert as_scores == paired_difference(np.array(first, bool), np.array(second, bool), range(5))
+
+
+@pytest.mark.parametrize("score", [-0.1, 1.1, float("nan")])
+def test_what_is_no_score_is_refused(score: float) -> None:
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        paired_difference([score], [0.0], [0])

@@ -1,0 +1,321 @@
+"""`vl3edge evaluate`: ask a whole set of questions and score the answers; against another run, what differs and
+whether it could be chance.
+
+The set is a file of JSON lines, or of a benchmark as its authors publish it (docs/evaluation.md lists them). Questions
+have the words of the VideoLLaMA3 release's evaluation; videos are sampled at 1 frame a second, at most 180.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import tempfile
+from contextlib import closing, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..bundle.bundle import bundle_folder, read_manifest
+from ..config import GenerationConfig, SamplingPlan
+from ..errors import ConfigError
+from ..evaluate.answering import Answering, BundleAnswering, answer_questions
+from ..evaluate.page import page
+from ..evaluate.questions import FORMATS, QuestionSet, read_questions
+from ..evaluate.reference import answer_by_reference, is_checkpoint
+from ..evaluate.report import Comparison, RunReport, compare, report_on
+from ..evaluate.results import (
+    EvalResult,
+    ResultsFile,
+    ResultsInMemory,
+    ResultStore,
+    Settings,
+    differences,
+    read_results,
+)
+from ..evaluate.text import comparison_lines, report_lines, result_words
+from ..files import write_whole
+from ..terminal import one_line
+from . import options as shared
+from .stderr import progress
+
+FPS, MAX_FRAMES = 1.0, 180  # of the release's evaluation
+Results = dict[str, EvalResult]
+
+
+def add_to(commands: Any) -> None:
+    parser = commands.add_parser("evaluate", help="ask a set of questions and score the answers", description=__doc__)
+    parser.add_argument("model", metavar="BUNDLE", help="bundle to evaluate")
+    add_questions(parser)
+    parser.add_argument(
+        "--against",
+        metavar="OTHER",
+        help="compare with: another bundle, a results file of an earlier run, or a checkpoint folder, which PyTorch "
+        "answers (needs the extra `export`)",
+    )
+    parser.add_argument("--batch", type=int, default=1, metavar="N", help="generate N answers together (default: 1)")
+    output = add_output(parser)
+    output.add_argument(
+        "--against-output",
+        type=Path,
+        metavar="FILE",
+        help="the other's results (default: FILE.against.jsonl beside -o FILE.jsonl)",
+    )
+    output.add_argument("--json", type=Path, metavar="FILE", help="write the scores as JSON; - is stdout")
+    output.add_argument("--page", type=Path, metavar="FILE", help="write a web page: what is wrong, or what changed")
+    shared.add_system(parser)
+    shared.add_model(parser, named=False)
+    shared.add_generation(parser)
+    parser.set_defaults(run=run)
+
+
+def add_questions(parser: argparse.ArgumentParser, pruned: bool = True) -> None:
+    """The set, and how its videos are sampled; pruned: and how they are pruned."""
+    group = parser.add_argument_group("questions")
+    group.add_argument(
+        "--data", type=Path, nargs="+", action="extend", required=True, metavar="FILE", help="files of questions"
+    )
+    group.add_argument(
+        "--format",
+        choices=FORMATS,
+        metavar="NAME",
+        help=f"form of the files, if not told by their fields: {', '.join(FORMATS)}",
+    )
+    group.add_argument("--media-root", type=Path, metavar="DIR", help="folder of the media (default: the file's own)")
+    group.add_argument("--limit", type=int, metavar="N", help="ask N questions only, drawn from all of them")
+    group.add_argument("--limit-seed", type=int, default=0, metavar="S", help="draws others (default: 0)")
+    group = parser.add_argument_group("frames")
+    group.add_argument("--fps", type=float, default=FPS, help="frames sampled per second (default: %(default)g)")
+    group.add_argument(
+        "--max-frames", type=int, default=MAX_FRAMES, metavar="N", help="at most N frames (default: %(default)s)"
+    )
+    shared.add_rule(group)
+    if pruned:
+        shared.add_pruning(group)
+
+
+def add_output(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    output = parser.add_argument_group("output")
+    output.add_argument("-o", "--output", type=Path, metavar="FILE", help="keep every answer here, as JSON lines")
+    output.add_argument("--resume", action="store_true", help="continue FILE: ask what has no answer there")
+    output.add_argument("--retry-failed", action="store_true", help="like --resume, and retry what failed")
+    output.add_argument("--force", action="store_true", help="replace FILE")
+    return output
+
+
+def run(options: argparse.Namespace) -> int:
+    _check(options)
+    questions, others = read(options), _other_output(options)
+    manifest = shared.manifest_of(options)  # a bundle that is none should not leave an empty output
+    generation = generation_config(options, questions)
+    settings = settings_of(options, generation) | _bundle_settings(options.model)
+    mine = _answered_by_bundle(options, questions, generation, options.output, settings)
+    reports = {manifest.name: report_on(mine.values())}
+    other: Results | None = None
+    if options.against is not None:
+        name, other = _other(options, questions, generation, others)
+        name = f"{name} (against)" if name in reports else name
+        reports[name] = report_on(other.values())
+    compared = None if other is None else compare(other, mine)
+    if other is not None and compared is None:
+        progress("warning: the two runs have no question in common that both answered and has a known answer")
+    _show(options, reports, compared, questions)
+    if options.page is not None:
+        content = page(list(reports.items()), compared, mine, questions.asked, shared.media_limits(options))
+        write_whole(options.page, [content.encode("utf-8")])
+        progress(f"page: {options.page}")
+    return 1 if any(report.failed for report in reports.values()) else 0
+
+
+def read(options: argparse.Namespace) -> QuestionSet:
+    """The set asked for; says what it is, and which rows are none."""
+    found = read_questions(options.data, options.format, options.media_root, options.limit, options.limit_seed)
+    titles = ", ".join(form.title for form in found.formats)
+    progress(f"{len(found.asked):,} questions of {titles}")
+    return found
+
+
+def generation_config(options: argparse.Namespace, questions: QuestionSet) -> GenerationConfig:
+    """Greedy, if not asked for otherwise, as the release evaluates."""
+    longest = max((form.max_new_tokens or 0 for form in questions.formats), default=0)
+    return GenerationConfig(
+        max_new_tokens=options.max_new_tokens or longest or None,
+        temperature=0.0 if options.temperature is None else options.temperature,
+        top_p=options.top_p,
+        top_k=options.top_k,
+        repetition_penalty=options.repetition_penalty,
+        seed=options.seed,
+    )
+
+
+def settings_of(options: argparse.Namespace, generation: GenerationConfig) -> Settings:
+    """All that an answer or a score depends on but for what answers."""
+    return {
+        "data": [{"name": path.name, "sha256": _sha256(path)} for path in options.data],
+        "form": options.format,
+        "media_root": None if options.media_root is None else str(options.media_root),
+        "limit": options.limit,
+        "limit_seed": options.limit_seed if options.limit is not None else None,
+        "sampling": asdict(sampling_plan(options)),
+        "pruning": asdict(shared.pruning_config(options)),
+        "generation": asdict(generation),
+        "system": options.system,
+        "add_system_prompt": options.add_system_prompt,
+    }
+
+
+def sampling_plan(options: argparse.Namespace) -> SamplingPlan:
+    return SamplingPlan(options.fps, options.max_frames, rule=options.sampling_rule)
+
+
+def answered(
+    options: argparse.Namespace, questions: QuestionSet, model: Answering | None, store: ResultStore
+) -> Results:
+    """The results of the whole set, those of before among them; a line of progress for each new one."""
+    wanted = {one.id for one in questions.asked}
+    if model is not None:
+        left = len(wanted) - sum(id in wanted for id in store.results)
+        for number, result in enumerate(answer_questions(questions.asked, model, store, options.retry_failed), 1):
+            progress(f"[{number}/{max(left, number)}] {result.id}: {result_words(result)}")
+    return {id: store.results[id] for id in (one.id for one in questions.asked) if id in store.results}
+
+
+def open_store(options: argparse.Namespace, path: Path | None, settings: Settings) -> ResultStore:
+    if path is None:
+        return ResultsInMemory()
+    return ResultsFile(path, settings, options.resume or options.retry_failed, options.force)
+
+
+def is_done(options: argparse.Namespace, questions: QuestionSet, store: ResultStore) -> bool:
+    """Whether there is nothing left to ask, so that no model has to be loaded."""
+    known = [store.results.get(one.id) for one in questions.asked]
+    return all(result is not None and not (options.retry_failed and result.error) for result in known)
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Raises ConfigError for options that do not go together, before anything is read or written."""
+    if options.output is None and (options.resume or options.retry_failed):
+        raise ConfigError("--resume needs the file to continue: -o FILE")
+    if options.force and (options.resume or options.retry_failed):
+        raise ConfigError("--force and --resume or --retry-failed are mutually exclusive")
+    if options.against_output is not None and options.against is None:
+        raise ConfigError("--against-output needs --against")
+    for name in ("output", "against_output", "page", "json"):
+        path: Path | None = getattr(options, name)
+        if path is not None and not path.parent.is_dir():
+            raise ConfigError(f"{path}: there is no such folder to write it to")
+    sampling_plan(options)
+    if options.batch < 1:
+        raise ConfigError(f"batch must be at least 1, not {options.batch}")
+
+
+def _other_output(options: argparse.Namespace) -> Path | None:
+    """Where the other's results are kept. Raises ConfigError where it would be this run's own file."""
+    if options.against is None or Path(options.against).is_file():
+        if options.against is not None and options.output is not None and _same(Path(options.against), options.output):
+            raise ConfigError(f"--against {options.against} is the file that -o would write: choose another")
+        return None
+    path: Path | None = options.against_output
+    if path is None and options.output is not None:
+        path = options.output.with_name(f"{options.output.stem}.against{options.output.suffix or '.jsonl'}")
+    if path is not None and options.output is not None and _same(path, options.output):
+        raise ConfigError("--against-output and -o are the same file: choose another")
+    return path
+
+
+def _same(first: Path, second: Path) -> bool:
+    return first.resolve() == second.resolve()
+
+
+def _bundle_settings(bundle: str | None) -> Settings:
+    manifest = bundle_folder(bundle) / "bundle.json"
+    return {"model": read_manifest(bundle_folder(bundle)).name, "bundle_sha256": _sha256(manifest)}
+
+
+def _answered_by_bundle(
+    options: argparse.Namespace,
+    questions: QuestionSet,
+    generation: GenerationConfig,
+    path: Path | None,
+    settings: Settings,
+) -> Results:
+    """The bundle named by options.model; it is not loaded where all is answered already."""
+    with closing(open_store(options, path, settings)) as store:
+        if is_done(options, questions, store):
+            return answered(options, questions, None, store)
+        model = BundleAnswering(
+            shared.load_model(options),
+            sampling_plan(options),
+            shared.pruning_config(options),
+            generation,
+            options.batch,
+            options.system,
+            options.add_system_prompt,
+            shared.media_limits(options),
+        )
+        return answered(options, questions, model, store)
+
+
+def _other(
+    options: argparse.Namespace, questions: QuestionSet, generation: GenerationConfig, path: Path | None
+) -> tuple[str, Results]:
+    """The name and the results of what this run is compared with."""
+    other = Path(options.against)
+    if other.is_file():
+        settings, results = read_results(other)
+        for difference in differences(settings, settings_of(options, generation)):
+            if not difference.startswith(("model ", "bundle ", "checkpoint ")):
+                progress(f"warning: {other} was made with {difference}")
+        return str(settings.get("model", other.name)), results
+    if (other / "bundle.json").exists() or not is_checkpoint(other):
+        their = argparse.Namespace(**{**vars(options), "model": options.against})
+        settings = settings_of(options, generation) | _bundle_settings(options.against)
+        return str(settings["model"]), _answered_by_bundle(their, questions, generation, path, settings)
+    with tempfile.TemporaryDirectory() if path is None else nullcontext(str(path.parent)) as folder:
+        results_file = Path(folder) / (path.name if path is not None else "reference.jsonl")
+        answer_by_reference(other, results_file, _reference_arguments(options))
+        settings, results = read_results(results_file)
+    return str(settings["model"]), results
+
+
+def _reference_arguments(options: argparse.Namespace) -> list[str]:
+    """The options of this run that the reference's command has, too."""
+    arguments = ["--data", *map(str, options.data)]
+    values = ("format", "media_root", "limit", "limit_seed", "fps", "max_frames", "sampling_rule", "max_new_tokens")
+    for name in (*values, "repetition_penalty"):
+        if (value := getattr(options, name)) is not None:
+            arguments += [f"--{name.replace('_', '-')}", str(value)]
+    arguments += [
+        f"--{name.replace('_', '-')}" for name in ("resume", "retry_failed", "force") if getattr(options, name)
+    ]
+    return arguments
+
+
+def _show(
+    options: argparse.Namespace, reports: dict[str, RunReport], compared: Comparison | None, questions: QuestionSet
+) -> None:
+    notes = [f"{form.title}: {form.differs}" for form in questions.formats if form.differs]
+    if options.json is not None:
+        values = {
+            "runs": {name: report.to_json() for name, report in reports.items()},
+            "comparison": None if compared is None else compared.to_json(),
+            "notes": notes,
+        }
+        text = json.dumps(values, indent=1) + "\n"
+        if str(options.json) == "-":
+            print(text, end="")
+            return
+        write_whole(options.json, [text.encode()])
+    for name, report in reports.items():
+        print("\n".join(report_lines(name, report)))
+    if compared is not None:
+        print("\n".join(comparison_lines(compared)))
+    print("\n".join(one_line(f"note: {note}") for note in notes), end="\n" if notes else "")
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
