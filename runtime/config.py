@@ -74,11 +74,14 @@ class PruningConfig:
         budget.
     max_visual_tokens: of each video; the threshold is raised until no more are kept. The first frame stays whole and
         every other keeps one token, so that many it must allow. Images are never pruned and need not fit.
+    keep_ratio: the share, above 0 and at most 1, of what is left then (or of all tokens, where DiffFP is off) that the
+        decoder is given: the most unique of a video's tokens, at least one of every frame. Images keep all.
     """
 
     threshold: float | Literal["auto"] = 0.1
     enabled: bool | None = None
     max_visual_tokens: int | None = None
+    keep_ratio: float | None = None
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -89,11 +92,18 @@ class PruningConfig:
             raise ConfigError(f"max_visual_tokens must be at least 1, not {self.max_visual_tokens}")
         if self.enabled is False and self.max_visual_tokens is not None:
             raise ConfigError("max_visual_tokens needs pruning, which is switched off")
+        if self.keep_ratio is not None and not 0 < self.keep_ratio <= 1:
+            raise ConfigError(f"keep_ratio must be above 0 and at most 1, not {self.keep_ratio}")
+
+    @property
+    def chooses_threshold(self) -> bool:
+        """Whether the threshold depends on all frames of a clip, so that all are read before the first is encoded."""
+        return self.threshold == "auto" or self.max_visual_tokens is not None
 
     @property
     def needs_whole_clip(self) -> bool:
-        """Whether the threshold depends on all frames of a clip, so that all are read before the first is encoded."""
-        return self.threshold == "auto" or self.max_visual_tokens is not None
+        """Whether any choice depends on all of a clip, so that a stream cannot be pruned so."""
+        return self.chooses_threshold or self.keep_ratio is not None
 
 
 @dataclass(frozen=True)

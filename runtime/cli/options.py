@@ -81,6 +81,12 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         "--max-visual-tokens", type=int, metavar="N", help="at most N tokens per video; raises the threshold to fit"
     )
     group.add_argument("--no-pruning", action="store_true", help="keep every video token")
+    group.add_argument(
+        "--keep-ratio",
+        type=float,
+        metavar="R",
+        help="give the decoder this share of a video's tokens left by DiffFP, the most unique ones (default: 1)",
+    )
 
 
 def add_source_fps(group: argparse._ArgumentGroup) -> None:
@@ -187,7 +193,8 @@ def pruning_config(options: argparse.Namespace) -> PruningConfig:
         raise ConfigError("--threshold and --no-pruning are mutually exclusive")
     defaults = PruningConfig()
     threshold = defaults.threshold if options.threshold is None else options.threshold
-    return PruningConfig(threshold, False if options.no_pruning else None, options.max_visual_tokens)
+    enabled = False if options.no_pruning else None
+    return PruningConfig(threshold, enabled, options.max_visual_tokens, options.keep_ratio)
 
 
 def generation_config(options: argparse.Namespace) -> GenerationConfig:
