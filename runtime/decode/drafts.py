@@ -1,4 +1,4 @@
-"""Prompt lookup: what may come next is looked up in what was said before, and the decoder checks several tokens at once.
+"""Prompt lookup: what may come next is looked up in what was said before, and several tokens are checked at once.
 
 A step of the decoder reads all weights for one token. Answers repeat themselves: words of the question, of earlier
 answers (a watch says nearly the same every few seconds), of their own beginning. So where the last tokens stood before,
@@ -11,11 +11,15 @@ Source: prompt lookup decoding, as transformers' `prompt_lookup_num_tokens`.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Sequence
 
-MAX_DRAFTS = 8
-"""Drafts in one pass, at most: products of nine rows still read the weights once."""
+import numpy as np
+
+from ..config import MAX_DRAFTS
+from ..prompt.splice import EmbeddingTable
+from .cached_decoder import CachedDecoder
 
 _LONGEST, _SHORTEST = 4, 2  # n-grams that are looked up, the longest first
 _REMEMBERED = 64  # earlier answers
@@ -106,3 +110,70 @@ class DraftAccount:
         assert self._step_s is not None  # the account is closed before
         gain = tokens * self._step_s - seconds
         self._balance_s = min(self._balance_s + gain, 4 * _HEAD_START * self._step_s)
+
+
+class DraftedSteps:
+    """Steps of a decoder's only row, some of them of several tokens; what was chosen after each is read one by one."""
+
+    def __init__(self, decoder: CachedDecoder, table: EmbeddingTable) -> None:
+        self._decoder = decoder
+        self._table = table
+        self._corpus = Corpus()
+        self._account = DraftAccount()
+        self._most = 0
+        self._drafts: list[int] = []  # checked by the last pass
+        self._place = 0  # as many of them were chosen
+        self._seconds = 0.0  # of the last pass
+
+    def begin(self, prompt: np.ndarray, most: int | None) -> None:
+        """After a prompt's prefill: ids int64 [S]. most: drafts in one pass; None is as many as can be checked."""
+        self._most = min(MAX_DRAFTS if most is None else most, MAX_DRAFTS) if self._decoder.checks_drafts else 0
+        self._drafts, self._place = [], 0
+        if self._most:
+            placeholders = np.append(False, prompt[1:] == prompt[:-1])  # of thousands of visual tokens one is enough
+            self._corpus.begin(prompt[~placeholders].tolist())
+
+    @property
+    def token(self) -> int:
+        """The decoder's greedy choice of the next token."""
+        return int(self._decoder.tokens[self._place])
+
+    @property
+    def logits(self) -> np.ndarray:
+        """Of the next token: float32 [vocab_size]."""
+        logits: np.ndarray = self._decoder.logits[self._place]
+        return logits
+
+    def advance(self, token: int, room: int) -> list[int]:
+        """Takes the token that was chosen. room: how many more the answer may have after it, at least 1.
+
+        Returns what the cache holds now that it did not: the token and drafts after it, or nothing, if it was drafted.
+        """
+        if self._most:
+            self._corpus.append(token)
+        if self._place < len(self._drafts) and self._drafts[self._place] == token:
+            self._place += 1
+            return []
+        self.settle()
+        if not self._most:
+            self._decoder.advance(np.array([token]), self._table)
+            return [token]
+        begin = time.perf_counter()
+        if self._account.open and room > 1:
+            self._drafts = self._corpus.continuation(min(self._most, room - 1))
+        if self._drafts:
+            self._decoder.check(np.array([token, *self._drafts]), self._table)
+        else:
+            self._decoder.advance(np.array([token]), self._table)
+        _ = self._decoder.tokens  # waits for a GPU
+        self._seconds = time.perf_counter() - begin
+        if not self._drafts:
+            self._account.stepped(self._seconds)
+        return [token, *self._drafts]
+
+    def settle(self) -> None:
+        """Takes drafts that were not chosen out of the cache."""
+        if self._drafts:
+            self._account.checked(self._seconds, self._place + 1)
+            self._decoder.rewind(self._decoder.length - len(self._drafts) + self._place)
+        self._drafts, self._place = [], 0
