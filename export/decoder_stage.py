@@ -63,7 +63,7 @@ def write_prefill_graph(
     quantized: Quantized | None,
     progress: Progress,
 ) -> PrefillQuantization:
-    """Writes the prefill graph, from the original weights where they exist: 8-bit rounding of 4-bit codes loses more."""
+    """Writes the prefill graph, if possible from the original weights: rounding 4-bit codes to 8 bits loses more."""
     if options.prefill_bits == 16 or data is None:
         return PrefillQuantization()
     original: Checkpoint | DequantizedCheckpoint = checkpoint

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 Progress = Callable[[str, int, int], None]
-_INTERVAL_S = 5.0
+INTERVAL_S = 5.0
 
 
 class ProgressLines:
@@ -18,6 +18,6 @@ class ProgressLines:
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         now = time.perf_counter()
-        if done == total or now - self._last > _INTERVAL_S:
+        if done == total or now - self._last > INTERVAL_S:
             self._last = now
             print(f"vl3edge: {stage} {done}/{total}, {now - self._begin:.1f} s", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""The projector: merges features into visual tokens and maps those that are kept to the decoder's width."""
+"""The projector: merges features into visual tokens and maps the kept ones to the decoder's width."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class WeightSource:
 
 
 class Linear(nn.Module):
-    """x @ weight + bias, with the weight [in, out]: as ONNX's MatMul wants it, so a traced graph transposes nothing."""
+    """x @ weight + bias, the weight [in, out] as in ONNX's MatMul, so that a traced graph transposes nothing."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()

@@ -68,11 +68,11 @@ def trace_to_file(
 
     module: with parameters on the meta device; they are replaced. sources: where each parameter comes from.
     precision: "fp16" stores weights as float16 and casts them to float32 in the graph, so the arithmetic is that of
-        float32 with rounded weights. progress: called with (weights written, weights in all). eight_bit: names of
-        weights whose products are computed in 8 bits, see `vision_int8.py`.
+        float32 with rounded weights.
+    progress: called with (weights written, weights in all).
+    eight_bit: names of weights whose products are computed in 8 bits, see `vision_int8.py`.
 
-    Raises:
-        ExportError: precision is unknown, or a weight is too large for float16.
+    Raises ExportError if precision is unknown, or a weight is too large for float16.
     """
     if precision not in _DTYPES:
         raise ExportError(f"precision must be one of {', '.join(_DTYPES)}, not {precision!r}")

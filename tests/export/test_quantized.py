@@ -155,9 +155,9 @@ def test_an_interrupted_quantization_goes_on(checkpoints: Callable[..., Path], t
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     assert cli.main([*arguments, "-o", str(whole)]) == 0
     code = """
-import sys, time
-from vl3edge.export import cli, pipeline
-cli._PROGRESS_S = 0.0
+import sys
+from vl3edge.export import cli, progress
+progress.INTERVAL_S = 0.0
 sys.exit(cli.main(sys.argv[1:]))
 """
     process = subprocess.Popen(
