@@ -36,7 +36,7 @@ from peers import import_transformers
 from vl3edge.runtime import GenerationConfig, PruningConfig, SamplingPlan, VideoLlama3
 from vl3edge.runtime.backends.cuda import Device, open_device
 from vl3edge.runtime.backends.features import on_host
-from vl3edge.runtime.backends.onnxruntime import select_backend
+from vl3edge.runtime.backends.select import select_backend
 from vl3edge.runtime.bundle.bundle import open_bundle
 from vl3edge.runtime.errors import BackendError
 from vl3edge.runtime.media.resize import target_size

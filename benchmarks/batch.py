@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from machine import describe
 
-from vl3edge.runtime.backends.onnxruntime import select_backend
+from vl3edge.runtime.backends.select import select_backend
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, Bundle, open_bundle
 from vl3edge.runtime.bundle.manifest import TextSpec
 from vl3edge.runtime.decode.decoder import Decoder

@@ -43,7 +43,7 @@ def rates(context: int, steps: int, prefill_s: float, decode_s: float) -> Figure
 
 
 def run_vl3edge(options: argparse.Namespace, folder: str) -> Figures:
-    from vl3edge.runtime.backends.onnxruntime import select_backend
+    from vl3edge.runtime.backends.select import select_backend
     from vl3edge.runtime.bundle.bundle import open_bundle
     from vl3edge.runtime.decode.decoder import Decoder
     from vl3edge.runtime.decode.graph import load_decoder_graph

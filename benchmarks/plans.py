@@ -19,7 +19,9 @@ from typing import Any
 from machine import describe
 
 from vl3edge.export.graphs.vision_tensorrt import export_tensorrt_projector, export_tensorrt_vision
-from vl3edge.export.pipeline import ExportOptions, Float32Source, make_manifest
+from vl3edge.export.manifest import make_manifest
+from vl3edge.export.options import ExportOptions
+from vl3edge.export.tensor_source import Float32Source
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.runtime.backends.tensorrt_build import BuildOptions, compile_plan
 from vl3edge.runtime.backends.tensorrt_library import import_tensorrt

@@ -24,7 +24,9 @@ from vision import Remembered
 
 from vl3edge.export.calibrate.smoothquant import Smoothing
 from vl3edge.export.graphs.decoder_prefill_int8 import write_prefill
-from vl3edge.export.pipeline import ExportOptions, Float32Source, export_bundle
+from vl3edge.export.options import ExportOptions
+from vl3edge.export.pipeline import export_bundle
+from vl3edge.export.tensor_source import Float32Source
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.demo.evaluate import CHECKPOINT, evaluate, summarize
 from vl3edge.models.demo.predictors import BundlePredictor, TorchPredictor

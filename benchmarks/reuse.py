@@ -33,7 +33,7 @@ def second_question(model: VideoLlama3, options: argparse.Namespace) -> dict[str
     clip = model.encode(options.media, SamplingPlan(fps=options.fps, max_frames=options.frames))
     first, second = [], []
     for _ in range(options.rounds):
-        model._generator._decoder.rewind(0)
+        model.decoder.rewind(0)
         for question, times in zip(QUESTIONS, (first, second), strict=True):
             times.append(model.ask(clip, question, GenerationConfig(max_new_tokens=4)).stats.prefill_s)
     return ratio(first, second) | {"clip_tokens": clip.num_tokens}

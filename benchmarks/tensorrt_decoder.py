@@ -25,7 +25,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from vl3edge.export.graphs.decoder import PREFIX, DecoderBuilder, export_decoder, rotary_tables, text_spec
 from vl3edge.export.parity import load_session
-from vl3edge.export.pipeline import Float32Source
+from vl3edge.export.tensor_source import Float32Source
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.config import TextConfig
 from vl3edge.runtime.backends.tensorrt_library import import_tensorrt, make_logger

@@ -30,14 +30,17 @@ from vision_products import measure
 from vl3edge.export.calibrate.smoothquant import Smoothing
 from vl3edge.export.calibrate.vision import calibrate_vision, calibration_clips, relative_error
 from vl3edge.export.graphs.vision import export_vision
-from vl3edge.export.pipeline import ExportOptions, export_bundle, make_manifest
+from vl3edge.export.manifest import make_manifest
+from vl3edge.export.options import ExportOptions
+from vl3edge.export.pipeline import export_bundle
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.demo.evaluate import CHECKPOINT, evaluate, summarize
 from vl3edge.models.demo.predictors import BundlePredictor, Prediction, TorchPredictor
 from vl3edge.models.demo.questions import Question
 from vl3edge.models.demo.twin import write_outlier_twin
 from vl3edge.runtime import VideoLlama3
-from vl3edge.runtime.backends.onnxruntime import Backend, Engine, OrtEngine, select_backend
+from vl3edge.runtime.backends.onnxruntime import Backend, Engine, OrtEngine
+from vl3edge.runtime.backends.select import select_backend
 from vl3edge.runtime.backends.tensorrt_vision import PatchEncoder
 from vl3edge.runtime.bundle.bundle import Bundle, open_bundle
 from vl3edge.runtime.bundle.plans import tensorrt_graph

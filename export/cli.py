@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
-import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +14,9 @@ from vl3edge.runtime.cli.info import contents_table
 from vl3edge.runtime.cli.stderr import exit_status, progress
 from vl3edge.runtime.errors import ConfigError
 
-from .pipeline import TARGETS, ExportOptions, export_bundle
-
-_PROGRESS_S = 5.0
+from .options import TARGETS, ExportOptions
+from .pipeline import export_bundle
+from .progress import ProgressLines
 
 
 def main(argv: Sequence[str]) -> int:
@@ -30,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def quiet_libraries() -> None:
-    """Leaves out the warnings that libraries have for their developers."""
+    """Hides the libraries' warnings that are meant for developers."""
     for category in (DeprecationWarning, FutureWarning):
         warnings.simplefilter("ignore", category)
 
@@ -46,7 +44,7 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _export_options(options: argparse.Namespace) -> ExportOptions:
-    """Raises ConfigError for options that cannot work, whatever the checkpoint."""
+    """Raises ConfigError for options that no checkpoint can satisfy."""
     plan = None
     if options.quant == "none" and options.save_gptq is not None:
         raise ConfigError("--save-gptq and --quant none are mutually exclusive")
@@ -78,19 +76,6 @@ def _export_options(options: argparse.Namespace) -> ExportOptions:
         force=options.force,
         kernels=not options.no_kernels,
     )
-
-
-class ProgressLines:
-    """Lines on stderr: each stage when it ends, and every few seconds while it lasts."""
-
-    def __init__(self) -> None:
-        self._begin = self._last = time.perf_counter()
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        now = time.perf_counter()
-        if done == total or now - self._last > _PROGRESS_S:
-            self._last = now
-            print(f"vl3edge: {stage} {done}/{total}, {now - self._begin:.1f} s", file=sys.stderr, flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:

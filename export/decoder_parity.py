@@ -1,4 +1,4 @@
-"""How far exported decoders are from the torch layers, which run one at a time."""
+"""Measures exported decoders against the torch layers, which run one at a time."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ def check_decoder(
 ) -> dict[str, Difference]:
     """Logits of exported decoders against the torch layers, run one at a time, after a prefill and after a step.
 
-    graphs: file names; the result is by their stems. Of a quantized decoder, the torch layers have the dequantized
-    weights. The inputs are embeddings of tokens drawn from the whole vocabulary. progress: called with (layers done, in
-    all). Raises ExportError for a decoder with values that float16 cannot hold, if one of the graphs computes in it.
+    graphs: file names; the result is keyed by their stems. For a quantized decoder, the torch layers have the
+    dequantized weights. The inputs are embeddings of tokens drawn from the whole vocabulary. progress: called with
+    (layers done, in all). Raises ExportError for a decoder with values that float16 cannot hold, if one of the graphs
+    computes in it.
     """
     config = checkpoint.config.text
     ids = torch.randint(config.vocab_size, (_TOKENS,), generator=torch.Generator().manual_seed(0))
@@ -69,8 +70,8 @@ def reference_logits(
     """Logits float32 [positions[k], vocab] of the last positions of each sequence of inputs [S, hidden].
 
     One layer is in memory at a time, and the head a block of rows at a time. progress: called with (layers done, in
-    all). fp16_range: is shown every layer. caches: is filled with each sequence's keys and values, for every layer an
-    array float32 [2, kv_heads, S, head_dim].
+    all). fp16_range: observes every layer. caches: filled with each sequence's keys and values, an array float32 [2,
+    kv_heads, S, head_dim] per layer.
     """
     config = checkpoint.config.text
     hidden = [inputs[None] for inputs in sequences]

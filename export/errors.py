@@ -6,4 +6,4 @@ from vl3edge.runtime.errors import Vl3EdgeError
 
 
 class ExportError(Vl3EdgeError, RuntimeError):
-    """An export was refused or failed; nothing is left behind that looks like a bundle."""
+    """An export was refused or failed; no incomplete bundle is left behind."""

@@ -1,9 +1,8 @@
 """A small writer of ONNX graphs whose weights stream to a side file.
 
-The decoder is built operator by operator instead of traced, so all this module has to offer is: name things, append
-nodes, and put each weight on disk as soon as it is read. One weight is in memory at a time, which is what lets a 2B
-model be exported in a few GB. The result is ONNX opset 21 unless told otherwise, IR 10: loadable by ONNX Runtime 1.23
-and later.
+The decoder is built operator by operator instead of traced, so this module only names values, appends nodes, and writes
+each weight to disk as soon as it is read. With one weight in memory at a time, a 2B model exports in a few GB. The
+result is ONNX opset 21 unless told otherwise, IR 10: loadable by ONNX Runtime 1.23 and later.
 """
 
 from __future__ import annotations
@@ -80,7 +79,7 @@ class GraphWriter:
     def branch(self, name: str, emit: Callable[[], Sequence[str]]) -> onnx.GraphProto:
         """A branch of an `If`: what `emit` appends, and the names of float32 values it returns as outputs.
 
-        It may read every value of the graph around it.
+        It may read every value of the enclosing graph.
         """
         outside, self._nodes = self._nodes, []
         outputs = [helper.make_tensor_value_info(value, TensorProto.FLOAT, None) for value in emit()]
@@ -123,7 +122,7 @@ class GraphWriter:
         return name
 
     def save(self, producer: str = "vl3edge") -> list[Path]:
-        """Writes the `.onnx` file; returns the paths of all files written, which is that one alone without weights."""
+        """Writes the `.onnx` file; returns the paths of all files written, just this one if there are no weights."""
         self._data.flush()
         os.fsync(self._data.fileno())
         graph = helper.make_graph(

@@ -1,4 +1,4 @@
-"""How far an exported graph is from the torch modules, on inputs like those it will get."""
+"""Measures an exported graph against the torch modules, on realistic inputs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import onnxruntime
 
 @dataclass(frozen=True)
 class Difference:
-    """Between an engine's output and the torch module's, absolute; max_abs is the largest value of the latter."""
+    """Absolute differences of an engine's output from the torch module's; max_abs is the latter's largest value."""
 
     max_abs_diff: float
     mean_abs_diff: float
@@ -35,6 +35,6 @@ def load_session(path: Path, prepack: bool = False) -> onnxruntime.InferenceSess
 
 
 def input_dtype(session: onnxruntime.InferenceSession, name: str) -> type:
-    """Of one of a graph's inputs: numpy's float32 or float16."""
+    """The dtype of one of a graph's inputs: numpy's float32 or float16."""
     types = {value.name: value.type for value in session.get_inputs()}
     return np.float16 if types[name] == "tensor(float16)" else np.float32

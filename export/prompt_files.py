@@ -1,4 +1,4 @@
-"""The files that prompts are made with, and a trial of the chat template before an export spends minutes on more."""
+"""Writes the files that prompts are made with, and tries the chat template before the export spends minutes."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def write_prompt_files(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def try_chat_template(checkpoint: Checkpoint, manifest: Manifest) -> None:
-    """Compiles the chat template and renders a conversation of several turns with a picture, a video and instructions.
+    """Compiles the chat template and renders a conversation of several turns with an image, a video and instructions.
 
-    A template that says itself that it takes no system messages is usable without, with a warning.
-    Raises ExportError, in one line, for one that cannot be compiled or rendered, or leaves media out.
+    A template that rejects system messages is usable without them, with a warning.
+    Raises ExportError, in one line, for a template that cannot be compiled or rendered, or that omits media.
     """
     with tempfile.TemporaryDirectory() as folder:
         write_prompt_files(checkpoint, Path(folder))

@@ -1,11 +1,11 @@
-"""The quantization stage of an export: calibrate on the engines just written, quantize, and report what it cost."""
+"""The quantization step of an export: quantize, resume after an interruption, and report the cost."""
 
 from __future__ import annotations
 
 import math
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from vl3edge.quant.dequantized import Linears
 from vl3edge.quant.gptq_reader import GptqLinears
 from vl3edge.quant.plan import QuantizationPlan
 
-Progress = Callable[[str, int, int], None]
+from .progress import Progress
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Quantized:
 
 
 def work_folder(target: Path) -> Path:
-    """Where an export to `target` keeps its finished layers, so that the same command goes on after an interruption."""
+    """Where an export to `target` keeps finished layers, so that the same command resumes after an interruption."""
     return target.resolve().parent / f".{target.name}.quantizing"
 
 
@@ -54,9 +54,9 @@ def quantize(
     work: Path,
     progress: Progress,
 ) -> Quantized:
-    """Quantizes the decoder by `plan`, layer by layer; an interrupted run goes on with what `work` holds.
+    """Quantizes the decoder by `plan`, layer by layer; an interrupted run resumes from `work`.
 
-    data: to calibrate on. media: that it was made of, for the report; none are synthetic scenes.
+    data: to calibrate on. media: its source, for the report; empty means synthetic scenes.
     Raises QuantError.
     """
 
@@ -85,7 +85,7 @@ def discard_work(target: Path) -> None:
 
 
 def _fp16_bytes(checkpoint: Checkpoint) -> int:
-    """What the decoder with its embeddings and head would take in float16; tied ones count once, as they are stored."""
+    """Bytes of the decoder with embeddings and head in float16; tied ones count once, as they are stored."""
     shapes = (checkpoint.shape(name) for name in checkpoint.names if name.startswith((DECODER, LM_HEAD)))
     return 2 * sum(math.prod(shape) for shape in shapes)
 

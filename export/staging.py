@@ -1,7 +1,7 @@
-"""Where an export is written before it counts: a folder beside the target, renamed when everything is in it.
+"""Stages an export in a folder beside the target, renamed when complete.
 
-Interrupted at any moment, it leaves the target as it was; at worst a hidden folder stays, which nothing takes for a
-bundle because the manifest is written last.
+An interruption leaves the target untouched; at worst a hidden folder remains, which is never mistaken for a bundle
+because the manifest is written last.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from .errors import ExportError
 
 @contextmanager
 def staged_folder(target: Path, force: bool, needed_bytes: int) -> Iterator[Path]:
-    """Yields an empty folder; it becomes `target` if the block ends well, and is removed otherwise.
+    """Yields an empty folder, which becomes `target` if the block succeeds, and is removed otherwise.
 
     Raises ExportError, before anything is written, if target exists without `force` (or is not a bundle, which even
-    force does not replace), or if the disk has no room.
+    force does not replace), or if the disk is too full.
     """
     target = target.resolve()
     check_target(target, force)

@@ -1,16 +1,31 @@
-"""Weights by name, as the writers of graphs take them, and heads widened to what ONNX Runtime accepts."""
+"""Weights by name, as graph writers read them, and heads padded to the sizes that ONNX Runtime accepts."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import torch
+
+from vl3edge.models.checkpoint import Checkpoint
+from vl3edge.quant.dequantized import DequantizedCheckpoint
 
 
 class TensorSource(Protocol):
     """Weights by canonical name, as float32 arrays."""
 
     def array(self, name: str) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Float32Source:
+    """A checkpoint's tensors as float32 arrays, one at a time."""
+
+    checkpoint: Checkpoint | DequantizedCheckpoint
+
+    def array(self, name: str) -> np.ndarray:
+        return self.checkpoint.tensor(name, torch.float32).numpy()
 
 
 def padded_head_dim(head_dim: int) -> int:

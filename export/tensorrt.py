@@ -3,7 +3,7 @@
 The plans need no GPU to be compiled; those for Jetson are compiled on the device by `vl3edge build`, from the same ONNX
 files. They are measured here with ONNX Runtime on the CPU, through the runtime's own adapters. That shows what float16
 weights cost, but not float16 activations, which ONNX Runtime keeps in float32 between operators even where the graph
-says otherwise: it would not even notice an overflow. So the values that TensorRT will store in float16 are looked at in
+says otherwise: it would not even notice an overflow. So the values that TensorRT stores in float16 are checked in
 torch, and `benchmarks/fp16_drift.py` measures their rounding.
 """
 
@@ -42,7 +42,7 @@ _CHECK_SIZE = (2, 4, 6)  # frames, rows, columns of patches
 
 
 def require_tensorrt(targets: Sequence[str]) -> dict[str, str]:
-    """Raises ExportError, before any work is done, when a plan is to be built and cannot; versions for the manifest."""
+    """Versions for the manifest; ExportError, before any work is done, if a requested plan cannot be built."""
     if "rtx" not in targets:
         return {}
     try:
@@ -52,7 +52,7 @@ def require_tensorrt(targets: Sequence[str]) -> dict[str, str]:
 
 
 def tensorrt_bytes(checkpoint: Checkpoint, targets: Sequence[str]) -> int:
-    """What the stage adds to a bundle, about: the weights in float16 in the plans; the graphs share those there are."""
+    """About how many bytes the stage adds: float16 weights in the plans; the graphs share existing weights."""
     if "rtx" not in targets:
         return 0
     names = [name for name in checkpoint.names if name.startswith((VISION, PROJECTOR))]
@@ -69,7 +69,7 @@ def write_tensorrt(
 ) -> dict[str, Difference]:
     """Writes what the manifest's targets need into `folder`; returns the differences from torch, by stage.
 
-    folder: with `vision.onnx` and the projectors, whose weights are shared. calibration: for an encoder in 8 bits.
+    folder: has `vision.onnx` and the projectors, whose weights are shared. calibration: for an 8-bit encoder.
     """
     if not set(TENSORRT_TARGETS) & set(manifest.targets):
         return {}

@@ -19,7 +19,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """`Checkpoint`, which loads torch: the clips of the demo world, with which the runtime is tested, do without."""
+    """Imports `Checkpoint`, and with it torch, on first use: the demo clips, which test the runtime, need neither."""
     if name == "Checkpoint":
         from .checkpoint import Checkpoint
 

@@ -1,7 +1,7 @@
 """A VideoLLaMA3 checkpoint on disk: its configuration, its tensors under canonical names, its text files.
 
-Both published layouts open the same way, and both are checked in full when they are opened: every missing,
-unexpected and wrongly shaped tensor is named in one error.
+Both published layouts open the same way, and both are checked in full when they are opened: every missing, unexpected
+and wrongly shaped tensor is named in one error.
 """
 
 from __future__ import annotations
@@ -34,8 +34,7 @@ class Checkpoint:
     """Use `Checkpoint.open`.
 
     folder: where the files are; commit: the hub commit they are pinned to, or None for a local folder.
-    config: what the files say; `config.text.tie_word_embeddings` is what holds in fact (see
-    `_effective_tie`).
+    config: what the files say; `config.text.tie_word_embeddings` is what actually holds (see `_effective_tie`).
     """
 
     def __init__(self, folder: Path, config: ModelConfig, files: TensorFiles, commit: str | None) -> None:
@@ -58,8 +57,7 @@ class Checkpoint:
     def open(cls, path_or_hub_id: str | Path, revision: str | None = None) -> Checkpoint:
         """Opens and validates a local folder or a hub id ("owner/name", at `revision` or its newest commit).
 
-        Raises:
-            CheckpointError: anything that keeps it from being used, naming the file and the key or tensor.
+        Raises CheckpointError if it cannot be used, naming the file and the key or tensor.
         """
         folder, commit = find_checkpoint(path_or_hub_id, revision)
         if (folder / _ADAPTER).is_file() and not TensorFiles.has_model(folder):
@@ -84,20 +82,19 @@ class Checkpoint:
     def tensor(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
         """A tensor by its canonical name, memory-mapped (read-only) unless `dtype` asks for a conversion.
 
-        Of tied embeddings, either name gives the one that is stored.
+        For tied embeddings, both names give the stored one.
 
-        Raises:
-            CheckpointError: there is no such tensor.
+        Raises CheckpointError if there is no such tensor.
         """
         tensor = self._files.tensor(self._stored[self._resolve(name)])
         return tensor if dtype is None else tensor.to(dtype)
 
     def stored_name(self, name: str) -> str:
-        """What the files call a tensor; raises CheckpointError for one that is not there."""
+        """A tensor's name in the files; raises CheckpointError if there is none."""
         return self._stored[self._resolve(name)]
 
     def release(self) -> None:
-        """Gives back the memory of everything read so far; worth it before something else needs much."""
+        """Releases the memory of everything read so far, before something else needs it."""
         self._files.release()
 
     def shape(self, name: str) -> Shape:
@@ -105,7 +102,7 @@ class Checkpoint:
         return self._files.shape(self._stored[self._resolve(name)])
 
     def file(self, name: str) -> Path:
-        """The path of one of the checkpoint's files; raises CheckpointError if it is not there."""
+        """The path of one of the checkpoint's files; raises CheckpointError if it is missing."""
         path = self.folder / name
         if not path.is_file():
             raise CheckpointError(f"{path} does not exist")
@@ -116,7 +113,7 @@ class Checkpoint:
         return tokenizer_json(self.folder)
 
     def special_tokens(self) -> dict[str, str]:
-        """The special tokens by the names that chat templates have for them; see `tokenizer_files.py`."""
+        """The special tokens by the names that chat templates use; see `tokenizer_files.py`."""
         return special_tokens(self.folder)
 
     def chat_template(self) -> str:
@@ -136,9 +133,8 @@ class Checkpoint:
     def validate(self) -> None:
         """Compares every tensor with the configuration.
 
-        Raises:
-            CheckpointError: names missing, unexpected, wrongly shaped and wrongly typed tensors in one message, the
-                first ten of them.
+        Raises CheckpointError, naming missing, unexpected, wrongly shaped and wrongly typed tensors in one message, at
+        most ten.
         """
         if wrapped := [stored for stored in self._stored.values() if _PEFT.search(stored)]:
             raise CheckpointError(
@@ -163,11 +159,11 @@ class Checkpoint:
             raise CheckpointError(f"{self.folder}: {len(problems)} tensors do not match config.json:\n  {listed}")
 
     def _required(self) -> tuple[dict[str, Shape], set[str]]:
-        """Shapes of the tensors that must be there, and names of those that may be."""
+        """Shapes of required tensors, and names of optional ones."""
         shapes = expected_shapes(self.config)
         optional: set[str] = set()
         if self.config.text.tie_word_embeddings:
-            # Either one will do; transformers ties whichever is absent to the other.
+            # Either one suffices; transformers ties the missing one to the other.
             if LM_HEAD not in self._stored:
                 del shapes[LM_HEAD]
             elif EMBEDDINGS not in self._stored:
@@ -185,7 +181,7 @@ class Checkpoint:
     def _gptq_shapes(self, layer: str, weight: Shape) -> dict[str, Shape]:
         """Shapes of a packed layer: 32-bit words along the inputs, zero points along the outputs.
 
-        The width is the one that fits, since it may differ from layer to layer.
+        The bit width is inferred, since it may differ between layers.
         """
         section = Section(self.config.quantization or {}, self.folder / "config.json", "quantization_config")
         common = section.one_of("bits", _GPTQ_BITS, 4)
@@ -203,8 +199,7 @@ class Checkpoint:
     def _effective_tie(self) -> bool:
         """Whether embeddings and head are one tensor.
 
-        As transformers decides: a head that is stored and differs from the embeddings wins over the
-        configuration.
+        As in transformers, a stored head that differs from the embeddings overrides the configuration.
         """
         if not self.config.text.tie_word_embeddings or not {LM_HEAD, EMBEDDINGS} <= self._stored.keys():
             return self.config.text.tie_word_embeddings

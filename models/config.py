@@ -55,10 +55,10 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class MediaProcessing:
-    """How images, or the frames of a video, are sized before the encoder.
+    """How images, or the frames of a video, are resized before the encoder.
 
     merge_size: m×m patches become one visual token.
-    rule: whose rounding is followed; it also says what the two budgets count.
+    rule: whose rounding is used; it also determines what the two budgets count.
         "transformers": pixels, the maximum divided by the number of frames of a video;
         "authors": merged tokens, the maximum divided by all images and video frames of the conversation.
     minimum, maximum: the budgets.
@@ -79,8 +79,8 @@ class ModelConfig:
     image_mean, image_std: of pixel values scaled to 0…1, one per channel.
     fps, max_frames: how the checkpoint's processor samples a video.
     use_token_compression: whether the checkpoint prunes video tokens (DiffFP) by default.
-    generation: how the checkpoint wants tokens to be chosen.
-    quantization: `quantization_config` as it stands in the checkpoint (a GPTQ decoder), or None.
+    generation: the checkpoint's settings for choosing tokens.
+    quantization: the checkpoint's `quantization_config` (a GPTQ decoder), unchanged, or None.
     """
 
     name: str

@@ -1,9 +1,9 @@
 """Reads a checkpoint's JSON files, of either layout, into a ModelConfig.
 
-A key that is absent takes the default of the class that would read it: transformers' `VideoLlama3*` classes,
-or the authors' processor (from their public release). Whatever changes the result and is not implemented here
-(other activations, scaled rotary positions, sliding windows, other resampling) is refused, so that no
-checkpoint loads into a model that only looks right.
+A missing key takes the default of the class that would read it: transformers' `VideoLlama3*` classes, or the authors'
+processor (from their public release). Settings that change the result and are not implemented here (other activations,
+scaled rotary positions, sliding windows, other resampling) are refused, so that no checkpoint loads into a model that
+only looks right.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from .typed_json import Section
 
 _BICUBIC = 3  # PIL.Image.Resampling.BICUBIC, as processor files write it
 _HALF = (0.5, 0.5, 0.5)
-_TRANSFORMERS_TOP_K = 50  # of transformers' generate, where nobody gives another
-# What generation_config.json may ask for besides, and the values that ask for nothing.
+_TRANSFORMERS_TOP_K = 50  # transformers' generate() default
+# Other keys of generation_config.json, with the values that have no effect.
 _NOT_DONE: dict[str, tuple[Any, ...]] = {
     "num_beams": (1,),
     "min_length": (0,),
@@ -44,8 +44,7 @@ _NOT_DRAWN: dict[str, tuple[Any, ...]] = {
 def read_config(folder: Path) -> ModelConfig:
     """The configuration of the checkpoint in `folder`.
 
-    Raises:
-        CheckpointError: a file or key is missing, has the wrong type, or asks for something unsupported.
+    Raises CheckpointError if a file or key is missing, has the wrong type, or asks for something unsupported.
     """
     config = Section.read(folder / "config.json")
     model_type = config.string("model_type")
@@ -65,7 +64,7 @@ def _read_transformers(folder: Path, config: Section) -> ModelConfig:
     vision = _vision(config.section("vision_config"))
     processor = Section.read_if_there(folder / "processor_config.json")
     preprocessor = Section.read_if_there(folder / "preprocessor_config.json")
-    # transformers 5 nests both in processor_config.json; older files stand alone, and the oldest share one.
+    # transformers 5 nests both in processor_config.json; older versions have a file each, the oldest share one.
     image = processor.section("image_processor") if "image_processor" in processor else preprocessor
     video = Section.read_if_there(folder / "video_preprocessor_config.json")
     if "video_processor" in processor:
@@ -79,7 +78,7 @@ def _read_transformers(folder: Path, config: Section) -> ModelConfig:
     mean, std = _normalization(image)
     if _normalization(video) != (mean, std):
         raise video.error("image_mean", "and image_std differ from those of images; they must be the same")
-    # The flag of either level ties, as in transformers' VideoLlama3Config.
+    # The flag ties at either level, as in transformers' VideoLlama3Config.
     tied = config.boolean("tie_word_embeddings", False) or text.boolean("tie_word_embeddings", False)
     return ModelConfig(
         name=_name(folder, config),
@@ -198,7 +197,7 @@ def _rope_theta(section: Section, types: tuple[str, ...]) -> float:
 
 
 def _check_pixels(section: Section, patch_size: int) -> None:
-    """Everything about pixels that the runtime takes for granted."""
+    """Checks everything that the runtime assumes about pixels."""
     for key in ("do_resize", "do_rescale", "do_normalize"):
         section.one_of(key, (True,), True)
     section.one_of("resample", (_BICUBIC,), _BICUBIC)
@@ -230,7 +229,7 @@ def _pixel_budget(section: Section, merge_size: int, minimum: int, maximum: int)
 
 
 def _eos(folder: Path, *sections: Section) -> tuple[int, ...]:
-    """generation_config.json says when to stop; without it, the model's own configuration does."""
+    """The end tokens of generation_config.json, else of the model's configuration."""
     candidates = (Section.read_if_there(folder / "generation_config.json"), *sections)
     for section in candidates:
         if ids := section.integers("eos_token_id"):
@@ -240,7 +239,7 @@ def _eos(folder: Path, *sections: Section) -> tuple[int, ...]:
 
 
 def _generation(folder: Path, *sections: Section) -> GenerationSpec:
-    """generation_config.json says how to choose tokens; without it, as transformers does, the configuration itself."""
+    """How to choose tokens, by generation_config.json, else by the configuration, as in transformers."""
     file = Section.read_if_there(folder / "generation_config.json")
     sources = (file,) if file.values else sections
 
@@ -265,14 +264,14 @@ def _generation(folder: Path, *sections: Section) -> GenerationSpec:
         top_p=top_p,
         top_k=holding("top_k").integer("top_k", _TRANSFORMERS_TOP_K if samples else 0, at_least=0),
         repetition_penalty=holding("repetition_penalty").number("repetition_penalty", 1.0),
-        # Not of the configuration itself, where max_length may be the context's.
+        # Not from the configuration itself, where max_length may be the context length.
         max_new_tokens=file.integer("max_new_tokens", 0, at_least=0),
         max_length=file.integer("max_length", 0, at_least=0),
     )
 
 
 def _quantization(folder: Path, config: Section) -> dict[str, object] | None:
-    """config.json's `quantization_config`; the oldest GPTQ writers left it in quantize_config.json alone."""
+    """config.json's `quantization_config`; the oldest GPTQ writers only have quantize_config.json."""
     if "quantization_config" in config:
         return dict(config.section("quantization_config").values)
     beside = Section.read_if_there(folder / "quantize_config.json")

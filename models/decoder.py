@@ -1,8 +1,7 @@
-"""The decoder, Qwen2.5, as plain torch modules: the fp32 reference of export, and the layers that GPTQ
-works on.
+"""The decoder, Qwen2.5, in plain torch modules: the fp32 reference of the export, and the layers that GPTQ quantizes.
 
-Linear layers are `nn.Linear` under the checkpoint's own names (`self_attn.q_proj`, `mlp.down_proj`, …), so
-that one can be looked up, hooked or replaced by name. One layer can be loaded and run at a time.
+Linear layers are `nn.Linear` under the checkpoint's own names (`self_attn.q_proj`, `mlp.down_proj`, …), so that they
+can be looked up, hooked or replaced by name. Layers can be loaded and run one at a time.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ class Attention(nn.Module):
         if past is not None:
             k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
         start = k.shape[2] - length
-        # A query sees all of the past, and of the new positions those up to its own.
+        # A query attends to all of the past, and to new positions up to its own.
         visible = torch.ones(length, k.shape[2], dtype=torch.bool).tril(start) if length > 1 else None
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=True)
         return self.o_proj(y.transpose(1, 2).reshape(batch, length, -1)), (k, v)

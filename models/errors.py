@@ -6,7 +6,7 @@ from vl3edge.runtime.errors import Vl3EdgeError
 
 
 class CheckpointError(Vl3EdgeError, ValueError):
-    """A checkpoint is missing, damaged, incomplete, or of a kind that vl3edge does not know.
+    """A checkpoint is missing, damaged, incomplete, or of an unsupported kind.
 
     The message names the file, and the key or tensor in it.
     """

@@ -1,7 +1,6 @@
 """Finds a checkpoint: a local folder, or a model id on the Hugging Face hub.
 
-From the hub, only weights in safetensors and the small text files are fetched; code and pickled weights
-never are.
+From the hub, only safetensors weights and small text files are fetched, never code or pickled weights.
 """
 
 from __future__ import annotations
@@ -19,8 +18,7 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 def find_checkpoint(path_or_hub_id: str | Path, revision: str | None = None) -> tuple[Path, str | None]:
     """The checkpoint's local folder and, if it came from the hub, the commit it is pinned to.
 
-    Raises:
-        CheckpointError: it is neither a folder nor a model that can be fetched.
+    Raises CheckpointError if it is neither a folder nor a model that can be fetched.
     """
     path = Path(path_or_hub_id).expanduser()
     if path.is_dir():
@@ -42,6 +40,6 @@ def _download(hub_id: str, revision: str | None) -> tuple[Path, str]:
         folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(_ALLOWED)))
     except (HfHubHTTPError, OSError, ValueError) as e:
         raise CheckpointError(f"{hub_id} is not a local folder and could not be fetched from the hub: {e}") from e
-    # The cache names a snapshot's folder by its commit, also when the hub was not reachable just now.
+    # The cache names a snapshot's folder after its commit, even when the hub is unreachable.
     print(f"{hub_id} at commit {folder.name}", file=sys.stderr)
     return folder, folder.name

@@ -1,4 +1,4 @@
-"""The projector: merges features into visual tokens and maps those that are kept to the decoder's width."""
+"""The projector: merges features into visual tokens and maps the kept ones to the decoder's width."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from .weight_map import Linear, WeightSource, as_stored, linear_weights, load, t
 class Projector(nn.Module):
     """features float32 [F, h, w, C], keep int64 [K] -> visual tokens float32 [K, D], for one merge size m.
 
-    keep: flat indices into the [F, h/m, w/m] grid of merged tokens, in row-major order. h and w are
-    multiples of m.
+    keep: flat indices into the [F, h/m, w/m] grid of merged tokens, in row-major order. h and w are multiples of m.
     """
 
     def __init__(self, config: ModelConfig, merge_size: int) -> None:
@@ -51,8 +50,7 @@ class Projector(nn.Module):
     def merge(self, features: torch.Tensor) -> torch.Tensor:
         """[F, h, w, C] -> [F · h/m · w/m, C], as bilinear interpolation to exactly 1/m without antialiasing.
 
-        Its sampling points are the blocks' centres: the middle patch for odd m, the mean of the middle four
-        for even.
+        Its sampling points are the blocks' centres: the middle patch for odd m, the mean of the middle four for even.
         """
         count, rows, columns, width = features.shape
         m = self.merge_size

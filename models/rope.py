@@ -6,7 +6,7 @@ import torch
 
 
 def rotary_frequencies(theta: float, dim: int, device: str | None = None) -> torch.Tensor:
-    """Radians a position, float32 [dim / 2]: the inverse first, as far positions magnify the last bit."""
+    """Radians per position, float32 [dim / 2]; the inverse first, as large positions magnify the last bit."""
     exponents = torch.arange(0, dim, 2, dtype=torch.float32, device=device) / dim
     frequencies: torch.Tensor = 1.0 / theta**exponents
     return frequencies

@@ -1,7 +1,7 @@
 """The safetensors files of a checkpoint, memory-mapped: one file, or shards with an index.
 
-Opening reads the headers alone. A tensor's bytes are paged in when it is used and can be dropped again by the
-system, so a checkpoint larger than the memory can be read.
+Opening reads only the headers. A tensor's bytes are paged in on use and can be dropped by the system, so a checkpoint
+larger than memory can be read.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 class TensorFiles:
     """Every tensor of the safetensors files in a folder, under its stored name.
 
-    Raises:
-        CheckpointError: there are none, one is damaged or missing, or only pickled weights are there.
+    Raises CheckpointError if there are none, one is damaged or missing, or there are only pickled weights.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -39,7 +38,7 @@ class TensorFiles:
 
     @staticmethod
     def has_model(folder: Path) -> bool:
-        """Whether a folder holds weights under the names that a whole model's are saved with."""
+        """Whether a folder holds weights under the file names of a whole model."""
         return (folder / INDEX).is_file() or (folder / _SINGLE).is_file()
 
     def __iter__(self) -> Iterator[str]:
@@ -58,9 +57,9 @@ class TensorFiles:
         return tensor
 
     def release(self) -> None:
-        """Maps the files anew, so that pages read so far count as memory in use no longer.
+        """Maps the files again, so that pages read so far no longer count as memory in use.
 
-        Tensors that are still held keep the old mapping, and so its pages.
+        Tensors still held keep the old mapping and its pages.
         """
         for file in self._handles:
             self._handles[file] = safe_open(file, framework="pt")

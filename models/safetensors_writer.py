@@ -27,11 +27,9 @@ def write_tensors(
 ) -> None:
     """Writes model.safetensors, or `shards` files of about equal size and their index.
 
-    make: called once for each name, in order; gives that tensor, which is converted to `dtype` and then
-    dropped.
+    make: called once per name, in order; returns the tensor, which is converted to `dtype` and then dropped.
 
-    Raises:
-        ValueError: shards or dtype is not possible.
+    Raises ValueError if shards or dtype is not possible.
     """
     if not 1 <= shards <= len(shapes):
         raise ValueError(f"shards must be between 1 and the number of tensors ({len(shapes)}), not {shards}")
@@ -54,9 +52,9 @@ def write_tensors(
 def header(
     tensors: Mapping[str, tuple[str, Sequence[int], int]], metadata: Mapping[str, str] | None = None
 ) -> tuple[bytes, dict[str, int]]:
-    """What a file begins with, up to a multiple of 64 bytes, and where in it each tensor starts.
+    """The header of a file, padded to a multiple of 64 bytes, and where each tensor starts.
 
-    tensors: dtype as the format names it, shape and bytes of each, in the order in which they follow.
+    tensors: dtype by the format's name, shape and size in bytes of each, in file order.
     """
     entries: dict[str, object] = {} if metadata is None else {"__metadata__": metadata}
     starts, end = {}, 0
@@ -70,14 +68,14 @@ def header(
 
 
 def _split(shapes: Mapping[str, Shape], shards: int) -> list[Sequence[str]]:
-    """Names in order, cut where the running size passes an equal share; no part is empty."""
+    """Names in order, split where the running size passes an equal share; no part is empty."""
     sizes = [torch.Size(shape).numel() for shape in shapes.values()]
     names, total = list(shapes), sum(sizes)
     parts: list[Sequence[str]] = []
     start = done = 0
     for i, size in enumerate(sizes):
         done += size
-        left = shards - len(parts) - 1  # parts still to come after this one
+        left = shards - len(parts) - 1  # parts after this one
         if left and (done * shards >= total * (len(parts) + 1) or len(names) - i - 1 == left):
             parts.append(names[start : i + 1])
             start = i + 1

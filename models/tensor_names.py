@@ -1,4 +1,4 @@
-"""Names and shapes of every tensor of a VideoLLaMA3 model, and what each checkpoint layout calls them.
+"""Names and shapes of all tensors of a VideoLLaMA3 model, and their names in each checkpoint layout.
 
 The canonical names are transformers' (`model.vision_model.…`, `model.projector.…`, `model.language_model.…`,
 `lm_head.weight`). `canonical_name` maps a stored name to its canonical one, `stored_name` the other way.
@@ -18,14 +18,12 @@ Shape = tuple[int, ...]
 
 _TRANSFORMERS_PARTS = ("vision_model.", "projector.", "language_model.")
 _DECODER_PARTS = ("embed_tokens.", "layers.", "norm.")
-# Buffers that some versions of the classes saved; they follow from the configuration.
+# Buffers that some versions of the classes saved; the configuration determines them.
 _DERIVED = ("inv_freq", "position_ids")
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, Shape]:
-    """Canonical name -> shape of all tensors, in the order in which they are used; `lm_head.weight`
-    included.
-    """
+    """Canonical name -> shape of all tensors, in the order in which they are used; `lm_head.weight` included."""
     return {
         **vision_shapes(config.vision),
         **projector_shapes(config),
@@ -81,7 +79,7 @@ def decoder_layer_shapes(text: TextConfig) -> dict[str, Shape]:
 
 
 def canonical_name(name: str, layout: Layout) -> str:
-    """The canonical name of a stored tensor; a name that follows no known pattern is returned as it is."""
+    """The canonical name of a stored tensor; a name of no known pattern is returned unchanged."""
     if layout == "transformers":
         # The model class without its language head saves without `model.`, and from_pretrained accepts that.
         return f"model.{name}" if name.startswith(_TRANSFORMERS_PARTS) else name
@@ -97,7 +95,7 @@ def canonical_name(name: str, layout: Layout) -> str:
 
 
 def stored_name(name: str, layout: Layout) -> str:
-    """What `layout` calls the tensor of this canonical name."""
+    """The name in `layout` of the tensor with this canonical name."""
     if layout == "transformers":
         return name
     for part, prefix in (
@@ -111,7 +109,7 @@ def stored_name(name: str, layout: Layout) -> str:
 
 
 def is_derived(name: str) -> bool:
-    """True for buffers that follow from the configuration and are safely ignored."""
+    """True for buffers that the configuration determines, which are safely ignored."""
     return name.endswith(_DERIVED)
 
 

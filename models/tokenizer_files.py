@@ -1,8 +1,7 @@
-"""The tokenizer of a checkpoint, as the text of a tokenizer.json, which is all that the runtime reads.
+"""The tokenizer of a checkpoint, as the text of a tokenizer.json, the only form that the runtime reads.
 
-Checkpoints without that file keep Qwen2's tokenizer in the older form (vocab.json, merges.txt and the added
-tokens of tokenizer_config.json); it is put together here, with the same steps as transformers' Qwen2
-tokenizer.
+Checkpoints without that file have Qwen2's tokenizer in the older form (vocab.json, merges.txt and the added tokens of
+tokenizer_config.json); it is converted here, with the same steps as transformers' Qwen2 tokenizer.
 """
 
 from __future__ import annotations
@@ -31,8 +30,7 @@ _QWEN_TOKENS = dict.fromkeys(("eos_token", "pad_token", "unk_token"), "<|endofte
 def tokenizer_json(folder: Path) -> str:
     """The text of the checkpoint's tokenizer.json, or one made from its vocab.json and merges.txt.
 
-    Raises:
-        CheckpointError: neither form is there, or it cannot be read.
+    Raises CheckpointError if there is neither form, or it cannot be read.
     """
     path = folder / "tokenizer.json"
     if path.is_file():
@@ -55,10 +53,11 @@ def tokenizer_json(folder: Path) -> str:
 
 
 def special_tokens(folder: Path) -> dict[str, str]:
-    """What chat templates call `eos_token`, `pad_token`, …, as transformers hands them out for this checkpoint.
+    """The tokens that chat templates call `eos_token`, `pad_token`, …, as transformers defines them for this
+    checkpoint.
 
     tokenizer_config.json names them; older checkpoints, whose tokenizer_config.json has no added_tokens_decoder, in
-    special_tokens_map.json too. What is not named at all has the default of the tokenizer's class.
+    special_tokens_map.json too. Others have the default of the tokenizer's class.
     """
     settings = dict(Section.read_if_there(folder / SPECIAL_TOKENS).values)
     if "added_tokens_decoder" not in settings:
@@ -73,7 +72,7 @@ def special_tokens(folder: Path) -> dict[str, str]:
 def byte_level_bpe(
     vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], added: Sequence[AddedToken]
 ) -> Tokenizer:
-    """A tokenizer with Qwen2's steps; `added` take the ids after the vocabulary, in their order."""
+    """A tokenizer with Qwen2's steps; `added` get the ids after the vocabulary, in order."""
     tokenizer = Tokenizer(BPE(vocab=dict(vocab), merges=list(merges), byte_fallback=False))
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

@@ -1,7 +1,7 @@
 """Typed access to the JSON files of a checkpoint, with errors that name the file and the key.
 
-A `Section` is one JSON object and where it came from. Its readers check types strictly: a number written as a
-string, or `true` where a number is meant, is refused instead of being guessed at.
+A `Section` is one JSON object and where it came from. Its readers check types strictly: a number written as a string,
+or `true` where a number is meant, is refused, not guessed at.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Section:
 
     @classmethod
     def read(cls, file: Path) -> Section:
-        """Reads a file that holds one JSON object; raises CheckpointError if it is missing or does not."""
+        """Reads a file with one JSON object; raises CheckpointError if it is missing or something else."""
         try:
             if file.stat().st_size > _MAX_BYTES:
                 raise CheckpointError(f"{file} is too large: the limit is {_MAX_BYTES:,} bytes")
@@ -89,7 +89,7 @@ class Section:
         return value
 
     def one_of(self, key: str, choices: tuple[_T, ...], default: _T) -> _T:
-        """A value out of a fixed set; anything else is refused, with the set in the message."""
+        """A value from a fixed set; anything else is refused, with the set in the message."""
         value: _T = self._get(key, default)
         if value not in choices or isinstance(value, bool) != isinstance(default, bool):
             known = ", ".join(json.dumps(choice) for choice in choices)

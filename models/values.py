@@ -1,7 +1,7 @@
-"""Whether a checkpoint's numbers are numbers, and fit what they will be stored as: one pass, before anything is made.
+"""Checks in one pass, before any work, that a checkpoint's values are finite and fit the type they will be stored in.
 
-A NaN or an infinity in one weight spoils every answer, and mostly shows long after the export. The tensors are read in
-the order of the files, a few million elements at a time, and what was read is given back.
+A NaN or infinity in one weight spoils every answer, and usually shows only long after the export. Tensors are read in
+file order, a few million elements at a time, and their memory is released.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _TOLD = 10
 
 
 def check_values(checkpoint: Checkpoint, largest: Callable[[str], float]) -> None:
-    """Raises CheckpointError, with the names of the first ten, for tensors with NaN, infinity or too large values.
+    """Raises CheckpointError, naming the first ten, for tensors with NaN, infinity or too large values.
 
-    largest: of the values that what a tensor (by its canonical name) is stored as can hold.
+    largest: by a tensor's canonical name, the largest value that its stored type can hold.
     """
     problems, held = [], 0
     for name in checkpoint.names:

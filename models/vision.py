@@ -1,7 +1,7 @@
 """The vision encoder as one torch module, from uint8 frames to features, shaped to be traced.
 
-Normalization, patches and 2D rotary positions are part of it, so the traced graph takes pixels and nothing
-else. Frames are the batch: a frame's patches attend to each other and to no other frame.
+Normalization, patches and 2D rotary positions are included, so the traced graph takes only pixels. Frames are the
+batch: a frame's patches attend to each other and to no other frame.
 """
 
 from __future__ import annotations
@@ -26,15 +26,13 @@ class Attend(Protocol):
 
 
 class Rotate(Protocol):
-    """([F, N, C], cos and sin [N, head_dim / 2], number of heads) -> [F, N, C], rotate-half within each
-    head
-    """
+    """([F, N, C], cos and sin [N, head_dim / 2], number of heads) -> [F, N, C], rotate-half within each head"""
 
     def __call__(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, num_heads: int) -> torch.Tensor: ...
 
 
 class VisionOps(NamedTuple):
-    """The two operations for which an exporter may have something better than plain torch."""
+    """The two operations that an exporter may replace with something better than plain torch."""
 
     attend: Attend
     rotate: Rotate
@@ -86,10 +84,9 @@ class VisionLayer(nn.Module):
 
 
 class VisionEncoder(nn.Module):
-    """uint8 frames [F, H, W, 3] RGB -> features float32 [F, h, w, C] in raster order, h = H / patch, w = W
-    / patch.
+    """uint8 frames [F, H, W, 3] RGB -> features float32 [F, h, w, C] in raster order, h = H / patch, w = W / patch.
 
-    H and W must be multiples of the patch size. What transformers computes up to and with the last LayerNorm.
+    H and W must be multiples of the patch size. As transformers computes them, up to and including the last LayerNorm.
     """
 
     inverse_frequencies: torch.Tensor
@@ -103,8 +100,7 @@ class VisionEncoder(nn.Module):
         self.patch_embedding = Linear(vision.patch_size**2 * vision.num_channels, vision.hidden_size)
         self.layers = nn.ModuleList([VisionLayer(vision, ops) for _ in range(vision.num_layers)])
         self.post_layernorm = nn.LayerNorm(vision.hidden_size, eps=vision.layer_norm_eps)
-        # (x / 255 - mean) / std as one multiplication and one addition. On the CPU also when the weights
-        # are meta.
+        # (x / 255 - mean) / std as one multiplication and one addition; on the CPU even if the weights are meta.
         std = torch.tensor(config.image_std, dtype=torch.float64, device="cpu")
         mean = torch.tensor(config.image_mean, dtype=torch.float64, device="cpu")
         self.register_buffer("pixel_scale", (1 / (255 * std)).float(), persistent=False)
@@ -120,9 +116,7 @@ class VisionEncoder(nn.Module):
         return encoder
 
     def sources(self) -> dict[str, WeightSource]:
-        """Where each parameter comes from; the patch embedding's rows are in the order in which `patches`
-        reads.
-        """
+        """Where each parameter comes from; the patch embedding's rows are in the order in which `patches` reads."""
         linear = linear_weights(self)
         sources = {}
         for name, _ in self.named_parameters():
@@ -145,9 +139,7 @@ class VisionEncoder(nn.Module):
         return self.post_layernorm(hidden).reshape(count, rows, columns, -1)
 
     def patches(self, frames: torch.Tensor) -> torch.Tensor:
-        """[F, H, W, 3] uint8 -> normalized pixels [F, h, w, patch · patch · 3]; a patch reads (row, column,
-        channel).
-        """
+        """[F, H, W, 3] uint8 -> pixels, normalized [F, h, w, patch · patch · 3], by (row, column, channel)."""
         count, height, width, channels = frames.shape
         size = self.patch_size
         pixels = frames.to(torch.float32) * self.pixel_scale + self.pixel_offset
@@ -155,9 +147,7 @@ class VisionEncoder(nn.Module):
         return grid.reshape(count, height // size, width // size, size * size * channels)
 
     def rotary(self, rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and sin [rows · columns, head_dim / 2]: the first half of the pairs rotates by row, the second
-        by column.
-        """
+        """cos and sin [rows · columns, head_dim / 2]: half of the pairs rotate by row, the others by column."""
         device, pairs = self.inverse_frequencies.device, self.inverse_frequencies.shape[0]
         by_row = torch.arange(rows, device=device).float()[:, None] * self.inverse_frequencies
         by_column = torch.arange(columns, device=device).float()[:, None] * self.inverse_frequencies

@@ -1,8 +1,7 @@
 """Where each parameter of the torch modules comes from in a checkpoint, read lazily.
 
-A module lists its parameters as `WeightSource`s: the canonical tensor and how it is transformed. Loading fills a
-module with them; export streams them into a file one at a time, so that the whole model never needs to be
-in memory.
+A module lists its parameters as `WeightSource`s: the canonical tensor and how it is transformed. Loading fills a module
+with them; export streams them into a file one at a time, so that the whole model never needs to be in memory.
 """
 
 from __future__ import annotations
@@ -43,9 +42,7 @@ class WeightSource:
 
 
 class Linear(nn.Module):
-    """x @ weight + bias, with the weight [in, out]: as ONNX's MatMul wants it, so a traced graph transposes
-    nothing.
-    """
+    """x @ weight + bias, the weight [in, out] as in ONNX's MatMul, so that a traced graph transposes nothing."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -62,9 +59,7 @@ def linear_weights(module: nn.Module) -> set[str]:
 
 
 def load(module: nn.Module, sources: Mapping[str, WeightSource], checkpoint: Checkpoint) -> None:
-    """Gives every parameter of `module` (which may be on the meta device) its float32 value from the
-    checkpoint.
-    """
+    """Gives every parameter of `module` (which may be on the meta device) its float32 value from the checkpoint."""
     for name, _ in list(module.named_parameters()):
         owner, _, leaf = name.rpartition(".")
         value = nn.Parameter(sources[name].read(checkpoint), requires_grad=False)

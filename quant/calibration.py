@@ -1,8 +1,8 @@
-"""Which sequences a decoder is calibrated on: media, what is said about them, and how much of each.
+"""Chooses calibration sequences for the decoder: which media, which conversations about them, and how many.
 
-Media are the user's, or synthetic scenes when there are none. How they become embeddings is the caller's affair (it
-takes a tokenizer, a chat template and the vision path); here they are chosen, paired with conversations, kept within a
-budget of tokens, and divided into those to calibrate on and those to measure the result with.
+Media are the user's, or synthetic scenes when there are none. The caller turns them into embeddings, which takes a
+tokenizer, a chat template and the vision path. This module selects media, pairs them with conversations, keeps them
+within a token budget, and splits them into calibration and held-out sequences.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class CalibrationItem:
     """One conversation about one clip or image.
 
     media: a file, or uint8 frames [F, H, W, 3] sampled once a second; of an image, [1, H, W, 3].
-    kind: of the media; None where the file's name tells.
+    kind: of the media; None takes it from the file name.
     """
 
     media: Path | Frames
@@ -47,7 +47,7 @@ Embed = Callable[[CalibrationItem], CalibrationSequence]
 
 @dataclass(frozen=True, eq=False)
 class CalibrationSet:
-    """Sequences to calibrate on, and others, of the same making, to measure the result with."""
+    """Sequences to calibrate on, and held-out ones of the same kind to measure the result on."""
 
     calibration: tuple[CalibrationSequence, ...]
     held_out: tuple[CalibrationSequence, ...]
@@ -58,7 +58,7 @@ class CalibrationSet:
 
 
 def calibration_items(media: Sequence[Path] = ()) -> Iterator[CalibrationItem]:
-    """Items about the user's media, each of them with two exchanges; without media, about synthetic scenes."""
+    """Items about the user's media, two exchanges each, or about synthetic scenes when there are no media."""
     if media:
         for round_ in range(2):
             for index, path in enumerate(media):
@@ -73,7 +73,7 @@ def calibration_items(media: Sequence[Path] = ()) -> Iterator[CalibrationItem]:
 def collect(
     items: Iterator[CalibrationItem], embed: Embed, max_tokens: int = 32768, unreadable: type[Exception] = OSError
 ) -> CalibrationSet:
-    """Embeds items until max_tokens are there to calibrate on; every eighth sequence is held out.
+    """Embeds items until there are max_tokens to calibrate on; every eighth sequence is held out.
 
     unreadable: what embed raises for media that cannot be used; those are skipped with a warning.
     Raises QuantError when none can be used.
@@ -91,7 +91,7 @@ def collect(
             problems.append(f"{item.name}: {e}")
             _log.warning("calibration skips %s: %s", item.name, e)
             continue
-        # The second of each eight, so that even two sequences give one of each.
+        # The second of every eight, so that two sequences already give one of each.
         if (len(calibration) + len(held_out)) % _HELD_OUT_EVERY == 1:
             held_out.append(sequence)
         else:
@@ -99,5 +99,5 @@ def collect(
             tokens += len(sequence.embeddings)
     if not calibration:
         raise QuantError(f"none of the calibration media can be used: {'; '.join(dict.fromkeys(problems))}")
-    # A single clip is better measured on itself than not at all.
+    # Better to measure a single clip on itself than not at all.
     return CalibrationSet(tuple(calibration), tuple(held_out or calibration[-1:]))

@@ -1,6 +1,6 @@
-"""What quantization cost, end to end: next-token distributions of the quantized decoder against the float32 one.
+"""The end-to-end cost of quantization: next-token distributions of the quantized and the float32 decoder compared.
 
-Both decoders run layer by layer side by side, so that the largest model needs the memory of two of its layers.
+Both decoders run side by side, layer by layer, so even the largest model needs memory for only two layers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vl3edge.models.tensor_names import DECODER, LM_HEAD
 from .dequantized import DequantizedCheckpoint, Linears
 from .sequences import CalibrationSequence, check_sequences
 
-_POSITIONS = 128  # whose logits are in memory at once: 152k floats each, three times
+_POSITIONS = 128  # tokens whose logits are in memory at once: three arrays of 152k floats each
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Comparison:
     """Averages over the positions that count.
 
     positions: how many. kl: mean KL(float32 || quantized) of the next token, in nats. kl_p99: its 99th percentile.
-    top1: share of positions where both find the same token likeliest.
+    top1: share of positions where both rank the same token first.
     """
 
     positions: int
@@ -39,9 +39,9 @@ class Comparison:
 def compare(
     checkpoint: Checkpoint, linears: Linears, sequences: Sequence[CalibrationSequence], device: str = "cpu"
 ) -> Comparison:
-    """Compares the decoder with linears in place of its own against the checkpoint's, on held-out sequences.
+    """Compares the checkpoint's decoder with the same decoder using `linears`, on held-out sequences.
 
-    A position counts if its weight is not 0. Raises QuantError for sequences that do not fit the checkpoint.
+    Positions of weight 0 are ignored. Raises QuantError for sequences that do not fit the checkpoint.
     """
     text = checkpoint.config.text
     check_sequences(sequences, text.hidden_size)

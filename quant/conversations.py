@@ -1,7 +1,7 @@
-"""What is said about calibration media: questions as users ask them, and answers in the forms a model gives.
+"""Conversations about calibration media: questions as users ask them, answers in the forms a model gives.
 
-Answers need not be true of the clip. What matters is that text of every form stands after visual tokens: sentences,
-lists, JSON, numbers, other languages.
+Answers need not be true of the clip. What matters is that text of every form follows visual tokens: sentences, lists,
+JSON, numbers, other languages.
 """
 
 from __future__ import annotations

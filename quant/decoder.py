@@ -1,7 +1,7 @@
 """Quantizes a checkpoint's whole decoder, layer by layer, in the memory of one layer and the calibration's activations.
 
-The work folder keeps every finished layer; run again with the same checkpoint, data and plan, the work goes on where
-it stopped and ends with the same result.
+The work folder keeps every finished layer. Run again with the same checkpoint, data and plan, it resumes where it
+stopped and gives the same result.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from .sequences import CalibrationSequence, check_sequences, fingerprint
 from .workfolder import StoredLinears, WorkFolder
 
 HEAD = LM_HEAD.removesuffix(".weight")
-_ALGORITHM = 2  # of this package; a change that gives other codes counts it up, and no run resumes across it
+_ALGORITHM = 2  # incremented by every change that alters the codes, so that no run resumes across it
 
 
 @dataclass(frozen=True)
 class LayerProgress:
-    """What has just been finished.
+    """The step that has just finished.
 
     name: "layers.3" or "lm_head". done, total: steps. seconds_left: for the rest, at the pace so far.
     errors: of the step's linear layers by name.
@@ -58,11 +58,11 @@ def quantize_decoder(
 ) -> StoredLinears:
     """All linear layers of the decoder, quantized by `plan`, under their canonical names without ".weight".
 
-    sequences: what to calibrate on; for plan.method "rtn" they only measure the errors and may be none.
+    sequences: what to calibrate on; with plan.method "rtn" they only measure errors and may be empty.
     work: a folder of its own for finished layers; the result reads from it.
 
-    Raises QuantError, before any work is done where it can be known: weights or data that are not finite, group
-    sizes that do not divide, a checkpoint that is quantized already.
+    Raises QuantError, where possible before any work is done: weights or data that are not finite, group sizes that do
+    not divide the rows, a checkpoint that is already quantized.
     """
     if checkpoint.config.quantization is not None:
         raise QuantError(f"{checkpoint.folder} is already quantized; export it unchanged")
@@ -191,7 +191,7 @@ def _check_weights(checkpoint: Checkpoint, plan: QuantizationPlan) -> None:
 def _identity(
     checkpoint: Checkpoint, sequences: Sequence[CalibrationSequence], plan: QuantizationPlan
 ) -> dict[str, object]:
-    """The checkpoint counts by its configuration and its small tensors: hashing all would take as long as a layer."""
+    """A checkpoint is identified by its configuration and small tensors: hashing all would take as long as a layer."""
     digest = hashlib.sha256(repr(checkpoint.config).encode())
     for name in sorted(checkpoint.names):
         if name.startswith(DECODER) and len(checkpoint.shape(name)) == 1:

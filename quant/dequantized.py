@@ -1,6 +1,6 @@
-"""A checkpoint seen through its quantized linear layers: the float32 model that the codes stand for.
+"""A checkpoint with its linear layers dequantized: the float32 model that the codes represent.
 
-What a quantized graph computes is compared with this; what quantization cost is this compared with the original.
+A quantized graph is checked against this model; comparing this model with the original gives the cost of quantization.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .linear import LayerError, QuantizedLinear
 class Linears(Protocol):
     """Quantized linear layers by canonical name, such as "model.language_model.layers.0.mlp.up_proj".
 
-    errors: what their quantization measured, for those it did.
+    errors: as measured during quantization, for the layers quantized here.
     """
 
     @property
@@ -35,7 +35,7 @@ class Linears(Protocol):
 
 
 class DequantizedCheckpoint:
-    """Reads like a Checkpoint: weights of quantized layers come from their codes, all else from the checkpoint.
+    """Reads like a Checkpoint: quantized layers are dequantized from their codes, the rest is the checkpoint's.
 
     config: the checkpoint's; a quantized head is a matrix of its own, no longer tied to the embeddings.
     """
@@ -52,7 +52,7 @@ class DequantizedCheckpoint:
         return name in self._weights or name in self._checkpoint
 
     def tensor(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """A tensor by its canonical name, float32 if it is dequantized and dtype says nothing else."""
+        """A tensor by its canonical name, float32 if it is dequantized and no dtype is given."""
         if name not in self._weights:
             return self._checkpoint.tensor(name, dtype)
         weight = torch.from_numpy(self._linears.linear(self._weights[name]).dequantized())

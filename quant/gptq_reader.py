@@ -1,11 +1,11 @@
-"""Reads the decoder of a checkpoint that somebody quantized with GPTQ, whoever wrote it.
+"""Reads GPTQ checkpoints, whichever tool wrote them.
 
-Layers are taken as they are found: the width follows from the shapes (GPTQModel's `dynamic` rules may vary it), layers
-that were left alone are left alone, a missing g_idx means groups in order.
+Each layer is read as stored: the bit width follows from the shapes (GPTQModel's `dynamic` rules may vary it), layers
+that were not quantized stay unquantized, and a missing g_idx means groups in order.
 
-Zero points are stored minus one (format v1) or as they are (v2), and writers have labelled one as the other. Where the
-grid is symmetric the stored number itself settles it. Where it is not, the label is believed, and a warning given when
-the average zero point is not where a weight distribution around zero puts it.
+Zero points are stored minus one (format v1) or unchanged (v2), and some writers have mislabelled them. On a symmetric
+grid the stored number itself settles it. Otherwise the label is trusted, with a warning when the average zero point is
+not where a weight distribution around zero puts it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class GptqLinears:
     """The quantized linear layers of a GPTQ checkpoint, unpacked one at a time.
 
     checkpoint: its `config.quantization` says how it was quantized.
-    zero_format: how zero points are stored, whatever the label says.
+    zero_format: how zero points are actually stored, regardless of the label.
 
     Raises QuantError for a method or format that is not GPTQ's, or when nothing of the decoder is quantized.
     """
@@ -99,7 +99,7 @@ class GptqLinears:
         return np.arange(inputs, dtype=np.int32) // max(1, -(-inputs // groups))
 
     def _stored_zero_format(self, label: ZeroFormat, symmetric: bool) -> ZeroFormat:
-        """The format that the zero points of some layers speak for."""
+        """The format that the zero points of some layers indicate."""
         step = max(1, len(self._names) // _SAMPLED_LAYERS)
         sampled = []  # stored number less the middle code
         for name in self._names[::step]:

@@ -1,8 +1,8 @@
-"""Writes the quantized decoder as an ordinary GPTQ checkpoint, with the rest of the model beside it as it came in.
+"""Writes the quantized decoder as an ordinary GPTQ checkpoint; the rest of the model is copied unchanged.
 
-Names and layout stay those of the source checkpoint, so what loads the source (transformers' class, the authors' code)
-loads the result, given GPTQ kernels. The output head and the embeddings stay as they are: few readers know a quantized
-head, fewer one that is tied.
+Names and layout stay those of the source checkpoint, so whatever loads the source (transformers' class, the authors'
+code) loads the result, given GPTQ kernels. The output head and the embeddings are not quantized: few readers support a
+quantized head, and fewer a tied one.
 
 The settings go where each reader looks: `quantization_config` in config.json (transformers, vLLM) and
 quantize_config.json (AutoGPTQ, GPTQModel). `desc_act` is false although columns were rounded in activation order: the
@@ -41,7 +41,7 @@ _CONFIG, _QUANTIZE_CONFIG = "config.json", "quantize_config.json"
 def write_gptq_checkpoint(
     checkpoint: Checkpoint, linears: Linears, target: Path, zero_format: ZeroFormat = "v1"
 ) -> Path:
-    """Writes the folder `target`, which must not exist yet, and returns it. It appears when it is complete.
+    """Writes the folder `target`, which must not exist yet, and returns it; it appears only when complete.
 
     Raises QuantError when target exists, a layer cannot be packed, or the disk is full.
     """
@@ -61,7 +61,7 @@ def write_gptq_checkpoint(
 def settings(linears: Linears, layout: Layout, zero_format: ZeroFormat) -> dict[str, object]:
     """`quantization_config` for these layers; widths other than the commonest go into GPTQModel's `dynamic` rules.
 
-    Raises QuantError when layers differ in group size, which no file can say.
+    Raises QuantError when layers differ in group size, which the format cannot express.
     """
     bits: dict[str, int] = {}
     sizes: dict[int, set[int]] = {}  # group size -> widths of the layers that have it
@@ -94,7 +94,7 @@ def settings(linears: Linears, layout: Layout, zero_format: ZeroFormat) -> dict[
         "true_sequential": True,
         "lm_head": False,
         "pack_dtype": "int32",
-        # Where the quantized layers are, for readers that would take every linear layer, the vision encoder's too.
+        # The quantized layers, for readers that would otherwise take every linear layer, even the vision encoder's.
         "block_name_to_quantize": stored_name(f"{DECODER}layers", layout),
         "modules_in_block_to_quantize": [list(group) for group in GROUPS],
         **({"dynamic": dynamic} if dynamic else {}),
@@ -142,7 +142,7 @@ def _tensors(checkpoint: Checkpoint, linears: Linears, zero_format: ZeroFormat) 
         stem, _, leaf = name.rpartition(".")
         if stem not in quantized:
             yield stored_name(name, layout), checkpoint.tensor(name).contiguous()
-        elif leaf != "weight":  # the bias; kernels for float16 scales want it in float16 as well
+        elif leaf != "weight":  # the bias; kernels with float16 scales expect it in float16 as well
             yield stored_name(name, layout), checkpoint.tensor(name, torch.float16).contiguous()
     for name in sorted(quantized):
         packed = to_gptq(linears.linear(name), zero_format)

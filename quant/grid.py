@@ -1,12 +1,11 @@
 """The values a quantized weight may take, and the choice of each group's scale and zero point.
 
 A weight is `scale · (code − zero)`, with a code of 2, 3, 4 or 8 bits and one scale and zero per `group_size`
-consecutive input columns of one output row. Scales are rounded to float16 as soon as they are chosen, because
-float16 is what every file format stores: an error that is first seen when the file is read back is an error
-nothing can compensate.
+consecutive input columns of one output row. Scales are rounded to float16 as soon as they are chosen, because float16
+is what every file format stores: an error that only shows when the file is read back cannot be compensated.
 
-A symmetric grid fixes the zero at the middle code (8 of 0…15). An asymmetric one places it at 1…max and never
-at 0: GPTQ's first file format stores zero − 1, and readers disagree on whether −1 means 0 or 16.
+A symmetric grid fixes the zero at the middle code (8 of 0…15). An asymmetric one places it at 1…max and never at 0:
+GPTQ's first file format stores zero − 1, and readers disagree on whether −1 means 0 or 16.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ BITS = (2, 3, 4, 8)
 WHOLE_ROW = -1  # the group size that means one group per row, as GPTQ's own files write it
 
 _SHRINK_STEPS = 40
-_CHUNK_ELEMENTS = 1 << 17  # of weights looked at together, so that a search's temporaries stay in the cache
+_CHUNK_ELEMENTS = 1 << 17  # weights searched at once, so that temporaries stay in the cache
 _SMALLEST_SCALE = 2.0**-24  # the smallest float16 above zero
 _LARGEST_SCALE = 65504.0
 
@@ -69,7 +68,7 @@ class Scaling:
 
 
 def min_max(weight: torch.Tensor, grid: Grid) -> Scaling:
-    """The plain grid that just spans each group's values of weight [out, in]: round-to-nearest's choice."""
+    """The grid that just spans each group's values of weight [out, in], as round-to-nearest uses."""
     scales, zeros = _plain(_grouped(weight, grid), grid)
     return Scaling(_stored(scales), zeros)
 
@@ -78,8 +77,8 @@ def search(weight: torch.Tensor, grid: Grid, importance: torch.Tensor | None = N
     """The grid with the least squared rounding error per group, among shrunken versions of the plain one.
 
     weight [out, in]. importance [in], not negative: the weight of each column's squared error, such as
-    `Factor.importance`; None counts every column alike. A grid narrower than the values clips the largest,
-    and gains precision for all others.
+    `Factor.importance`; None counts every column alike. A grid narrower than the values clips the largest, and gains
+    precision for all others.
     """
     groups = _grouped(weight, grid)
     if importance is not None:
@@ -136,9 +135,8 @@ def _shrinks(grid: Grid) -> Iterator[float]:
 def _least_error(groups: torch.Tensor, grid: Grid, importance: torch.Tensor | None) -> Scaling:
     """The best of the shrunken grids; scales are rounded to float16 only when the best is known.
 
-    In units of the plain scale every candidate is one number for all groups, which is several times as fast
-    as a scale per group. The rounding can make a grid of 8 bits worse than the plain one, so that is asked at
-    the end.
+    In units of the plain scale, every candidate is a single number for all groups, several times as fast as a scale per
+    group. Rounding can make an 8-bit grid worse than the plain one, which is checked at the end.
     """
     base, zeros = _plain(groups, grid)
     units = groups / base[..., None]

@@ -1,4 +1,4 @@
-"""The second moments of a layer's inputs: all that GPTQ needs to know of the calibration data."""
+"""The second moments of a layer's inputs, all that GPTQ needs from the calibration data."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class InputMoments:
             self._sum[rows, start:].addmm_(left[rows], x[:, start:])
 
     def mean(self) -> torch.Tensor:
-        """H, float32 [features, features]; all zero when nothing that counts was added. Ends the accumulation."""
+        """H, float32 [features, features]; all zero if no token of positive weight was added. Ends the accumulation."""
         total = torch.zeros(self._features, self._features) if self._sum is None else self._sum
         self._sum = None
         for start in range(0, self._features, _BLOCK_COLUMNS):
             stop = start + _BLOCK_COLUMNS
             total[stop:, start:stop] = total[start:stop, stop:].t()
-            # Within a diagonal block a matrix product need not be symmetric to the last bit.
+            # A matrix product need not be symmetric to the last bit within a diagonal block.
             block = total[start:stop, start:stop]
             block.copy_((block + block.t()) / 2)
         return total.div_(self._weight) if self._weight > 0 else total

@@ -1,8 +1,8 @@
-"""One decoder layer: each group of linear layers sees inputs that have passed everything quantized before it.
+"""Quantizes one decoder layer: each group of linear layers sees the output of everything quantized before it.
 
-That holds within the layer too: the output projection's Hessian comes from quantized queries, keys and values, the
-down projection's from quantized gates. So every group can make up for the errors of those before it, and the layer is
-run in four steps instead of once.
+This holds within the layer too: the output projection's Hessian comes from quantized queries, keys and values, the down
+projection's from quantized gates. So each group can compensate for the errors of those before it, at the price of
+running the layer in four steps instead of one.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def _weight(linear: nn.Module, name: str = "weight") -> torch.Tensor:
 
 @contextmanager
 def _skipped(owner: nn.Module, name: str) -> Iterator[None]:
-    """Lets a layer's last linear pass its input through, which is what that linear's Hessian is made of."""
+    """Makes a layer's last linear return its input, from which its Hessian is computed."""
     linear = owner.get_submodule(name)
     setattr(owner, name, nn.Identity())
     try:

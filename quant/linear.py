@@ -1,4 +1,4 @@
-"""A quantized linear layer as the rest of the package passes it around: numpy, whatever file it came from."""
+"""A quantized linear layer in numpy, independent of the file format it came from."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from .grid import Grid
 
 @dataclass(frozen=True)
 class LayerError:
-    """How far a quantized layer's outputs are from the original's, on its calibration inputs x H = Σ w·x·xᵀ / Σ w.
+    """The output error of a quantized layer on its calibration inputs x, with H = Σ w·x·xᵀ / Σ w.
 
     gptq, rtn: tr((W − Q) H (W − Q)ᵀ), of the codes kept and of plain round-to-nearest on a min-max grid.
     signal: tr(W H Wᵀ), so that gptq / signal is a relative squared error.
-    damp: the share of H's median diagonal that had to be added to it before its Cholesky factorization
-        succeeded.
+    damp: the share of H's median diagonal that had to be added to it before its Cholesky factorization succeeded.
     """
 
     gptq: float
@@ -29,14 +28,12 @@ class LayerError:
 
 @dataclass(frozen=True, eq=False)
 class QuantizedLinear:
-    """A weight [out, in] as codes on a grid: W[n, k] = scales[n, g] · (codes[n, k] − zeros[n, g]), g = k //
-    group.
+    """A weight [out, in] as codes on a grid: W[n, k] = scales[n, g] · (codes[n, k] − zeros[n, g]), g = k // group.
 
     codes: uint8 [out, in]. scales: float16 [out, groups]. zeros: uint8 [out, groups].
     bits: of a code; every code and zero is below 2**bits.
-    order: int64 [in], or None for the identity. Column k of codes multiplies input x[order[k]]. Only
-        checkpoints that
-        were quantized elsewhere with activation order have one: gather x with it first, then multiply.
+    order: int64 [in], or None for the identity. Column k of codes multiplies input x[order[k]]. Only checkpoints
+        quantized elsewhere with activation order have one: gather x with it, then multiply.
     bias: float32 [out] or None.
     error: figures of the solver, None for a layer read from a file.
     """
@@ -63,7 +60,7 @@ class QuantizedLinear:
 
     @property
     def symmetric(self) -> bool:
-        """Whether every zero is the middle code, so that formats may leave the zeros out."""
+        """Whether every zero is the middle code, so that formats may omit the zeros."""
         return bool((self.zeros == 2 ** (self.bits - 1)).all())
 
     @property
@@ -83,7 +80,7 @@ class QuantizedLinear:
         return original
 
     def rows(self, start: int, stop: int) -> QuantizedLinear:
-        """The layer of output rows start…stop−1 alone, without error figures: those were of all rows."""
+        """The layer's output rows start…stop−1, without error figures, which were for all rows."""
         return replace(
             self,
             codes=self.codes[start:stop],

@@ -1,8 +1,8 @@
 """Codes as bit strings, in the two forms they are stored in: GPTQ checkpoints and ONNX Runtime's MatMulNBits.
 
-Both are little-endian bit strings, code after code, the first in the lowest bits; at 3 bits a code of a GPTQ
-file straddles two words. GPTQ runs along the inputs of one output (zeros: along the outputs) in 32-bit words,
-MatMulNBits along the inputs of one block in bytes.
+Both are little-endian bit strings, code after code, the first in the lowest bits; at 3 bits a code of a GPTQ file
+straddles two words. GPTQ runs along the inputs of one output (zeros: along the outputs) in 32-bit words, MatMulNBits
+along the inputs of one block in bytes.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class MatMulNBitsTensors:
 
     packed: uint8 [N, K/b, b·bits/8]. scales: float16 [N, K/b]; cast them to the activations' type.
     zero_points: uint8 [N, ceil(K/b·bits/8)], or None where all are the middle code, the operator's default.
-    order: int64 [K] or None: Gather the input's columns with it first. Never give the operator a g_idx: with
-        packed zero points ONNX Runtime's CPU kernel is silently wrong.
+    order: int64 [K] or None: Gather the input's columns with it first. Never give the operator a g_idx: with packed
+        zero points ONNX Runtime's CPU kernel is silently wrong.
     """
 
     packed: npt.NDArray[np.uint8]
@@ -63,8 +63,7 @@ class MatMulNBitsTensors:
 def to_gptq(linear: QuantizedLinear, zero_format: ZeroFormat = "v1") -> GptqTensors:
     """Packs a layer for a GPTQ checkpoint.
 
-    Raises QuantError when inputs or outputs do not fill whole words, and for a zero point that v1 cannot
-    hold.
+    Raises QuantError when inputs or outputs do not fill whole words, and for a zero point that v1 cannot hold.
     """
     if zero_format == "v1" and not linear.zeros.all():
         raise QuantError("a zero point of 0 has no agreed form in GPTQ's v1 format; write v2")
@@ -115,8 +114,8 @@ def from_gptq(tensors: GptqTensors, bits: int, zero_format: ZeroFormat) -> Quant
 def to_matmul_nbits(linear: QuantizedLinear, largest_block: int = 128) -> MatMulNBitsTensors:
     """Packs a layer for MatMulNBits.
 
-    The operator knows 2, 4 and 8 bits and blocks that are powers of two from 16 on: 3-bit codes are stored as
-    4-bit ones, and a group that is no such block is cut into several with the same scale.
+    The operator supports 2, 4 and 8 bits and blocks that are powers of two from 16 on: 3-bit codes are stored as 4-bit
+    ones, and a group of another size is split into several blocks of the same scale.
     Raises QuantError for groups that cannot be cut so.
     """
     if linear.bits not in _MATMUL_BITS:
@@ -156,7 +155,7 @@ def widened(linear: QuantizedLinear, bits: int) -> QuantizedLinear:
 
 def _pack_words(codes: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.int32]:
     """uint8 [n, m] -> int32 [n·bits/32, m], packed along the first axis."""
-    per_cycle = 32 // math.gcd(32, bits)  # after so many codes a word ends where a code ends
+    per_cycle = 32 // math.gcd(32, bits)  # after so many codes, a word and a code end together
     words_per_cycle = per_cycle * bits // 32
     if codes.shape[0] % per_cycle:
         raise QuantError(

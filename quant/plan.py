@@ -1,4 +1,4 @@
-"""What one quantization wants: how many bits where, and by which method."""
+"""The settings of a quantization: the method, and how many bits for which layers."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from .grid import BITS, WHOLE_ROW, Grid
 
 Method = Literal["gptq", "rtn"]
 
-# Linear layers of a decoder layer that read one input, in the order they run. They share a Hessian, and get one
-# number of bits, so that a graph can compute them as one product.
+# Linear layers of a decoder layer that read the same input, in execution order. They share a Hessian and a bit width,
+# so that a graph can compute them as one product.
 QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 OUT = ("self_attn.o_proj",)
 GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
@@ -27,7 +27,7 @@ _USUAL_GROUPS = (16, 32, 64, 128, 256)
 
 @dataclass(frozen=True)
 class QuantizationPlan:
-    """How a decoder is to be quantized.
+    """How to quantize a decoder.
 
     method: "gptq", or "rtn" for round-to-nearest, the baseline, which needs no calibration.
     bits: of the decoder layers' weights: 8, 4, 3 or 2; or "auto": 4, but 8 where it pays most, within average_bits.
@@ -62,7 +62,7 @@ class QuantizationPlan:
         self.grid(4)
 
     def grid(self, bits: int) -> Grid:
-        """The grid of this plan at so many bits. Raises QuantError for a group size that is none."""
+        """The plan's grid at this bit width. Raises QuantError for an invalid group size."""
         return Grid(bits, self.group_size, self.symmetric)
 
     def check(self, text: TextConfig) -> None:

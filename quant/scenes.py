@@ -1,8 +1,8 @@
 """Synthetic clips for calibration without any media at hand.
 
-They are no likeness of the world, but they exercise what the vision path reacts to: textures at all scales with the
-1/f spectrum of natural images, edges, objects that move or rest, panning and standing cameras, light that changes,
-sensor noise. A standing camera without noise is where DiffFP prunes most, so some clips have one.
+They do not look like the real world, but they exercise what the vision path reacts to: textures at all scales with the
+1/f spectrum of natural images, edges, moving and resting objects, panning and static cameras, changing light, sensor
+noise. DiffFP prunes most with a static camera without noise, so some clips have one.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def render_scene(seed: int, num_frames: int = 8) -> Frames:
 
 
 class _Object:
-    """An ellipse or a box with a texture of its own, on a straight way."""
+    """An ellipse or a box with its own texture, moving in a straight line."""
 
     def __init__(self, rng: np.random.Generator, height: int, width: int) -> None:
         self._size = rng.integers(24, min(height, width) // 2, size=2)

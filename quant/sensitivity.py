@@ -1,8 +1,8 @@
-"""Mixed precision: which weights hurt most at 4 bits, and get 8 within a budget.
+"""Mixed precision: finds the weights that suffer most at 4 bits and gives them 8 within a budget.
 
-Each group of linear layers with one input is rounded to 4 and to 8 bits alone, and the layer's output compared with the
-float32 one: per token, the squared change relative to the hidden state that it is added to. That is what the layers
-after it see, since every one of them starts by normalizing. The groups that lose most error per added byte win.
+Each group of linear layers with a common input is rounded to 4 and to 8 bits on its own, and the layer's output is
+compared with the float32 one: per token, the squared change relative to the hidden state it is added to. Later layers
+see just that, since each begins by normalizing. The groups that reduce the error most per added byte win.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .plan import GROUPS, QuantizationPlan
 from .sequences import CalibrationSequence
 
 _LOW, _HIGH = 4, 8
-_TOKENS = 512  # that are enough to rank groups by; more would only cost time
+_TOKENS = 512  # enough tokens to rank groups; more would only cost time
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def _rounded(weight: torch.Tensor, plan: QuantizationPlan, bits: int) -> nn.Para
 
 
 def _relative_change(outputs: Sequence[torch.Tensor], reference: Sequence[torch.Tensor]) -> float:
-    """Mean over tokens, so that the few with enormous hidden states count no more than others."""
+    """Mean over tokens, so that the few with huge hidden states do not dominate."""
     changes = [
         (x - y).square().sum(-1) / y.square().sum(-1).clamp_min(1e-12) for x, y in zip(outputs, reference, strict=True)
     ]

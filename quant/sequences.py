@@ -1,4 +1,4 @@
-"""Calibration sequences: what the decoder reads when it watches a video, as it reads it."""
+"""Calibration sequences: embeddings as the decoder reads them when it watches a video."""
 
 from __future__ import annotations
 

@@ -1,16 +1,15 @@
-"""GPTQ: codes for a weight matrix that keep the layer's outputs, not the single weights, close to the
-original.
+"""GPTQ: codes for a weight matrix that keep the layer's outputs, not its weights, close to the original.
 
-The loss is tr(E H Eᵀ) with E = W − Q and H = Σ x·xᵀ over calibration inputs. Columns are rounded one after
-the other, each after the errors of those before it have been moved into it. GPTQ (arXiv 2210.17323) says this
-with the Cholesky factor of H⁻¹. The same codes follow without an inverse (QuIP, arXiv 2307.13304, theorem 6):
-factor H = R Rᵀ with R *upper* triangular; then ‖E R‖² is the loss, column j of E R is R_jj·(E_j + Σ_{i<j}
-E_i·R_ij/R_jj), and rounding W_j + Σ_{i<j} E_i·R_ij/R_jj makes each column's part of the loss as small as one
-rounding can. That saves the inverse's time and its loss of accuracy, and yields the loss on the way.
+The loss is tr(E H Eᵀ) with E = W − Q and H = Σ x·xᵀ over calibration inputs. Columns are rounded one after the other,
+each after the errors of those before it have been moved into it. GPTQ (arXiv 2210.17323) says this with the Cholesky
+factor of H⁻¹. The same codes follow without an inverse (QuIP, arXiv 2307.13304, theorem 6): factor H = R Rᵀ with R
+*upper* triangular; then ‖E R‖² is the loss, column j of E R is R_jj·(E_j + Σ_{i<j} E_i·R_ij/R_jj), and rounding W_j +
+Σ_{i<j} E_i·R_ij/R_jj makes each column's part of the loss as small as one rounding can. That saves the inverse's time
+and its loss of accuracy, and yields the loss on the way.
 
-Activation order takes the columns with the largest inputs first, while all others can still absorb their
-errors. Groups are static: their scales are chosen from the original weights beforehand and a column keeps its
-own group, so that g_idx stays `column // group_size` and nothing has to be gathered at run time.
+Activation order takes the columns with the largest inputs first, while all others can still absorb their errors. Groups
+are static: their scales are chosen from the original weights beforehand and a column keeps its own group, so that g_idx
+stays `column // group_size` and nothing has to be gathered at run time.
 
 Everything is plain torch and runs on the device of its inputs.
 """
@@ -27,7 +26,7 @@ from .errors import QuantError
 from .grid import Grid, Scaling
 from .linear import LayerError, QuantizedLinear, concatenated
 
-_LEAF_COLUMNS = 16  # rounded one by one; wider ranges are halved, so that all other work is matrix products
+_LEAF_COLUMNS = 16  # columns rounded one by one; wider ranges are halved, so that the rest is matrix products
 _PART_ELEMENTS = 1 << 26  # of a weight quantized at once: 256 MB in float32, several copies of it
 _MAX_DAMP = 10.0
 
@@ -40,9 +39,9 @@ class Factor:
 
     order: int64 [in], the columns in the order they are rounded.
     feedback: [in, in], strictly upper triangular in that order: feedback[i, j] = R_ij / R_jj.
-    importance: [in] in the *original* order, R_jj²: what a unit of squared rounding error in this column
-        costs once the columns after it have made up for what they can. Choosing scales by it instead of by
-        H's diagonal lowered the loss by 15 to 45 % on correlated inputs.
+    importance: [in] in the *original* order, R_jj²: what a unit of squared rounding error in this column costs once the
+        columns after it have made up for what they can. Choosing scales by it instead of by H's diagonal lowered the
+        loss by 15 to 45 % on correlated inputs.
     damp: the share of H's median diagonal that was added to it; added: how much that is.
     """
 
@@ -60,9 +59,8 @@ def factorize(hessian: torch.Tensor, *, act_order: bool = True, damp: float = 0.
     mean until the damping drowns what the small ones have in common. With 6 % of channels 8 to 64 times larger, the
     median left a fifth of the mean's divergence (ARCHITECTURE.md).
 
-    A column that is never active has only the damping on its diagonal and no feedback: it is rounded to
-    nearest. If the Cholesky factorization fails, it is tried in float64, then with ten times the damping, and
-    so on.
+    A column that is never active has only the damping on its diagonal and no feedback, so it is rounded to nearest. If
+    the Cholesky factorization fails, it is retried in float64, then with ten times the damping, and so on.
 
     Raises QuantError for a Hessian that is not finite, is all zero, or stays indefinite.
     """
@@ -102,11 +100,9 @@ def quantize(
 ) -> QuantizedLinear:
     """GPTQ codes for weight [out, in] under hessian [in, in], with their error and that of round-to-nearest.
 
-    factor: that of this Hessian where it is known; by default it is made with activation order and 1 %
-        damping.
+    factor: of this Hessian, if already computed; by default made with activation order and 1 % damping.
     name: of the weight, for messages.
-    Raises QuantError for a weight that is not finite or whose columns do not fit the Hessian or the group
-    size.
+    Raises QuantError for a weight that is not finite or whose columns do not fit the Hessian or the group size.
     """
     _check(weight, grid, name)
     if weight.shape[1] != hessian.shape[0]:
@@ -120,7 +116,7 @@ def quantize(
 def _quantize_rows(weight: torch.Tensor, hessian: torch.Tensor, grid: Grid, factor: Factor) -> QuantizedLinear:
     scaling = grids.search(weight, grid, factor.importance)
     codes, loss = _sweep(weight, scaling, grid, factor)
-    # The sweep's loss holds the damping's share, which no output ever sees.
+    # The sweep's loss includes the damping's share, which affects no output.
     loss -= factor.added * float((weight - grids.values(codes, scaling)).square().sum(dtype=torch.float64))
     plain = grids.min_max(weight, grid)
     rounded = grids.values(grids.nearest(weight, plain, grid), plain)
@@ -181,8 +177,8 @@ def _finish(codes: torch.Tensor, scaling: Scaling, grid: Grid, error: LayerError
 def _upper_factor(hessian: torch.Tensor, added: float, dtype: torch.dtype) -> torch.Tensor | None:
     """Upper triangular R with R Rᵀ = H + added·I, or None where the factorization breaks down in this dtype.
 
-    H is scaled to a unit diagonal first: real activations have channels a thousand times louder than others,
-    and float32 would spend its digits on those alone.
+    H is scaled to a unit diagonal first: real activations have channels a thousand times larger than others, which
+    would use up float32's precision.
     """
     work = hessian.to(dtype).flip(0, 1)
     work.diagonal().add_(added)
@@ -209,7 +205,7 @@ def _factor(upper: torch.Tensor, order: torch.Tensor, damp: float, added: float)
 def _sweep(weight: torch.Tensor, scaling: Scaling, grid: Grid, factor: Factor) -> tuple[torch.Tensor, float]:
     """Codes uint8 [out, in] in the weight's own column order, and their loss under the damped Hessian.
 
-    All arrays are transposed, so that a column of the weight is a row of memory.
+    All arrays are transposed, so that a column of the weight is contiguous in memory.
     """
     order, feedback, costs = factor.order, factor.feedback, factor.importance[factor.order]
     original = weight.t()[order].contiguous()

@@ -1,7 +1,7 @@
-"""Where a quantization keeps what it has finished, so that an interrupted one goes on at the last finished layer.
+"""Where a quantization stores finished layers, so that it resumes after an interruption.
 
-Every file is written beside its final name and then renamed. A layer's results come first and the hidden states after
-it second: a layer whose hidden states are missing is simply done again.
+Every file is written under a temporary name and then renamed. A layer's results are written before its hidden states: a
+layer whose hidden states are missing is done again.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _HIDDEN = "hidden-{:03d}.safetensors"
 class WorkFolder:
     """Files of one quantization.
 
-    identity: what makes this quantization the same as an earlier one (plan, checkpoint, data), JSON values. Whatever
-        an earlier one of another identity left in the folder is removed.
+    identity: what identifies this quantization (plan, checkpoint, data), as JSON values. What a quantization of another
+        identity left in the folder is removed.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, object]) -> None:
@@ -44,7 +44,7 @@ class WorkFolder:
             write_whole(state, [text.encode()])
 
     def finished_layers(self) -> int:
-        """How many layers need not be done again: the hidden states after them are there."""
+        """How many layers are finished: their hidden states are stored."""
         numbers = [int(path.stem.removeprefix("hidden-")) for path in self.folder.glob("hidden-*.safetensors")]
         return max(numbers, default=0)
 

@@ -28,7 +28,10 @@ Messages = Sequence[Mapping[str, Any]]
 
 
 class LoadedBundle:
-    """Encoder, template, tokenizer, embeddings and decoder of one bundle on one backend."""
+    """Encoder, template, tokenizer, embeddings and decoder of one bundle on one backend.
+
+    decoder: the one that answers; its KV cache holds the last prompt.
+    """
 
     def __init__(
         self,
@@ -50,7 +53,8 @@ class LoadedBundle:
         self._template = PromptTemplate.of(bundle, self._tokenizer)
         self._table = EmbeddingTable.of(bundle)
         self._decoders = open_decoders(chosen_decoder(decoder, backend.name, bundle), backend, bundle, vision.wait)
-        self._generator = self._new_generator(self._decoders.make(self._memory.check_context))
+        self.decoder = self._decoders.make(self._memory.check_context)
+        self._generator = self._new_generator(self.decoder)
 
     @property
     def info(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .backends.onnxruntime import select_backend
+from .backends.select import select_backend
 from .bundle.bundle import bundle_folder, open_bundle
 from .chat import Chat
 from .config import GenerationConfig, MediaKind, PruningConfig, SamplingPlan

@@ -66,6 +66,7 @@ RUNTIME_WINGS = (
 )
 EXPORT_WINGS = (
     "errors",
+    "progress",
     "tensor_source",
     "onnx_writer",
     "staging",
@@ -77,6 +78,11 @@ EXPORT_WINGS = (
     "quantize",
     "tensorrt",
     "kernels",
+    "options",
+    "manifest",
+    "disk_estimate",
+    "vision_stage",
+    "decoder_stage",
     "pipeline",
     "cli",
     "verify",

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from reference import VisualInput, generate_from_visuals, load_processor, load_reference, reference_generate
 
-from vl3edge.export.pipeline import ExportOptions, export_bundle
+from vl3edge.export.options import ExportOptions
+from vl3edge.export.pipeline import export_bundle
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.synthetic.random import preset, write_random_checkpoint
 from vl3edge.runtime import GenerationConfig, PruningConfig, SamplingPlan, VideoLlama3

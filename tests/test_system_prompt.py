@@ -14,6 +14,7 @@ from reference import transformers_module
 
 from vl3edge.runtime import GenerationConfig, PruningConfig, VideoLlama3
 from vl3edge.runtime.bundle.bundle import open_bundle
+from vl3edge.runtime.decode.generate import Generator
 from vl3edge.runtime.errors import ConfigError
 from vl3edge.runtime.inspect.inspection import Speed, inspect
 from vl3edge.runtime.jobs import CaptionJob
@@ -107,13 +108,13 @@ def test_every_call_asks_the_same(tiny: VideoLlama3, case: str, monkeypatch: pyt
     options = CASES[case]
     ids = expected(tiny, options)
     seen: list[list[int]] = []
-    real = type(tiny._generator).tokens
+    real = Generator.tokens
 
     def spied(self: Any, prompt: Any, config: Any) -> Any:
         seen.append(prompt.ids.tolist())
         return real(self, prompt, config)
 
-    monkeypatch.setattr(type(tiny._generator), "tokens", spied)
+    monkeypatch.setattr(Generator, "tokens", spied)
     clip = tiny.encode(VIDEO, pruning=WHOLE)
     answer = tiny.ask(clip, QUESTION, SHORT, **options)
     tiny.ask(tiny.begin(VIDEO, pruning=WHOLE), QUESTION, SHORT, **options)

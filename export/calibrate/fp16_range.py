@@ -1,7 +1,7 @@
-"""Whether float16 can hold what the products of a model take and give, looked at in the float32 reference.
+"""Checks in the float32 reference whether float16 can hold the inputs, outputs and weights of a model's products.
 
-ONNX Runtime on a CPU, where exports are measured, keeps values between many operators in float32 even where the graph
-says float16: it would not notice an overflow.
+ONNX Runtime on a CPU, where exports are measured, keeps many intermediate values in float32 even where the graph says
+float16, and would not notice an overflow.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ LARGEST_FP16 = 65504.0
 
 
 class Fp16Range:
-    """The largest absolute values of products by name: their weights', and what was seen going in and coming out."""
+    """The largest absolute values of products by name: of their weights, and of observed inputs and outputs."""
 
     def __init__(self) -> None:
         self.largest: dict[str, float] = {}
 
     def watch(self, module: nn.Module, prefix: str = "") -> None:
-        """Looks at every product of a module from now on."""
+        """Observes every product of a module from now on."""
 
         def looking(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]:
             def look(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
@@ -40,7 +40,7 @@ class Fp16Range:
                 part.register_forward_hook(looking(prefix + name))
 
     def check(self, what: str) -> None:
-        """Raises ExportError if a value was too large. what: computes in float16, in words."""
+        """Raises ExportError if a value was too large. what: for the message, the part that computes in float16."""
         over = [f"{name} ({value:.3g})" for name, value in self.largest.items() if not value <= LARGEST_FP16]
         if over:
             raise ExportError(f"{what} in float16, which cannot hold some values: {', '.join(over)}")

@@ -1,9 +1,9 @@
-"""What goes into the decoder's products while it reads a prompt: the float32 layers watched on calibration sequences.
+"""Observes the inputs of the decoder's products during prefill, in the float32 layers on calibration sequences.
 
-From that come factors that smooth outlier channels (`smoothquant.py` says how, arXiv 2211.10438): the norms' gains take
-those of the products that read them, the up projection's rows those of the down projection. What attention makes cannot
-be scaled where it is made, values being in the cache that steps read, too; the graph does that in a product of its own.
-Factors are powers of two, so in float32 the decoder stays what it was.
+They give the factors that smooth outlier channels (see `smoothquant.py`, arXiv 2211.10438): the norms' gains absorb
+those of the products that read them, the up projection's rows those of the down projection. Attention output cannot be
+scaled at its source, because steps read the cached values too; the graph scales it in a separate product. Factors are
+powers of two, so in float32 the decoder does not change.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from vl3edge.models.tensor_names import DECODER
 from vl3edge.quant.calibration import CalibrationSet
 from vl3edge.quant.dequantized import DequantizedCheckpoint
 from vl3edge.quant.sequences import CalibrationSequence
-from vl3edge.runtime.backends.onnxruntime import select_backend
+from vl3edge.runtime.backends.select import select_backend
 
 from ..errors import ExportError
 from ..tensor_source import pad_heads, padded_head_dim
 from .smoothquant import Smoothing, factors, watch_inputs
 
 CALIBRATION_TOKENS = 4096
-"""Enough to find outlier channels in: they are the same whatever is read."""
+"""Enough to find the outlier channels, which are the same for any input."""
 _WATCHED = ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj")  # one for each input of a layer
 
 
@@ -44,7 +44,7 @@ class HeldOutPrompt:
 
 @dataclass(frozen=True, eq=False)
 class PrefillCalibration:
-    """How the decoder is made more even. num_tokens: that were looked at, without those held out."""
+    """How the decoder is smoothed. num_tokens: tokens observed, without the held-out ones."""
 
     smoothing: Smoothing
     num_tokens: int
@@ -59,7 +59,7 @@ def calibrate_prefill(
 ) -> PrefillCalibration:
     """Runs the float32 layers, one at a time, on about 4,096 tokens and 2,048 held out.
 
-    progress: called with (layers done, in all). Raises ExportError for a layer that makes numbers out of bounds.
+    progress: called with (layers done, in all). Raises ExportError for a layer that produces NaN or infinity.
     """
     text = checkpoint.config.text
     watched, held_out = _some(data.calibration, CALIBRATION_TOKENS), _some(data.held_out, CALIBRATION_TOKENS // 2)
@@ -90,17 +90,17 @@ def calibrate_prefill(
 
 
 def cache_error(path: Path, held_out: Sequence[HeldOutPrompt]) -> float:
-    """`cache_errors` of the graph at `path`: that of the layer's keys, or values, which are off the most."""
+    """The largest of the `cache_errors` of the graph at `path`."""
     session = select_backend("cpu").session(path)
     ours = [prefilled(session, prompt.embeddings, prompt.cache.shape[-1]) for prompt in held_out]
     return float(cache_errors(ours, [prompt.cache for prompt in held_out]).max())
 
 
 def cache_errors(ours: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> np.ndarray:
-    """How far keys and values are off, float64 [layers, 2]: root mean squares, over those of the spread over tokens.
+    """Errors of keys and values, float64 [layers, 2]: root mean square, relative to that of their spread over tokens.
 
-    Each float32 [layers, 2, kv_heads, S, head_dim]. A channel's mean does not count as its size: keys have biases that
-    are much larger than what tells one token from another.
+    Each float32 [layers, 2, kv_heads, S, head_dim]. A channel's mean does not count: keys have biases much larger than
+    the differences between tokens.
     """
     squared = spread = np.zeros(reference[0].shape[:2])
     for x, y in zip(ours, reference, strict=True):
@@ -110,9 +110,9 @@ def cache_errors(ours: Sequence[np.ndarray], reference: Sequence[np.ndarray]) ->
 
 
 def prefilled(session: onnxruntime.InferenceSession, embeddings: np.ndarray, head_dim: int) -> np.ndarray:
-    """Keys and values float32 [layers, 2, kv_heads, S, head_dim] that a graph makes of embeddings [S, hidden].
+    """Keys and values float32 [layers, 2, kv_heads, S, head_dim] that a graph computes from embeddings [S, hidden].
 
-    They come in two calls, so that the second has a past. head_dim: the model's; the cache's may be wider.
+    It runs twice, so that the second call has a past. head_dim: the model's; the cache's may be wider.
     """
     tokens = len(embeddings)
     inputs = {value.name: value.shape for value in session.get_inputs() if value.name.startswith("past_key_values.")}
@@ -128,7 +128,7 @@ def prefilled(session: onnxruntime.InferenceSession, embeddings: np.ndarray, hea
 
 
 def _some(sequences: Sequence[CalibrationSequence], tokens: int) -> list[np.ndarray]:
-    """The embeddings of the first sequences that have so many tokens together; at least one."""
+    """The embeddings of the first sequences, at least one, up to about this many tokens."""
     chosen: list[np.ndarray] = []
     for sequence in sequences:
         chosen.append(sequence.embeddings)

@@ -1,7 +1,6 @@
-"""Calibration media through the runtime's own path: sampled, resized, pruned, encoded and spliced as they will be.
+"""Turns calibration media into sequences on the runtime's own path: sampled, resized, pruned, encoded and spliced.
 
-The vision engines, the embedding table and the tokenizer of the bundle that is being written are enough; the decoder
-need not exist yet.
+This needs the vision engines, the embedding table and the tokenizer of the bundle being written, but no decoder yet.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import numpy as np
 
 from vl3edge.quant.calibration import CalibrationItem, CalibrationSet, calibration_items, collect
 from vl3edge.quant.sequences import CalibrationSequence
-from vl3edge.runtime.backends.onnxruntime import select_backend
+from vl3edge.runtime.backends.select import select_backend
 from vl3edge.runtime.bundle.bundle import Bundle
 from vl3edge.runtime.bundle.manifest import MediaSpec
 from vl3edge.runtime.config import SamplingPlan
@@ -28,7 +27,7 @@ from vl3edge.runtime.vision.clip_encoder import ClipEncoder
 from vl3edge.runtime.vision.engines import VisionEngines
 
 _FRAMES = 16
-_VISUAL_TOKENS = 1536  # of one sequence at most: longer ones would leave room for few in the budget
+_VISUAL_TOKENS = 1536  # at most, per sequence: longer ones would leave room for only a few in the budget
 
 
 class CalibrationEmbedder:
@@ -79,7 +78,7 @@ def _limited(spec: MediaSpec, patch_size: int) -> MediaSpec:
 def calibration_set(bundle: Bundle, media: Sequence[str] = (), max_tokens: int = 32768) -> CalibrationSet:
     """Sequences from files, folders and patterns, or from built-in synthetic scenes when there are none.
 
-    Raises MediaError when an argument matches nothing, QuantError when nothing that it matches can be used.
+    Raises MediaError when an argument matches nothing, QuantError when none of the media can be used.
     """
     paths = [Path(name) for name in expand(media)]
     return collect(calibration_items(paths), CalibrationEmbedder(bundle), max_tokens, unreadable=MediaError)

@@ -1,13 +1,12 @@
-"""SmoothQuant (arXiv 2211.10438) of the channels that go into products in 8 bits: here the encoder's, in `prefill.py`
-the decoder's. It does not change what is computed.
+"""SmoothQuant (arXiv 2211.10438) for the inputs of 8-bit products: the encoder's here, the decoder's in `prefill.py`.
 
-An outlier channel, much larger than the others, takes the whole range of 8 bits for itself. Its values are divided by
-a factor where they are made, and the weights that read it are multiplied by the same.
-The gain and shift of a LayerNorm take the factors of the products that read it, the rows of the value projection those
-of the output projection, attention being linear in its values. What GELU makes cannot be scaled beforehand; there the
-scale of each patch has to do.
+An outlier channel, much larger than the others, uses up the 8-bit range. Its values are divided by a factor at their
+source, and the weights that read them are multiplied by it, so the result does not change. The gain and shift of a
+LayerNorm absorb the factors of the products that read it; the rows of the value projection absorb those of the output
+projection, since attention is linear in its values. The output of GELU cannot be scaled in advance; there the scale per
+patch must do.
 
-Factors are powers of two, so that in float32 the encoder stays what it was to the last bit.
+Factors are powers of two, so that in float32 the encoder does not change by a single bit.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from vl3edge.models.weight_map import WeightSource, WeightTransform
 
 from ..tensor_source import TensorSource
 
-_ACTIVATION_SHARE = 0.5  # how much of the unevenness moves into the weights: the paper's value
+_ACTIVATION_SHARE = 0.5  # the paper's α: how much of the difference in scale moves into the weights
 _LARGEST_EXPONENT = 12  # keeps float16 weights of norms far from its limits
 
 
@@ -33,7 +32,7 @@ _LARGEST_EXPONENT = 12  # keeps float16 weights of norms far from its limits
 class Smoothing:
     """Factors float32 [C] by the name of a tensor: `VisionEncoder`'s own, or a canonical one of the decoder.
 
-    made: what the channels that a tensor makes are divided by. read: what the inputs of a weight are multiplied by.
+    made: divisors of a tensor's output channels. read: multipliers of a weight's inputs.
     """
 
     made: Mapping[str, np.ndarray]
@@ -46,14 +45,14 @@ class Smoothing:
         }
 
     def stored(self, name: str, value: np.ndarray) -> np.ndarray:
-        """A tensor as checkpoints hold it, weights [out, in], scaled. name: the canonical one."""
+        """A tensor as stored in checkpoints, weights [out, in], scaled. name: canonical."""
         name = name.removeprefix(VISION).removeprefix("encoder.")
         if name in self.made:
             value = value / self.made[name].reshape(-1, *[1] * (value.ndim - 1))
         return value * self.read[name] if name in self.read else value
 
     def inputs(self, largest: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """What goes into each product, by its name, float32 [in], after smoothing."""
+        """The largest absolute inputs of each product after smoothing, by its name, float32 [in]."""
         return {name: value / self.read.get(f"{name}.weight", np.float32(1)) for name, value in largest.items()}
 
     def _transform(self, name: str, before: WeightTransform) -> WeightTransform:
@@ -84,7 +83,7 @@ class SmoothedSource:
 def watch_inputs(
     modules: Iterable[tuple[str, nn.Module]], largest: dict[str, np.ndarray]
 ) -> list[torch.utils.hooks.RemovableHandle]:
-    """Fills `largest` by the modules' names, as they run: the absolute input of each channel, float32 [in]."""
+    """Fills `largest`, by module name, with each channel's largest absolute input while they run, float32 [in]."""
 
     def watch(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
         def look(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -117,9 +116,9 @@ def find_smoothquant(
 
 
 def factors(values: np.ndarray, weights: np.ndarray, share: float = _ACTIVATION_SHARE) -> np.ndarray:
-    """What channels are divided by: powers of two float32 [C] around 1, values^share / weights^(1 − share).
+    """Divisors of channels: powers of two, float32 [C], around 1, near values^share / weights^(1 − share).
 
-    values, weights: the largest absolute ones of each channel, float32 [C]; a channel without either has a factor of 1.
+    values, weights: the largest absolute ones of each channel, float32 [C]; where either is 0 the factor is 1.
     """
     alive = (values > 0) & (weights > 0)
     if not alive.any():

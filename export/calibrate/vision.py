@@ -1,7 +1,7 @@
-"""Which values go into the vision encoder's products: the float32 encoder watched on a few frames.
+"""Observes the inputs of the vision encoder's products, in the float32 encoder on a few frames.
 
-Frames come from the user's media through the runtime's own readers and resizing, or from the synthetic scenes on which
-the decoder is calibrated, too. Some are held out, with their features, to measure a quantized encoder with.
+Frames come from the user's media through the runtime's own readers and resizing, or from the synthetic scenes that also
+calibrate the decoder. Some are held out, with their features, to measure a quantized encoder.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.vision import VisionEncoder
 from vl3edge.models.weight_map import Linear
 from vl3edge.quant.calibration import calibration_items
-from vl3edge.runtime.backends.onnxruntime import select_backend
+from vl3edge.runtime.backends.select import select_backend
 from vl3edge.runtime.bundle.manifest import Manifest, MediaSpec
 from vl3edge.runtime.config import SamplingPlan
 from vl3edge.runtime.errors import MediaError
@@ -33,7 +33,7 @@ from .smoothquant import Smoothing, find_smoothquant, watch_inputs
 _log = logging.getLogger(__name__)
 
 _FRAMES = 32
-_FRAMES_PER_CLIP = 2  # many clips teach more than many frames; a few long ones are cut into such pieces
+_FRAMES_PER_CLIP = 2  # frames a clip: many clips say more than many frames; long clips are cut into pieces
 _PATCHES_PER_FRAME = 1024
 _HELD_OUT_EVERY = 8
 
@@ -48,10 +48,10 @@ class HeldOut:
 
 @dataclass(frozen=True, eq=False)
 class VisionCalibration:
-    """What the encoder's products read, and how it is made more even.
+    """The inputs of the encoder's products, and how they are smoothed.
 
     largest: by the name of a product ("layers.0.mlp.fc1"), the largest absolute value of each input channel, float32
-        [in], before smoothing. num_frames: that were looked at, without those held out.
+        [in], before smoothing. num_frames: frames observed, without the held-out ones.
     """
 
     largest: dict[str, np.ndarray]
@@ -70,7 +70,7 @@ def calibrate_vision(
     clips: Sequence[np.ndarray],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> VisionCalibration:
-    """Runs the float32 encoder on clips, each uint8 [F, H, W, 3]; the second of each eight is held out.
+    """Runs the float32 encoder on clips, each uint8 [F, H, W, 3]; the second of every eight is held out.
 
     progress: called with (clips done, in all).
     """
@@ -88,7 +88,7 @@ def calibrate_vision(
                 progress(index + 1, len(clips))
         for hook in hooks:
             hook.remove()
-        for frames in clips[1::_HELD_OUT_EVERY] or clips[-1:]:  # a single clip is better measured on itself
+        for frames in clips[1::_HELD_OUT_EVERY] or clips[-1:]:  # a single clip is measured on itself
             held_out.append(HeldOut(frames, encoder(torch.from_numpy(frames)).numpy()))
     return VisionCalibration(largest, find_smoothquant(encoder, largest), count, tuple(held_out))
 
@@ -108,7 +108,7 @@ def calibration_clips(manifest: Manifest, media: Sequence[str] = ()) -> list[np.
     """Frames uint8 [F, H, W, 3] of files, folders and patterns, or of synthetic scenes when there are none.
 
     About 32 frames in all, one or two in a clip, made small enough for 1,024 patches each.
-    Raises MediaError when an argument matches nothing, or nothing that it matches can be read.
+    Raises MediaError when an argument matches nothing, or none of the media can be read.
     """
     paths = expand(media)
     each = max(_FRAMES_PER_CLIP, _FRAMES // len(paths)) if paths else _FRAMES_PER_CLIP
@@ -129,7 +129,7 @@ def calibration_clips(manifest: Manifest, media: Sequence[str] = ()) -> list[np.
 
 
 def _spread(items: list, count: int) -> list:
-    """At most `count` of the items, evenly apart."""
+    """At most `count` of the items, evenly spaced."""
     chosen = np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)
     return [items[i] for i in chosen]
 

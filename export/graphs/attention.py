@@ -1,9 +1,9 @@
 """Attention over the KV cache: one operator for prefills, a few products for steps.
 
-`GroupQueryAttention` computes prefills well. For a single token it multiplies head by head, so that keys and values are
-read once for every query head; on a CPU that costs more than all weights once the context is a few thousand tokens. The
-query heads that share a key and value head are therefore one matrix in a step, and its keys and values are read once:
-measured with the heads of the 2B model on two cores, 2.3 times as fast at 1,000 tokens of context, 3.8 times at 10,000.
+`GroupQueryAttention` computes prefills well. For a single token it multiplies head by head and reads keys and values
+once per query head; on a CPU that costs more than reading all weights once the context has a few thousand tokens. In a
+step, the query heads that share a key and value head are therefore one matrix, and keys and values are read once: with
+the heads of the 2B model on two cores, 2.3 times as fast at 1,000 tokens of context, 3.8 times at 10,000.
 
 Both write the new keys and values into the cache in place: present shares the buffer of past.
 """
@@ -21,7 +21,7 @@ MS = "com.microsoft"
 
 
 class PromptAttention:
-    """Emits the attention of every layer, for prefills alone, without a branch.
+    """Emits the attention of every layer for prefills only, without a branch.
 
     head_dim: of the cache, which may be wider than the model's. cos, sin: names of the rotary tables.
     """
@@ -34,7 +34,7 @@ class PromptAttention:
         self._scale = config.head_dim**-0.5
 
     def layer(self, qkv: str, layer: int) -> str:
-        """The attended values [B, S, heads · head_dim] of qkv [B, S, (heads + 2 · kv_heads) · head_dim]."""
+        """The attention output [B, S, heads · head_dim] of qkv [B, S, (heads + 2 · kv_heads) · head_dim]."""
         name = f"layers.{layer}.attention"
         past = [f"past_key_values.{layer}.key", f"past_key_values.{layer}.value"]
         present = [f"present.{layer}.key", f"present.{layer}.value"]
@@ -42,7 +42,7 @@ class PromptAttention:
         return name
 
     def _emit(self, qkv: str, past: list[str], name: str, outputs: list[str]) -> None:
-        """outputs: names for the attended values, keys and values."""
+        """outputs: names for the attention output, keys and values."""
         self._graph.node(
             "GroupQueryAttention",
             [qkv, "", "", *past, "seqlens_k", "total_sequence_length", *self._tables],
@@ -58,9 +58,10 @@ class PromptAttention:
 
 
 class CachedAttention(PromptAttention):
-    """Emits the attention of every layer, for prefills and for steps; what the layers share is emitted when it is made.
+    """Emits the attention of every layer for prefills and steps; the nodes that layers share are emitted on
+    construction.
 
-    head_dim, cos, sin: as of `PromptAttention`.
+    head_dim, cos, sin: as for `PromptAttention`.
     """
 
     def __init__(self, graph: GraphWriter, config: TextConfig, head_dim: int, cos: str, sin: str) -> None:
@@ -89,7 +90,7 @@ class CachedAttention(PromptAttention):
         keys = self._appended(past[0], key, f"{name}.keys")
         values = self._appended(past[1], value, f"{name}.values")
         grouped = node("Reshape", [query, "attention.grouped"], f"{name}.grouped")
-        # Keys on the left, which are read as they lie; on the right the product would copy them first.
+        # Keys on the left are read in place; on the right the product would copy them first.
         by_key = node("FusedMatMul", [keys, grouped], f"{name}.scores.by.key", domain=MS, transB=1, alpha=self._scale)
         scores = node("Transpose", [by_key], f"{name}.scores", perm=[0, 1, 3, 2])
         masked = node("Add", [scores, "attention.bias"], f"{name}.masked")
@@ -106,7 +107,7 @@ class CachedAttention(PromptAttention):
         return str(self._graph.node("ScatterND", [past, "attention.slots", new], name))
 
     def _emit_shared(self) -> None:
-        """What the steps of all layers need: where a row's new token stands, which positions it sees."""
+        """Shared by the steps of all layers: the position of a row's new token, and the positions it attends to."""
         graph, heads, kv_heads, head_dim = (
             self._graph,
             self._config.num_heads,
@@ -127,14 +128,14 @@ class CachedAttention(PromptAttention):
 
         length = node("Squeeze", [node("Shape", ["inputs_embeds"], "attention.length", start=1, end=2)], "attention.s")
         node("Equal", [length, one], "attention.is_step")
-        # seqlens_k counts the tokens after this call less one: the position of a step's token.
+        # seqlens_k is the number of tokens after this call minus one: the position of a step's token.
         last = node("Cast", ["seqlens_k"], "attention.last", to=TensorProto.INT64)
         positions = node("Unsqueeze", [last, axis_1], "attention.positions")
 
         size = node("Shape", ["past_key_values.0.key"], "attention.size", start=2, end=3)
         places = node("Range", [zero, node("Squeeze", [size], "attention.capacity"), one], "attention.places")
         seen = node("LessOrEqual", [places, positions], "attention.seen")
-        # Not minus infinity: the smallest float vanishes in the softmax just as well, and cannot make a NaN.
+        # Not minus infinity: the smallest float vanishes in the softmax too, and cannot produce a NaN.
         hidden = graph.weight("attention.hidden", np.array(np.finfo(np.float32).min, np.float32))
         plain = graph.weight("attention.plain", np.array(0, np.float32))
         bias = node("Where", [seen, plain, hidden], "attention.bias.flat")

@@ -1,10 +1,10 @@
 """The decoder as an ONNX graph, built operator by operator.
 
-Why not traced: the operators that matter are fused ones that no tracer emits. Queries, keys and values are one product;
+It is not traced, because no tracer emits the fused operators that matter. Queries, keys and values are one product;
 `attention.py` rotates, appends to the KV cache in place (input and output share one buffer) and masks;
-`SkipSimplifiedLayerNormalization` adds the residual on the way; everything after the last layer's attention runs for
-the last position alone, so that a prefill of a thousand tokens computes one row of logits, or for the last few where
-drafts are checked.
+`SkipSimplifiedLayerNormalization` also adds the residual; everything after the last layer's attention runs for the last
+position only, so that a prefill of a thousand tokens computes one row of logits, or for the last few when drafts are
+checked.
 
 Inputs  inputs_embeds float32 [B, S, H]; seqlens_k int32 [B] (tokens in the cache after this call, minus one);
         total_sequence_length int32 [] (the largest of them plus one);
@@ -14,8 +14,8 @@ Outputs logits float32 [B · K, vocab]; token int64 [B · K], their argmax;
         present.{i}.{key,value}: bind the buffers of past_key_values here
 With S > 1, B must be 1 (a limit of GroupQueryAttention); batches are prefilled one row at a time into one cache.
 
-GroupQueryAttention wants head sizes that are multiples of 16. Others are widened with zeros between the two halves that
-rotate against each other, which leaves every product as it was; a Gather takes the real columns out again.
+GroupQueryAttention requires head sizes that are multiples of 16. Others are padded with zeros between the two halves
+that rotate against each other, which changes no product; a Gather extracts the real columns again.
 
 Precision "fp16" stores weights as float16 and computes in float32: half the bytes on disk, the same arithmetic.
 """
@@ -43,7 +43,7 @@ PREFIX = "model.language_model."
 
 @dataclass(frozen=True)
 class StoredMatrix:
-    """Where a [rows, cols] matrix already lies on disk, for weights shared between files."""
+    """Where a [rows, cols] matrix is already stored on disk, for weights shared between files."""
 
     file: str
     offset_bytes: int
@@ -60,7 +60,7 @@ def rotary_tables(head_dim: int, theta: float, positions: int) -> tuple[np.ndarr
 
 
 def text_spec(config: TextConfig) -> TextSpec:
-    """What the runtime has to know of the decoder graph; head_dim is the cache's."""
+    """What the runtime needs to know about the decoder graph; head_dim is the cache's."""
     return TextSpec(
         hidden_size=config.hidden_size,
         num_layers=config.num_layers,
@@ -95,7 +95,7 @@ class DecoderBuilder:
     def linear(self, x: str, name: str, parts: list[str]) -> str:
         """x · Wᵀ (+ bias) for the linears `parts` side by side: one product, outputs concatenated.
 
-        parts are tensor name stems such as `…layers.0.self_attn.q_proj`, biased or not as the architecture says.
+        parts: stems of tensor names such as `…layers.0.self_attn.q_proj`, with a bias where the architecture has one.
         """
         product = self.float_product(x, name, parts)
         if not parts[0].endswith("q_proj"):
@@ -103,7 +103,7 @@ class DecoderBuilder:
         return self.biased(product, name, np.concatenate([self.source.array(f"{part}.bias") for part in parts]))
 
     def float_product(self, x: str, name: str, parts: list[str]) -> str:
-        """x · Wᵀ of the linears `parts` side by side, query, key and value heads widened, without bias."""
+        """x · Wᵀ of the linears `parts` side by side, query, key and value heads padded, without bias."""
         weight = np.concatenate([self.source.array(f"{part}.weight") for part in parts])
         if parts[0].endswith(("q_proj", "k_proj", "v_proj")):
             weight = pad_heads(weight, self.config.head_dim)
@@ -143,7 +143,7 @@ class DecoderBuilder:
 
     def mlp(self, x: str, layer: int) -> str:
         stem = f"{PREFIX}layers.{layer}.mlp."
-        # Two products: as one, their parts would have to be copied apart, which costs a prefill 2 %.
+        # Two products: splitting the result of one would copy it, which costs a prefill 2 %.
         gate = self.linear(x, f"layers.{layer}.gate", [stem + "gate_proj"])
         up = self.linear(x, f"layers.{layer}.up", [stem + "up_proj"])
         active = self.graph.node("QuickGelu", [gate], f"layers.{layer}.silu", domain=MS, alpha=1.0)
@@ -216,9 +216,10 @@ class DecoderBuilder:
         self._last = self.add_and_norm(hidden, update, PREFIX + "norm.weight", "final_norm")[0]
 
     def attended(self, hidden: str, update: str, layer: int, cached: PromptAttention) -> tuple[str, str]:
-        """A layer's norm and attention: what the heads make, and the residual stream with the layer before added.
+        """A layer's norm and attention: the heads' output, and the residual stream including the previous layer's
+        update.
 
-        update: what that layer adds; the first has none before it.
+        update: what the previous layer adds; None for the first.
         """
         name, weight = f"layers.{layer}.input_norm", f"{PREFIX}layers.{layer}.input_layernorm.weight"
         if layer == 0:
@@ -235,7 +236,7 @@ class DecoderBuilder:
         return self.attention(normed, layer, cached), hidden
 
     def transformed(self, hidden: str, attended: str, layer: int) -> tuple[str, str]:
-        """A layer's output projection and MLP: what it adds, and the residual stream that this belongs to."""
+        """A layer's output projection and MLP: its update, and the residual stream to add it to."""
         stem = f"{PREFIX}layers.{layer}."
         output = self.linear(attended, f"layers.{layer}.output", [stem + "self_attn.o_proj"])
         weight = stem + "post_attention_layernorm.weight"
@@ -272,7 +273,7 @@ def export_decoder(
 ) -> list[Path]:
     """Writes `decoder.onnx` and its data into folder; returns the files written.
 
-    embeddings: where the embedding table lies, when the output head is tied to it and not quantized; else None.
+    embeddings: where the embedding table is stored, if the output head is tied to it and not quantized; else None.
     progress: called with (layers done, layers in all).
     """
     with GraphWriter(folder / "decoder.onnx") as graph:

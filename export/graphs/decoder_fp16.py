@@ -1,26 +1,26 @@
-"""The decoder graph for NVIDIA GPUs, made from the one for CPUs: products and attention in float16, no branches.
+"""The decoder graph for NVIDIA GPUs, derived from the CPU graph: products and attention in float16, no branches.
 
 ONNX Runtime's CUDA kernels have `GroupQueryAttention` in 16 bits only, and a CUDA graph cannot be captured from a graph
-with an `If`. So here both prefills and steps are `GroupQueryAttention` over a float16 cache. Products, what stands
-between them inside the attention and inside the MLP, and the head take and give float16; the residual stream and its
-norms stay float32, because single channels of such models grow beyond what float16 adds exactly, or holds at all.
-Logits are cast to float32 before the greedy token is taken.
+with an `If`. So here both prefills and steps are `GroupQueryAttention` over a float16 cache. Products, the operators
+between them inside the attention and the MLP, and the head read and write float16; the residual stream and its norms
+stay float32, because single channels of such models outgrow what float16 can add exactly, or hold at all. Logits are
+cast to float32 before the greedy token is chosen.
 
-No weight is written again (`fp16_graph.py`): the graph names the bytes of `decoder.onnx.data` and of the embeddings'
+No weight is stored twice (`fp16_graph.py`): the graph refers to the bytes of `decoder.onnx.data` and of the embeddings'
 file. Quantized products read their float16 scales as stored.
 
-Inputs and outputs are those of `decoder.onnx` (`decoder.py`), but that the cache is float16. accuracy_level is left
-out: CUDA's MatMulNBits computes in its input's type, whatever it says.
+Inputs and outputs are those of `decoder.onnx` (`decoder.py`), except that the cache is float16. accuracy_level is
+omitted: CUDA's MatMulNBits computes in its input's type regardless.
 
-Four casts a layer are left, two on either side of each norm. `SkipSimplifiedLayerNormalization` has one type for all it
-takes and gives; the one norm of CUDA's that gives float16 of float32 does not add, so it would take an `Add` for the
-cast it saves.
+Four casts per layer remain, two on either side of each norm. `SkipSimplifiedLayerNormalization` has one type for all
+inputs and outputs; the one CUDA norm that maps float32 to float16 does not add, so it would need an `Add` for the cast
+it saves.
 
 CUDA has no `ArgMax` beyond opset 11, so the greedy token is a `TopK`, whose ties break in the same way: the lowest id
-wins. Of a row beyond 256 values CUDA's kernel takes one block of threads, which reads it seven times; rows of up to 256
-are one block of threads each, and one pass. So a vocabulary is cut into such rows, and the best of them are compared.
-What a NaN compares as differs from kernel to kernel, so it counts as minus infinity here: of nothing but NaN the token
-is 0, which is what the runtime looks for (`decode/sequence.py`).
+wins. For a row of more than 256 values CUDA's kernel uses one block of threads, which reads it seven times; rows of up
+to 256 take one block each and one pass. So the vocabulary is cut into such rows, and their maxima are compared. How NaN
+compares differs between kernels, so it counts as minus infinity here: if all logits are NaN the token is 0, which is
+what the runtime checks for (`decode/sequence.py`).
 Source: ONNX Runtime's cuda/reduction/reduction_ops.cc, cuda/math/topk_impl.cuh and contrib_ops/cuda/bert.
 """
 
@@ -47,7 +47,7 @@ def write_fp16_decoder(folder: Path) -> Path:
 
 
 class _Fp16Decoder(Fp16Graph):
-    """The decoder, without what is for steps on a CPU alone."""
+    """The decoder, without the branches for steps on a CPU."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, {"logits": FLOAT})
@@ -69,7 +69,7 @@ class _Fp16Decoder(Fp16Graph):
 
     def dtype(self, node: onnx.NodeProto) -> int:
         if node.op_type == "Gather" and helper.get_attribute_value(node.attribute[0]) == -1:
-            return HALF  # of what goes into products, or comes out of heads: cast before it, once for all of them
+            return HALF  # before products, or after heads: cast here, once for all of them
         if node.op_type in _AS_GIVEN:
             return self.given(node.input[0])
         if node.op_type not in _IN_HALF | _IN_FLOAT:
@@ -77,7 +77,7 @@ class _Fp16Decoder(Fp16Graph):
         return HALF if node.op_type in _IN_HALF else FLOAT
 
     def _emit_greedy(self, argmax: onnx.NodeProto) -> None:
-        """The place of the largest logit, as ArgMax over the last axis gives it, NaN counting as minus infinity."""
+        """The index of the largest logit, like ArgMax over the last axis, with NaN as minus infinity."""
         name, logits = argmax.output[0], self.value(argmax.input[0], FLOAT)
         (vocabulary,) = (value.type.tensor_type.shape.dim[1].dim_value for value in self.graph.output[:1])
         self.graph.initializer.append(helper.make_tensor(f"{name}.lowest", TensorProto.FLOAT, [], [-float("inf")]))
@@ -100,7 +100,7 @@ class _Fp16Decoder(Fp16Graph):
 
 
 def _row_width(vocabulary: int) -> int | None:
-    """How wide the rows are that a vocabulary is cut into; None where it stays whole."""
+    """The width of the rows that a vocabulary is cut into; None if it is not cut."""
     fitting = (width for width in range(_WIDEST_ROW, _NARROWEST_ROW - 1, -1) if vocabulary % width == 0)
     return next(fitting, None) if vocabulary > _WIDEST_ROW else None
 
@@ -115,7 +115,7 @@ def _exact(node: onnx.NodeProto) -> onnx.NodeProto:
 
 
 def _prefill(node: onnx.NodeProto) -> onnx.NodeProto:
-    """The GroupQueryAttention of a layer, which takes steps as well, with the outputs of its `If`."""
+    """A layer's GroupQueryAttention, here for steps too, with the outputs of its `If`."""
     (branch,) = (attribute.g for attribute in node.attribute if attribute.name == "else_branch")
     (attention,) = branch.node
     result = onnx.NodeProto()

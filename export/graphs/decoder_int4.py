@@ -1,8 +1,8 @@
-"""The decoder graph with quantized products: `MatMulNBits` wherever a linear layer has been quantized.
+"""The decoder graph with quantized products: `MatMulNBits` for every quantized linear layer.
 
-Layers that read one input are one product, their rows one below the other, when their settings agree. Scales are stored
-as float16 and cast in the graph, which ONNX Runtime does once, at load. A quantized output head that is tied to the
-embeddings is stored once, in the embeddings' file, and both read it there.
+Layers that read the same input are stacked into one product if their settings agree. Scales are stored as float16 and
+cast in the graph, which ONNX Runtime does once, at load. A quantized output head that is tied to the embeddings is
+stored once, in the embeddings' file, and both read it there.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _DTYPE_NAMES = {np.dtype(np.uint8): "U8", np.dtype(np.float16): "F16"}
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where one tensor lies in the embeddings' file."""
+    """Where a tensor is stored in the embeddings' file."""
 
     offset_bytes: int
     shape: tuple[int, ...]
@@ -43,7 +43,7 @@ class QuantizedDecoderBuilder(DecoderBuilder):
     """A DecoderBuilder whose products are quantized where `linears` has their layers.
 
     shared_head: the head's tensors in the embeddings' file, by their names there, when the two are tied.
-    accuracy_level: of MatMulNBits; 4 rounds activations to 8 bits, 0 leaves them as they are.
+    accuracy_level: of MatMulNBits; 4 rounds activations to 8 bits, 0 does not round them.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class QuantizedDecoderBuilder(DecoderBuilder):
             merged = (
                 concatenated([replace(layer, bias=None) for layer in layers]) if len(layers) == len(parts) else None
             )
-        except ValueError:  # settings differ, as mixed precision may have it
+        except ValueError:  # settings differ, as they may with mixed precision
             merged = None
         if merged is None:
             products = [self._part(x, f"{name}.{k}", part) for k, part in enumerate(parts)]
@@ -146,10 +146,10 @@ class QuantizedDecoderBuilder(DecoderBuilder):
 
 
 def write_quantized_embeddings(head: QuantizedLinear, folder: Path) -> dict[str, StoredTensor]:
-    """Replaces the embeddings' file by the rows of a quantized head that is tied to them.
+    """Replaces the embeddings' file with the rows of a quantized head tied to them.
 
-    Tensors: `codes` uint8 [vocab, hidden · bits / 8] and `zero_points` (if not all the middle code), packed as
-    MatMulNBits has them; `scales` float16 [vocab, blocks].
+    Tensors: `codes` uint8 [vocab, hidden · bits / 8] and `zero_points` (unless all are the middle code), packed as for
+        MatMulNBits; `scales` float16 [vocab, blocks].
     """
     packed = to_matmul_nbits(head)
     arrays: dict[str, np.ndarray] = {"codes": packed.packed.reshape(len(packed.packed), -1), "scales": packed.scales}
@@ -164,7 +164,7 @@ def write_quantized_embeddings(head: QuantizedLinear, folder: Path) -> dict[str,
 
 
 def _padded(layer: QuantizedLinear, head_dim: int) -> QuantizedLinear:
-    """The rows of query, key or value heads widened as `pad_heads` does; the rows between are exactly zero."""
+    """The rows of query, key or value heads padded as by `pad_heads`; the added rows are exactly zero."""
     middle = 2 ** (layer.bits - 1)
     real = pad_heads(np.ones(layer.out_features, np.bool_), head_dim)
     codes = pad_heads(layer.codes, head_dim)

@@ -1,18 +1,18 @@
-"""The prefill graph for CPUs: products of 8 bits by 8 bits, and nothing that only an answer needs.
+"""The prefill graph for CPUs: int8 products, and nothing that only an answer needs.
 
-A prompt is bound by arithmetic, a step by memory: so the one wants weights that integer instructions multiply as they
-are, the other the fewest bytes. `MatMulNBits` unpacks its 4 bits for every few rows and sums in groups; products of
-whole rows in int8 are more than twice as fast on CPUs with VNNI, and with them a whole prompt about 1.6 times
-(`benchmarks/peers.py`), at the price of the layers' weights a second time, a byte each.
+Prefill is bound by arithmetic, decoding by memory: one needs weights that integer instructions multiply directly, the
+other the fewest bytes. `MatMulNBits` unpacks its 4 bits for every few rows and sums in groups; int8 products of whole
+rows are more than twice as fast on CPUs with VNNI, and a whole prompt about 1.6 times as fast (`benchmarks/peers.py`),
+at the price of storing the layers' weights a second time, a byte each.
 
-All tokens of a prompt but its last go through this graph; the last one is a step of `decoder.onnx`, which makes the
-logits. So there is no head here, and nothing after the last layer's attention. The cache is the same.
+All tokens of a prompt but the last go through this graph; the last one is a step of `decoder.onnx`, which computes the
+logits. So there is no head here, and nothing after the last layer's attention. Both use the same cache.
 
-Weights are int8 with one scale per output channel. Activations become uint8 as they come, with one scale per token: a
-token's keys and values depend on none but those before it, however a prompt is cut into calls. What the norms make, and
-what goes into the down projection, is smoothed beforehand (`calibrate/prefill.py`).
+Weights are int8 with one scale per output channel. Activations are quantized dynamically to uint8 with one scale per
+token, so a token's keys and values depend only on earlier tokens, however the prompt is split into calls. The norms'
+outputs and the down projection's inputs are smoothed beforehand (`calibrate/prefill.py`).
 
-Inputs and outputs are those of `decoder.onnx` (`decoder.py`), but that there are no logits and no token.
+Inputs and outputs are those of `decoder.onnx` (`decoder.py`), without logits and token.
 """
 
 from __future__ import annotations
@@ -65,14 +65,14 @@ class PrefillBuilder(DecoderBuilder):
         gate = self._scaled(self._product(rows, f"{name}.gate", [stem + "gate_proj"]), scale, f"{name}.gate")
         up = self._product(rows, f"{name}.up", [stem + "up_proj"])
         active = self.graph.node("QuickGelu", [gate], f"{name}.silu", domain=MS, alpha=1.0)
-        # A token's scale changes nothing about how it is rounded, so that of `up` can wait until the end.
+        # A token's scale does not affect its rounding, so that of `up` can be applied at the end.
         gated = self.graph.node("Mul", [active, up], f"{name}.gated")
         rows, gated_scale = self._quantized(gated)
         both = self.graph.node("Mul", [scale, gated_scale], f"{name}.down.scale.both")
         return self._scaled(self._product(rows, f"{name}.down", [stem + "down_proj"]), both, f"{name}.down")
 
     def _product(self, rows: str, name: str, parts: list[str]) -> str:
-        """uint8 rows · int8 Wᵀ, of the linears `parts` side by side, but for the scales of the rows."""
+        """uint8 rows · int8 Wᵀ of the linears `parts` side by side, before the scales of the rows."""
         weight = np.concatenate([self.source.array(f"{part}.weight") for part in parts])
         if parts[0].endswith("q_proj"):
             weight = pad_heads(weight, self.config.head_dim)

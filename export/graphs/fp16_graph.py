@@ -1,11 +1,12 @@
-"""A graph for NVIDIA GPUs, rewritten from one for CPUs: products in float16, the rest in float32, the same weights.
+"""Rewrites a CPU graph for NVIDIA GPUs: products in float16, the rest in float32, the same weights.
 
-No weight is written again: the graph names the bytes of the one it is made from. Weights stored in float16 are read as
-they are, others are cast in the graph, which ONNX Runtime does once, at load: a bundle grows by the graph alone, and
+No weight is stored twice: the new graph refers to the bytes of the original. Weights stored in float16 are read
+directly, others are cast in the graph, which ONNX Runtime does once, at load: the bundle grows only by the graph, and
 the GPU holds float16.
 
-A node without a CUDA kernel would run on the CPU, and forbid CUDA graphs. CUDA's kernels are registered for versions of
-operators: those that opset 21 renewed (Cast, Squeeze, Identity) came late and not together, so graphs are of opset 17.
+A node without a CUDA kernel would run on the CPU and rule out CUDA graphs. CUDA kernels are registered per operator
+version: those for operators updated in opset 21 (Cast, Squeeze, Identity) arrived late and one by one, so graphs use
+opset 17.
 Source: ONNX Runtime's docs/OperatorKernels.md and its pull requests 26075, 27728.
 """
 
@@ -27,10 +28,10 @@ _SUFFIX: dict[int, str] = {FLOAT: "float", HALF: "half"}
 
 
 class Fp16Graph(ABC):
-    """Rewrites one graph, node by node; casts are put where the types of two neighbours differ.
+    """Rewrites a graph node by node, with casts where the types of two neighbours differ.
 
-    results: types of outputs; those of the others are what the nodes give. Subclasses say in which type a node
-    computes, and what they make of nodes that are not taken as they are (`take`).
+    results: types of outputs; others keep the type that their node produces. Subclasses say in which type a node
+        computes, and how they rewrite nodes that are not copied (`take`).
     """
 
     def __init__(self, path: Path, results: Mapping[str, int]) -> None:
@@ -45,7 +46,7 @@ class Fp16Graph(ABC):
                 self._forms[tensor.name] = {tensor.data_type: tensor.name}
 
     def write(self, path: Path) -> Path:
-        """Does all of it; returns the path of the graph written, in the folder of the one that was read."""
+        """Rewrites the whole graph; returns the path of the new one, in the same folder."""
         graph = self.graph
         for value in graph.input:
             if (dtype := value.type.tensor_type.elem_type) in _SUFFIX:
@@ -68,15 +69,15 @@ class Fp16Graph(ABC):
         return path
 
     def take(self, node: onnx.NodeProto) -> None:
-        """Emits what a node becomes."""
-        if node.op_type == "Cast" and self.is_float(node.input[0]):  # of a weight that is stored in half
+        """Emits the replacement of a node."""
+        if node.op_type == "Cast" and self.is_float(node.input[0]):  # of a weight stored in float16
             self.alias(node.output[0], node.input[0])
         else:
             self.emit(node)
 
     @abstractmethod
     def dtype(self, node: onnx.NodeProto) -> int | None:
-        """The type that a node computes in; None for one of whole numbers."""
+        """The type that a node computes in; None for integer nodes."""
 
     def unknown(self, node: onnx.NodeProto) -> ExportError:
         return ExportError(
@@ -84,11 +85,11 @@ class Fp16Graph(ABC):
         )
 
     def is_float(self, name: str) -> bool:
-        """Whether a name is that of a weight, an input or a value in one of the two types."""
+        """Whether a name is a weight, an input or a value in one of the two float types."""
         return name in self._forms
 
     def given(self, name: str) -> int:
-        """The type that a value was made in."""
+        """The type in which a value was produced."""
         return next(iter(self._forms[name]))
 
     def alias(self, name: str, source: str) -> None:
@@ -101,7 +102,7 @@ class Fp16Graph(ABC):
             self._forms[name] = self._forms[source]
 
     def emit(self, source: onnx.NodeProto) -> None:
-        """Appends a copy of a node, in its type; nodes of whole numbers as they are."""
+        """Appends a copy of a node in its type; integer nodes unchanged."""
         node = onnx.NodeProto()
         node.CopyFrom(source)
         dtype = self.dtype(node)
@@ -111,7 +112,7 @@ class Fp16Graph(ABC):
         node.input[:] = [self.value(name, dtype) for name in source.input]  # casts come before the node
         self._nodes.append(node)
         for place, name in enumerate(source.output):
-            if not name:  # an output that is left out
+            if not name:  # an omitted output
                 continue
             wanted = self._results.get(name, dtype)
             if wanted != dtype:
@@ -121,7 +122,7 @@ class Fp16Graph(ABC):
             self._forms[name] = {wanted: name}
 
     def append(self, op: str, inputs: list[str], outputs: list[str], **attributes: Any) -> None:
-        """Appends a node as it is, named as its first output."""
+        """Appends a node unchanged, named after its first output."""
         self._nodes.append(helper.make_node(op, inputs, outputs, outputs[0], **attributes))
 
     def constant(self, name: str, values: list[int], shape: list[int]) -> str:
@@ -130,7 +131,7 @@ class Fp16Graph(ABC):
         return name
 
     def value(self, name: str, dtype: int) -> str:
-        """The name of a value in this type, cast where it does not exist in it; whole numbers stay as they are."""
+        """The name of a value in this type, cast if need be; integers stay unchanged."""
         forms = self._forms.get(name)
         if forms is None:
             return name

@@ -1,6 +1,6 @@
-"""The weights of the vision path as they lie in a bundle, for graphs that read the same bytes.
+"""The vision path's weights as stored in a bundle, for graphs that share their bytes.
 
-`vision.onnx` and the projectors have them [in, out], which is how every product here wants them.
+`vision.onnx` and the projectors store them as [in, out], the layout of every product here.
 """
 
 from __future__ import annotations

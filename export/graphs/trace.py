@@ -1,9 +1,8 @@
 """Traces a torch module into an ONNX file without ever holding its weights.
 
-The module is traced with weights that take no memory. Each weight then streams from the checkpoint into the
-file's side file (`<name>.onnx.data`), one at a time. Nothing of this machine gets into the file: the
-tracer's notes (stack traces with paths) are removed. The result is opset 20, IR 10, loadable by ONNX
-Runtime 1.23.
+The module is traced with weights that take no memory. Each weight then streams from the checkpoint into the file's side
+file (`<name>.onnx.data`), one at a time. Nothing about this machine gets into the file: the tracer's notes (stack
+traces with paths) are removed. The result is opset 20, IR 10, loadable by ONNX Runtime 1.23.
 """
 
 from __future__ import annotations
@@ -32,10 +31,10 @@ _LARGEST_FP16 = 65504.0
 
 @dataclass(frozen=True)
 class Signature:
-    """What a traced graph takes and gives, in order; sizes that vary are named, the others numbers.
+    """Inputs and outputs of a traced graph, in order; dynamic sizes are names, fixed ones numbers.
 
-    examples: inputs to trace with; a named size may not be 0 or 1 there. sizes: for each input, its axes
-    that vary. outputs: shape of each output in the file.
+    examples: inputs to trace with; a named size may not be 0 or 1 there. sizes: for each input, its axes that vary.
+    outputs: shape of each output in the file.
     """
 
     examples: Mapping[str, torch.Tensor]
@@ -45,9 +44,9 @@ class Signature:
 
 
 def microsoft_op(op: str, inputs: Sequence[torch.Tensor], like: torch.Tensor, **attributes: Any) -> torch.Tensor:
-    """A com.microsoft operator in a traced graph, whose output is of the shape and type of `like`.
+    """A com.microsoft operator in a traced graph, whose output has the shape and type of `like`.
 
-    Outside of a trace it has no meaning: it returns zeros.
+    Outside a trace it only returns zeros.
     """
     result: torch.Tensor = torch.onnx.ops.symbolic(
         f"com.microsoft::{op}", inputs, attributes, dtype=like.dtype, shape=like.shape, version=1
@@ -68,13 +67,12 @@ def trace_to_file(
     """Writes `path` and `path`.data.
 
     module: with parameters on the meta device; they are replaced. sources: where each parameter comes from.
-    precision: "fp16" stores weights as float16 and casts them to float32 in the graph, so the arithmetic is
-    that of
-        float32 with rounded weights. progress: called with (weights written, weights in all). eight_bit: names of
-        weights whose products are computed in 8 bits, see `vision_int8.py`.
+    precision: "fp16" stores weights as float16 and casts them to float32 in the graph, so the arithmetic is that of
+        float32 with rounded weights.
+    progress: called with (weights written, weights in all).
+    eight_bit: names of weights whose products are computed in 8 bits, see `vision_int8.py`.
 
-    Raises:
-        ExportError: precision is unknown, or a weight is too large for float16.
+    Raises ExportError if precision is unknown, or a weight is too large for float16.
     """
     if precision not in _DTYPES:
         raise ExportError(f"precision must be one of {', '.join(_DTYPES)}, not {precision!r}")
@@ -99,7 +97,7 @@ def trace_to_file(
     seen: set[str] = set()
 
     def read(name: str, dtype: torch.dtype = _DTYPES[precision]) -> torch.Tensor:
-        if name not in seen:  # small weights are asked for more than once
+        if name not in seen:  # small weights are read more than once
             seen.add(name)
             progress(len(seen), len(sources))
         return sources[name].read(checkpoint, dtype)
@@ -110,9 +108,7 @@ def trace_to_file(
 
 
 def _drop_weights(module: nn.Module) -> None:
-    """Parameters of one number each, seen at full shape. Each its own, or the tracer would merge equal
-    ones.
-    """
+    """Parameters of one number each, expanded to full shape. All differ, or the tracer would merge them."""
     for i, (name, parameter) in enumerate(list(module.named_parameters())):
         owner, _, leaf = name.rpartition(".")
         stand_in = torch.full((), float(i)).expand(parameter.shape)
@@ -120,7 +116,7 @@ def _drop_weights(module: nn.Module) -> None:
 
 
 def _clean(model: ir.Model, signature: Signature) -> None:
-    """Takes out what the tracer noted down, and names the sizes that vary."""
+    """Removes the tracer's notes and names the dynamic sizes."""
     model.ir_version = IR_VERSION
     model.producer_name, model.producer_version, model.doc_string = "vl3edge", None, None
     model.metadata_props.clear()
@@ -158,7 +154,7 @@ def _attach_weights(
     read: Callable[[str], torch.Tensor],
     precision: Precision,
 ) -> None:
-    """Replaces each stand-in by a tensor that `read` gives when it is written."""
+    """Replaces each placeholder with a tensor that `read` provides when the file is written."""
     graph = model.graph
     if absent := set(sources) - set(graph.initializers):
         raise ExportError(f"the traced graph has lost {', '.join(sorted(absent))}")

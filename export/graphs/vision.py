@@ -1,13 +1,12 @@
 """The vision encoder and the projectors as ONNX files, traced from the torch modules of `models/`.
 
-`vision.onnx`: `frames` uint8 [F, H, W, 3] -> `features` float32 [F, h, w, C]; F, H and W vary freely, H and
-W in multiples of the patch size. `projector-image.onnx`, `projector-video.onnx`: `features` and `keep`
-int64 [K], flat indices into the merged grid -> `tokens` float32 [K, D].
+`vision.onnx`: `frames` uint8 [F, H, W, 3] -> `features` float32 [F, h, w, C]; F, H and W are dynamic, H and W multiples
+of the patch size. `projector-image.onnx`, `projector-video.onnx`: `features` and `keep` int64 [K], flat indices into
+the merged grid -> `tokens` float32 [K, D].
 
-Attention comes in two flavours. "microsoft" is for ONNX Runtime: MultiHeadAttention and RotaryEmbedding, of
-which the first works through the patches in tiles on a CPU, so memory grows with their number and not with
-its square. "standard" has operators of the ONNX standard alone, for compilers that fuse attention
-themselves, as TensorRT does.
+Attention comes in two flavours. "microsoft" is for ONNX Runtime: MultiHeadAttention, which processes patches in tiles
+on a CPU, so that memory grows linearly with their number, and RotaryEmbedding. "standard" uses only operators of the
+ONNX standard, for compilers that fuse attention themselves, such as TensorRT.
 """
 
 from __future__ import annotations
@@ -41,11 +40,10 @@ def export_vision(
     progress: Callable[[int, int], None] = lambda done, total: None,
     calibration: VisionCalibration | None = None,
 ) -> Difference:
-    """Writes vision.onnx and vision.onnx.data into `folder`; returns how far it is from the float32 torch
-    module.
+    """Writes vision.onnx and vision.onnx.data into `folder`; returns its difference from the float32 torch module.
 
-    precision: see `trace_to_file`. progress: called with (weights written, weights in all). calibration: what goes
-    into the layers' products, which are then computed in 8 bits (`vision_int8.py`), smoothed (`smoothquant.py`).
+    precision: see `trace_to_file`. progress: called with (weights written, weights in all). calibration: the inputs of
+        the layers' products, which are then smoothed (`smoothquant.py`) and computed in 8 bits (`vision_int8.py`).
     """
     path = folder / "vision.onnx"
     patch, width = checkpoint.config.vision.patch_size, checkpoint.config.vision.hidden_size
@@ -96,7 +94,7 @@ def export_projectors(checkpoint: Checkpoint, folder: Path, precision: Precision
 
 
 def share_data(first: Path, second: Path) -> None:
-    """Makes the second graph read the first's data file, if its own, which is then removed, holds the same."""
+    """Makes the second graph read the first's data file if its own is identical, and removes the latter."""
     kept, other = (path.with_name(f"{path.name}.data") for path in (first, second))
     if kept.read_bytes() != other.read_bytes():
         return
@@ -112,7 +110,7 @@ def share_data(first: Path, second: Path) -> None:
 def check_vision(checkpoint: Checkpoint, path: Path, fp16_range: Fp16Range | None = None) -> Difference:
     """Features of the file against those of the float32 torch module, for two frames of noise.
 
-    fp16_range: is shown the module's products.
+    fp16_range: observes the module's products.
     """
     patch = checkpoint.config.vision.patch_size
     generator = torch.Generator().manual_seed(0)
@@ -132,8 +130,8 @@ def check_vision(checkpoint: Checkpoint, path: Path, fp16_range: Fp16Range | Non
 def check_projector(
     checkpoint: Checkpoint, path: Path, merge_size: int, fp16_range: Fp16Range | None = None
 ) -> Difference:
-    """Tokens of the file against those of the float32 torch module, for normal features and half of the
-    tokens. fp16_range: as of `check_vision`.
+    """Tokens of the file against those of the float32 torch module, for normal features and half of the tokens.
+    fp16_range: as for `check_vision`.
     """
     generator = torch.Generator().manual_seed(0)
     rows, columns = _CHECK_GRID
@@ -161,8 +159,7 @@ def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, num_heads: int) -
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, num_heads: int) -> torch.Tensor:
-    # Its tables hold one row per position; ours hold one per patch, so patch n is at "position" n, starting
-    # at 0.
+    # Its tables hold one row per position; ours hold one per patch, so patch n is at "position" n, starting at 0.
     start = torch.zeros(1, dtype=torch.int64)
     return microsoft_op("RotaryEmbedding", (x, start, cos, sin), x, num_heads=num_heads)
 

@@ -1,13 +1,13 @@
-"""The vision encoder and the projectors for NVIDIA GPUs, made from the graphs for CPUs: products in float16.
+"""The vision encoder and the projectors for NVIDIA GPUs, derived from the CPU graphs: products in float16.
 
-Products, rotation, attention and GELU take and give float16. There ONNX Runtime's `MultiHeadAttention` is flash
-attention: its memory grows with the patches, not with their square, and its scores sum in float32. The residual stream,
-the norms and the averages of a projector stay float32: a stream in float16 doubles the drift (ARCHITECTURE.md).
-Features are float16, which is what the projector's first product takes: half of what the GPU would hold of a clip.
+Products, rotation, attention and GELU read and write float16. In float16 ONNX Runtime's `MultiHeadAttention` is flash
+attention: its memory grows linearly with the patches, and its scores are summed in float32. The residual stream, the
+norms and the averages of a projector stay float32: a float16 stream doubles the drift (ARCHITECTURE.md). Features are
+float16, as the projector's first product reads them, which halves a clip's memory on the GPU.
 
-Inputs and outputs are otherwise those of `vision.py`'s graphs, whose weights they name (`fp16_graph.py`). An encoder in
-8 bits is computed here from its weights as they are, and its activations are not rounded to 8 bits: CUDA has no such
-products, and needs none.
+Inputs and outputs are otherwise those of `vision.py`'s graphs, whose weights they name (`fp16_graph.py`). An 8-bit
+encoder is computed here from its stored weights, without rounding activations to 8 bits: CUDA has no such products, and
+needs none.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def write_fp16_vision(folder: Path) -> list[Path]:
 
 
 def check_fp16_vision(checkpoint: Checkpoint, folder: Path) -> dict[str, Difference]:
-    """How far the GPU's graphs in a folder are from the float32 torch modules, by the stems of their files.
+    """Differences of a folder's GPU graphs from the float32 torch modules, by the stems of their files.
 
     Raises ExportError for a model with values that float16 cannot hold.
     """
@@ -97,7 +97,7 @@ class _Fp16Vision(Fp16Graph):
         return HALF if op in _IN_HALF or self._adds_bias(node) else FLOAT
 
     def _adds_bias(self, node: onnx.NodeProto) -> bool:
-        """Whether a node is the end of a product, and not of what adds to the residual stream."""
+        """Whether a node ends a product, and is not an addition to the residual stream."""
         if node.op_type != "Add" or self.given(node.input[0]) != HALF:
             return False
         name = node.input[1]

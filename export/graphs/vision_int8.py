@@ -1,9 +1,9 @@
 """The vision encoder's products in 8 bits: a rewrite of its traced graph, for ONNX Runtime on CPUs.
 
-Weights are int8, one scale per output channel. Activations become uint8 as they come, one scale per patch: a patch's
-result then depends on no other patch, so frames have the same features however they are divided into calls, and one
-patch of large values costs the others nothing. A scale per tensor would be 4 % faster and have neither. The products
-are `MatMulIntegerToFloat`, uint8 times int8, which is what CPUs have instructions for (VNNI; int8 times int8 takes no
+Weights are int8, one scale per output channel. Activations are quantized dynamically to uint8, one scale per patch: a
+patch's result then depends on no other patch, so features do not depend on how frames are divided into calls, and one
+patch of large values does not hurt the others. A scale per tensor would be 4 % faster and have neither property. The
+products are `MatMulIntegerToFloat`, uint8 times int8, for which CPUs have instructions (VNNI; int8 times int8 has no
 fast path); `MatMulNBits` gains less than half as much at these sizes, and only `DynamicQuantizeMatMul`, with its scale
 per tensor, as much (`benchmarks/vision.py` measures them).
 
@@ -20,7 +20,7 @@ import onnx_ir as ir
 from ..errors import ExportError
 
 MIDDLE, LIMIT = 128, 127
-# GELU, either kind, never goes below -0.17, so its zero lies near the lower end of the 8 bits instead of in the middle.
+# GELU of either kind never goes below -0.17, so its zero is near the lower end of the 8 bits, not in the middle.
 _GELU_LOWEST, _GELU_ZERO = 0.1701, 16
 SMALLEST_SCALE = 1e-12
 CODES, SCALES = ".int8", ".scale"  # of a weight in 8 bits, after its name
@@ -37,9 +37,9 @@ def quantize_weight(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def quantize_products(model: ir.Model, names: Sequence[str], read: Read) -> None:
     """Replaces every product with one of the weights `names` in a traced graph, and attaches those weights.
 
-    names: of initializers [in, out] that are right operands of MatMul. read: the float32 weight of a name; called
-    when the scales are computed, and again when the file is written, so that one weight at a time is in memory.
-    Raises ExportError when the graph does not have a product with each of them.
+    names: of initializers [in, out] that are right operands of MatMul. read: the float32 weight of a name; called when
+    the scales are computed, and again when the file is written, so that one weight at a time is in memory.
+    Raises ExportError if the graph lacks a product with one of them.
     """
     products = {str(n.inputs[1].name): n for n in model.graph if n.op_type == "MatMul" and n.inputs[1] is not None}
     if missing := [name for name in names if name not in products]:
@@ -93,7 +93,7 @@ class _Rewriter:
     def _symmetric_scale(self, x: ir.Value) -> ir.Value:
         axes = self._constant("int8.last_axis", np.array([-1], np.int64))
         highest = self._node("ReduceMax", [x, axes])
-        lowest = self._node("Neg", [self._node("ReduceMin", [x, axes])])  # cheaper than |x|, which would be written out
+        lowest = self._node("Neg", [self._node("ReduceMin", [x, axes])])  # cheaper than |x|, which would be stored
         share = self._constant("int8.share", np.float32(1 / LIMIT))
         scale = self._node("Mul", [self._node("Max", [highest, lowest]), share])
         return self._node("Max", [scale, self._constant("int8.smallest", np.float32(SMALLEST_SCALE))])

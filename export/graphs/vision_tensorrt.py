@@ -2,18 +2,18 @@
 
 They differ from `vision.py`'s graphs, which are for ONNX Runtime, in what a compiler with fixed profiles needs:
 
-- The encoder takes patches and their places instead of frames: `patches` uint8 [F, N, patch · patch · 3], a patch
+- The encoder takes patches and their positions instead of frames: `patches` uint8 [F, N, patch · patch · 3], a patch
   reading (row, column, channel), and `positions` int32 [N, 2], row and column of each -> `features` float32 [F, N, C].
   A profile is a box of sizes. In frames × patches the largest box *is* the memory bound; in frames × height × width it
-  would have to be as wide as the widest image and as tall as the tallest, many times the bound.
-- The projector takes `features` float32 [P, C], all patches of a call, and `blocks` int32 [K, B], the patches that
-  are averaged into each kept token -> `tokens` float32 [K, D]. One graph serves every merge size.
+  would need the widest image's width and the tallest one's height, many times the bound.
+- The projector takes `features` float32 [P, C], all patches of a call, and `blocks` int32 [K, B], the patches that are
+  averaged into each kept token -> `tokens` float32 [K, D]. One graph serves every merge size.
 - Attention is plain matrix products and a softmax, the query scaled beforehand: the form TensorRT fuses. Heads can be
-  widened with zeros to a multiple of 16 (72 -> 80), which changes no product; TensorRT for RTX fuses 72 as it is.
-- Opset 17 without any operator of later date: what the parsers of TensorRT 10.3 and later have in common.
+padded with zeros to a multiple of 16 (72 -> 80), which changes no product; TensorRT for RTX fuses 72 directly.
+- Opset 17 without newer operators, which the parsers of TensorRT 10.3 and later all support.
 
-In a bundle both read the bytes of `vision.onnx` and of a projector's data, cast where those are float32, which the
-compiler does: a plan holds what it computes with.
+In a bundle both share the bytes of `vision.onnx` and of a projector's data. The compiler casts float32 weights: a plan
+stores them in the type it computes in.
 
 Types are part of the graph (TensorRT builds it "strongly typed"). With `fp16`, matrix products are float16; the
 residual stream, LayerNorm, softmax, rotation, GELU and the averages stay float32 (see ARCHITECTURE.md for the drift
@@ -60,10 +60,10 @@ def export_tensorrt_vision(
 ) -> list[Path]:
     """Writes `vision.onnx` and its data, or `vision-tensorrt.onnx` alone, into `folder`; returns the files.
 
-    pad: widen heads to a multiple of 16. progress: called with (layers written, layers in all). calibration: what goes
-    into the layers' products, which are then computed in 8 bits (`vision_tensorrt_int8.py`). stored: all weights as the
-    folder's other graphs have them (`stored_weights.py`), which are read from there; not with `pad`.
-    Raises ExportError for a weight that float16 cannot hold, if it is written here.
+    pad: widen heads to a multiple of 16. progress: called with (layers written, layers in all). calibration: the inputs
+        of the layers' products, which are then computed in 8 bits (`vision_tensorrt_int8.py`). stored: weights of the
+        folder's other graphs (`stored_weights.py`), read from their files; not with `pad`.
+    Raises ExportError for a weight written here that float16 cannot hold.
     """
     steps: dict[str, float] = {}
     if calibration is not None:
@@ -102,7 +102,7 @@ def export_tensorrt_projector(
 
 
 def _writer(folder: Path, graph: str, stored: Mapping[str, TensorProto]) -> GraphWriter:
-    """With all weights in other files, what is left is small and stays in the graph."""
+    """With all weights in other files, the rest is small and stays in the graph."""
     if stored:
         return GraphWriter(folder / tensorrt_graph(graph), OPSET, inline_bytes=1 << 20)
     return GraphWriter(folder / f"{graph}.onnx", OPSET)
@@ -111,8 +111,7 @@ def _writer(folder: Path, graph: str, stored: Mapping[str, TensorProto]) -> Grap
 class _TypedBuilder:
     """Nodes with explicit types: float32 everywhere, and `product_type` for what goes into matrix products.
 
-    steps: of the inputs of the products that are computed in 8 bits, by their names. stored: as of
-    `export_tensorrt_vision`.
+    steps: quantization steps of the inputs of 8-bit products, by name. stored: as for `export_tensorrt_vision`.
     """
 
     def __init__(
@@ -147,7 +146,7 @@ class _TypedBuilder:
         return self.graph.weight(name, value.astype(np.float16))
 
     def operand(self, name: str, make: Callable[[], np.ndarray]) -> str:
-        """A weight in the type of matrix products: the one that is stored, or what `make` gives, written here."""
+        """A weight in the type of matrix products: the stored one, or that of `make`, written here."""
         if name not in self.stored:
             return self.weight(name, make())
         return self.as_type(name, TensorProto.FLOAT16 if self.fp16 else TensorProto.FLOAT)
@@ -196,7 +195,7 @@ class _TypedBuilder:
         return str(self.graph.node("Add", [product, self.operand(f"{stem}.bias", bias)], name))
 
     def _weight8(self, stem: str, make: Callable[[], np.ndarray]) -> Weight8:
-        """The stored codes of a weight, or those of what `make` gives, written here."""
+        """The stored codes of a weight, or those of `make`'s result, written here."""
         name, scales = f"{stem}.weight", f"{stem}.weight{SCALES}"
         if name in self.stored:
             width = self.stored[name].dims[1]
@@ -216,7 +215,7 @@ class _TypedBuilder:
         return str(self.graph.node("LayerNormalization", [x, scale, bias], name, axis=-1, epsilon=epsilon))
 
     def gelu(self, x: str, name: str, tanh: bool) -> str:
-        """GELU of x float32, from operators every TensorRT has: ONNX's own Gelu is of opset 20."""
+        """GELU of x float32, from operators that every TensorRT has: ONNX's Gelu needs opset 20."""
         graph = self.graph
         if tanh:
             squared = graph.node("Mul", [x, x], f"{name}.squared")
@@ -291,7 +290,7 @@ class _VisionBuilder(_TypedBuilder):
         query = graph.node("Transpose", [query], f"{name}.query.t", perm=[0, 2, 1, 3])
         key = graph.node("Transpose", [key], f"{name}.key.t", perm=[0, 2, 3, 1])
         value = graph.node("Transpose", [value], f"{name}.value.t", perm=[0, 2, 1, 3])
-        # The casts around the softmax are what makes TensorRT for RTX sum scores in float32 inside its fused kernel.
+        # The casts around the softmax make TensorRT for RTX sum scores in float32 inside its fused kernel.
         scores = self.float32(str(graph.node("MatMul", [query, key], f"{name}.scores")), f"{name}.scores.float32")
         probabilities = self.product_type(
             str(graph.node("Softmax", [scores], f"{name}.shares", axis=-1)), f"{name}.cast"
@@ -326,7 +325,7 @@ class _VisionBuilder(_TypedBuilder):
         table[0, :pairs] = table[1, pairs : 2 * pairs] = frequencies
         places = graph.node("Cast", [positions], "positions.float32", to=TensorProto.FLOAT)
         parts = []
-        # Products of numbers, not a matrix product: TensorRT might compute that one in TF32, with 10 bits.
+        # Elementwise products, not a matrix product: TensorRT might compute the latter in TF32, with 10 bits.
         for axis, word in enumerate(("row", "column")):
             index = graph.weight(f"{word}.index", np.array([axis], np.int64))
             place = graph.node("Gather", [places, index], word, axis=1)

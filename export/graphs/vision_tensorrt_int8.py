@@ -1,8 +1,8 @@
-"""Products in 8 bits for TensorRT: explicit quantization, as its compiler wants it.
+"""8-bit products for TensorRT: explicit quantization, as its compiler requires.
 
-Where the encoder's other products are float16, these have a QuantizeLinear and a DequantizeLinear in front: int8 around
-zero, one scale per output channel for the weights and one per tensor for the activations, fixed by calibration: for
-int8, TensorRT has no scales that follow the data. It puts the rounding into the operator that makes the activations and
+The encoder's other products are float16; these have a QuantizeLinear and a DequantizeLinear in front: symmetric int8,
+one scale per output channel for the weights and one per tensor for the activations, fixed by calibration, since
+TensorRT has no dynamic scales for int8. It fuses the rounding into the operator that produces the activations, and
 multiplies int8 by int8. Operators are those of opset 13, whose scales and results are float32.
 """
 

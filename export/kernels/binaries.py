@@ -1,9 +1,9 @@
-"""One kernel compiled without a GPU: PTX that every GPU from 8.0 on takes, and machine code for single ones.
+"""Compiles one kernel without a GPU: PTX for every GPU from 8.0 on, and machine code for specific ones.
 
-Triton makes the PTX; `ptxas` of its own, or the one that TRITON_PTXAS_PATH names, makes the machine code, and says how
-many registers it takes. The PTX is of version 8.2, which drivers from CUDA 12.2 on read. The same PTX becomes the
-machine code of 8.7, 8.9 and 12.0, for which Triton would write the same instructions; for 9.0 kernels with tensor cores
-are compiled again, as its `wgmma` is several times as fast and exists nowhere else.
+Triton makes the PTX; its own `ptxas`, or the one that TRITON_PTXAS_PATH names, makes the machine code and reports the
+registers used. The PTX is version 8.2, which drivers from CUDA 12.2 on read. The same PTX becomes the machine code of
+8.7, 8.9 and 12.0, for which Triton would emit the same instructions; for 9.0, kernels with tensor cores are compiled
+again, because its `wgmma` is several times as fast and exists nowhere else.
 """
 
 from __future__ import annotations
@@ -34,9 +34,8 @@ _ALIGNED = 16  # bytes: of every array that a kernel is given
 
 @dataclass(frozen=True)
 class Binary:
-    """A kernel for one kind of GPU. registers, spilled_bytes: of a thread, 0 for PTX, which does not say.
-
-    shared_bytes: of a block, to be asked for at the launch.
+    """A kernel for one kind of GPU. registers, spilled_bytes: per thread; 0 for PTX, which does not specify them.
+    shared_bytes: per block, to request at the launch.
     """
 
     content: bytes
@@ -89,7 +88,7 @@ def compiled(kernel: Kernel) -> Compiled:
 
 
 def versions() -> dict[str, str]:
-    """Of Triton and of the assembler."""
+    """Versions of Triton and of the assembler."""
     return {"triton": str(triton.__version__), "ptxas": str(triton.knobs.nvidia.ptxas.version)}
 
 
@@ -110,7 +109,7 @@ def _ptx(kernel: Kernel, capability: int) -> Any:
     source = ASTSource(kernel.function, signature, constants, aligned)
     try:
         return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    except Exception as e:  # Triton raises whatever its passes raise
+    except Exception as e:  # Triton raises whatever its passes do
         raise ExportError(f"{kernel.function.__name__} does not compile with Triton {triton.__version__}: {e}") from e
 
 

@@ -3,8 +3,8 @@
     python -m vl3edge.export.kernels.compile BUNDLE -o FOLDER
 
 FOLDER then holds `kernels.json` and an archive for each kind of GPU: `ptx-8.0.zip`, which any from compute capability
-8.0 on takes and whose driver compiles it when it is loaded, and `cubin-8.7.zip` and the like, machine code for one.
-A device needs one of them. `kernels.json`: format, versions; `archives`, each with its size and sha256; `kernels`, each
+8.0 on takes and whose driver compiles it when it is loaded, and `cubin-8.7.zip` and the like, machine code for one. A
+device needs one of them. `kernels.json`: format, versions; `archives`, each with its size and sha256; `kernels`, each
 with the function it comes from, the names and types of its arguments in order, how many null pointers follow them, its
 constants, its tile, threads, and for each archive shared memory, registers, spilled bytes and the sha256 of its entry.
 Several may differ in their tile alone; one that spills registers to memory is left out where another does not.
@@ -33,7 +33,7 @@ from .shape import DecoderShape, read_shape
 from .variants import TILES, Kernel, variants
 from .weights import decoder_weights
 
-_NO_DATE = (1980, 1, 1, 0, 0, 0)  # the same kernels are the same bytes, whenever they are compiled
+_NO_DATE = (1980, 1, 1, 0, 0, 0)  # the same kernels give the same bytes, whenever they are compiled
 
 
 def compile_kernels(
@@ -44,8 +44,8 @@ def compile_kernels(
 ) -> dict[str, Any]:
     """Writes the manifest and the archives into `folder`, which must exist; returns the manifest.
 
-    wanted: which of the kernels. progress: called with (kernels done, kernels in all).
-    Raises ExportError where one does not compile.
+    wanted: the kernels to compile. progress: called with (kernels done, kernels in all).
+    Raises ExportError if one does not compile.
     """
     kernels = [kernel for kernel in variants(shape) if wanted(kernel)]
     results = []
@@ -77,7 +77,7 @@ def write_weights(bundle: Path, shape: DecoderShape, folder: Path) -> None:
 
 
 def _without_spills(kernels: list[Kernel], results: list[Compiled]) -> tuple[list[Kernel], list[Compiled]]:
-    """Without the variants that spill, where there is one of the same purpose that does not."""
+    """Drops the variants that spill, if another of the same purpose does not."""
     sound = [not any(binary.spilled_bytes for binary in result.binaries.values()) for result in results]
     served = {kernel.purpose for kernel, is_sound in zip(kernels, sound, strict=True) if is_sound}
     kept = [k for k, kernel in enumerate(kernels) if sound[k] or kernel.purpose not in served]

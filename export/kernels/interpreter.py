@@ -1,9 +1,9 @@
-"""The kernels on a CPU, in Triton's interpreter: what stands for a GPU where there is none, slow and exact.
+"""Runs the kernels on a CPU in Triton's interpreter, as a slow and exact substitute for a GPU.
 
 `vl3edge … --backend cpu --decoder kernels` comes here by name, with TRITON_INTERPRET=1 set before Triton is imported.
-Every access to memory is looked at: what a launch reads or writes outside the arrays it was given is an OutOfBounds,
-and so is an array that does not begin at 16 bytes, which compiled kernels take for granted. Tiles are large ones of its
-own, as a program of the interpreter costs the same whatever its size.
+Every memory access is checked: a launch that reads or writes outside its arrays raises OutOfBounds, and so does an
+array not aligned to 16 bytes, which compiled kernels assume. The tiles are its own large ones, as a program in the
+interpreter costs the same whatever its size.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _LARGE = {"BM": 128, "BN": 512, "BT": 64, "C": 64, "SPLITS": 2, "TALL": 2, "UNRO
 _native = interpreter._interpreter
 _patch_lang = interpreter._patch_lang
 _patched: dict[int, Any] = {}
-# Its checks of overflows say nothing outside debugging and take a third of the time.
+# Its overflow checks only matter for debugging and take a third of the time.
 interpreter.interpreter_builder.options = interpreter.InterpreterOptions(sanitize_overflow=False)
 
 
@@ -81,7 +81,7 @@ class _BoundsChecked:
 
 
 class _Scope:
-    """Stands for the patches of Triton's language that a launch makes and takes back: they are made once and kept."""
+    """Replaces the patches of Triton's language that each launch makes and reverts: they are made once and kept."""
 
     def restore(self) -> None: ...
 
@@ -96,7 +96,7 @@ def _patch_once(function: Any) -> _Scope:
 
 @contextmanager
 def bounds_checked(arrays: Iterable[np.ndarray]) -> Iterator[None]:
-    """Kernels that run inside reach these arrays and nothing else; their own errors come out as they are."""
+    """Kernels run inside may access only these arrays; their own errors are passed on."""
     interpreter._interpreter, interpreter._patch_lang = _BoundsChecked(arrays), _patch_once
     try:
         yield
@@ -110,13 +110,13 @@ def bounds_checked(arrays: Iterable[np.ndarray]) -> Iterator[None]:
 
 
 def pointer(address: int, pointed: Any) -> Any:
-    """An address as a kernel takes it; pointed: the type of what is there."""
+    """An address as a kernel takes it; pointed: the type it points to."""
     dtype = tl.pointer_type(pointed)
     return tl.tensor(interpreter.TensorHandle(np.array([address], np.uint64), dtype), dtype)
 
 
 class InterpreterMemory(HostMemory):
-    """Memory of the process, of which every array is known."""
+    """Memory of the process, every array of which is known."""
 
     def __init__(self) -> None:
         self._known: list[weakref.ref[np.ndarray]] = []
@@ -132,7 +132,7 @@ class InterpreterMemory(HostMemory):
 
 
 class InterpreterLauncher:
-    """The kernels' sources, one program of a grid after the other."""
+    """Runs the kernels' sources, one program of a grid after another."""
 
     captures = False
     description = "kernels in Triton's interpreter on the CPU"

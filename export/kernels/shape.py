@@ -1,4 +1,4 @@
-"""What the kernels of one decoder depend on: its sizes, and how each of its matrices is stored."""
+"""What a decoder's kernels depend on: its sizes, and how each of its matrices is stored."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, TextSpec
 ROLES = ("qkv", "output", "gate", "up", "down")
 EMBEDDINGS = "embeddings.safetensors"
 HEADS = ("lm_head", "logits")  # quantized, and not
-_WHOLE_GROUP = 64  # what a prompt's product takes of a row at a time where no group of codes says it
-_LEAST_GROUP = 16  # of inputs, that tensor cores take at once
+_WHOLE_GROUP = 64  # columns per tile of a prompt's product, unless a group of codes determines them
+_LEAST_GROUP = 16  # inputs that tensor cores take at once
 _WHOLE_BITS = {"F16": 16, "F32": 32}
 
 
 @dataclass(frozen=True, order=True)
 class MatrixKind:
-    """How a matrix with rows of so many inputs is stored; as in `products.py`, bits 32 are float32 embeddings."""
+    """How a matrix with rows of this many inputs is stored, as in `products.py`; bits 32 are float32 embeddings."""
 
     inputs: int
     bits: int
@@ -32,7 +32,7 @@ class MatrixKind:
 
     @classmethod
     def whole(cls, inputs: int) -> MatrixKind:
-        """Of weights that are not quantized."""
+        """Storage of weights that are not quantized."""
         return cls(inputs, 16, min(inputs & -inputs, _WHOLE_GROUP))
 
     def constants(self, prefix: str = "") -> dict[str, int]:
@@ -67,7 +67,7 @@ def uniform_shape(text: TextSpec, epsilon: float, bits: int, group: int, head_bi
 
 
 def read_shape(folder: Path, text: TextSpec) -> DecoderShape:
-    """The shape of a bundle's decoder, from its graph; ExportError where it has what the kernels do not know."""
+    """The shape of a bundle's decoder, from its graph; ExportError if the kernels do not support it."""
     graph = onnx.load(folder / DECODER_GRAPH, load_external_data=False).graph
     found = dict(_matrices(graph, text))
     heads = [found.pop(name) for name in HEADS if name in found]

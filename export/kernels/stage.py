@@ -1,4 +1,4 @@
-"""The kernels as a stage of an export. Triton, which compiles them, is imported only where they are asked for."""
+"""The kernel stage of an export. Triton, which compiles them, is imported only if they are requested."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def require_kernels() -> None:
 def write_kernels(folder: Path, text: TextSpec, progress: Callable[[str, int, int], None]) -> None:
     """Compiles the kernels of the decoder in `folder` into its folder `kernels/`.
 
-    Warns (BackendWarning) of a decoder that they cannot serve: the bundle is whole without them.
+    Warns (BackendWarning) if they do not support the decoder; the bundle is complete without them.
     """
     from .compile import compile_kernels, write_weights
     from .shape import read_shape

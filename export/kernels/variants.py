@@ -1,7 +1,7 @@
-"""Every kernel that a decoder of a given shape needs, each in a few sizes of tiles for a device to choose from.
+"""Every kernel that a decoder of a given shape needs, each with several tile sizes for a device to choose from.
 
-Which tiles are fast is not known before a device has tried them: TILES and the number of warps are what varies between
-variants that compute the same. What a runtime asks for is the other constants; what it launches by, all of them.
+Which tiles are fast is only known after a device has tried them: variants that compute the same differ in TILES and the
+number of warps. A runtime selects by the other constants, and launches with all of them.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Kernel:
 
     @property
     def name(self) -> str:
-        """Its function's, and a digest of all that makes this variant."""
+        """The function's name, and a digest of everything that defines this variant."""
         facts = repr((self.arguments, self.constants, self.num_warps, self.num_stages))
         return f"{self.function.__name__}-{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
 
@@ -77,7 +77,7 @@ def _kernel(function: Any, constants: dict[str, Any], num_warps: int, **types: s
 
 
 def _step_tiles(words: int) -> Iterable[tuple[int, int, int]]:
-    """Tiles that a row of so many words does not leave half empty."""
+    """Tiles that a row of this many words does not leave half empty."""
     most = _power(words)
     return sorted({(bn, min(c, most), warps) for bn, c, warps in _STEP_TILES if c < 2 * most or c == 128})
 
@@ -108,7 +108,7 @@ def _products(shape: DecoderShape) -> Iterator[Kernel]:
 
 
 def _prompt_products(shape: DecoderShape) -> Iterator[Kernel]:
-    """Those of the layers, and the head's, for steps of many rows."""
+    """The kernels of the layers and the head, for steps of many rows."""
     endings = {"qkv": (True, False, False), "gate": (False, False, False), "up": (False, False, True)}
     for role in ("qkv", "output", "gate", "up", "down", "head"):
         bias, residual, gated = endings.get(role, (False, role != "head", False))

@@ -1,4 +1,4 @@
-"""Where the kernels find a decoder's weights: in the files that its ONNX graphs read, nothing is stored twice.
+"""Where the kernels find a decoder's weights: in the files of its ONNX graphs, so nothing is stored twice.
 
 `weights.json`, beside `kernels.json`: format, format_version, epsilon, and for `cos`, `sin`, `norm`, `head`,
 `embeddings` and every one of `layers` the place of its tensors. A tensor: file, offset in bytes, dtype, shape. A
@@ -71,7 +71,7 @@ class _Graph:
         return self._matrix(self._nodes.get(f"{quantized}.matmul") or self._nodes[whole])
 
     def tensor(self, name: str) -> Json:
-        """The place of a weight, of the stored one where the graph casts it."""
+        """The place of a weight; of the stored one if the graph casts it."""
         tensor = self._tensors.get(self._casts.get(name, name))
         if tensor is None:
             raise ExportError(f"{DECODER_GRAPH} has no {name}, or is of another version; export again.")
@@ -79,12 +79,12 @@ class _Graph:
         if tensor.data_location == TensorProto.EXTERNAL:
             place = {entry.key: entry.value for entry in tensor.external_data}
             return {"file": place["location"], "offset": int(place["offset"]), "dtype": dtype.name, "shape": shape}
-        # Wherever in the file the same bytes stand, they are this tensor.
+        # Any identical bytes in the file serve as this tensor.
         offset = self._content.index(tensor.raw_data)
         return {"file": self._path.name, "offset": offset, "dtype": dtype.name, "shape": shape}
 
     def _joined(self, name: str) -> list[Json]:
-        """One product, or those of its parts."""
+        """A product, or those of its parts."""
         if f"{name}.matmul" in self._nodes:
             return [self._matrix(self._nodes[f"{name}.matmul"])]
         parts = [node for part in range(3) if (node := self._nodes.get(f"{name}.{part}.matmul"))]

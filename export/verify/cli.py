@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vl3edge.models.checkpoint import Checkpoint
-from vl3edge.runtime.backends.onnxruntime import BACKENDS
+from vl3edge.runtime.backends.select import BACKENDS
 from vl3edge.runtime.cli.stderr import exit_status
 from vl3edge.runtime.terminal import one_line
 
-from ..cli import ProgressLines, quiet_libraries
+from ..cli import quiet_libraries
+from ..progress import ProgressLines
 from .verify import VerifyOptions, verify_bundle
 
 

@@ -1,4 +1,4 @@
-"""The clips that a bundle is verified on: a synthetic video and image, or files of the user's."""
+"""The clips that a bundle is verified on: a synthetic video and image, or the user's files."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _SIZE = (90, 130)  # no multiple of a patch, so that frames have to be resized
 
 @dataclass(frozen=True)
 class VerifyClip:
-    """One clip: what is decoded, and what the reference makes of it.
+    """One clip, with what the reference makes of it.
 
-    source: what the runtime is given, a path or pixels. frames: uint8 [F, H, W, 3] at full size.
-    prompt: its ids, by the reference.
+    source: the runtime's input, a path or pixels. frames: uint8 [F, H, W, 3] at full size. prompt: ids by the
+        reference.
     """
 
     name: str
@@ -43,9 +43,9 @@ class VerifyClip:
 
 
 def verify_clips(checkpoint: Checkpoint, media: Sequence[str], num_frames: int) -> list[VerifyClip]:
-    """The clips to verify on; none given is a synthetic video and an image.
+    """The clips to verify on; by default a synthetic video and image.
 
-    Frames are sampled by the runtime, which has tests of its own for that; all that comes after is the reference's.
+    The runtime samples the frames, which has its own tests; everything after that is the reference's.
     Raises MediaError.
     """
     found = [_read(name, checkpoint.config, num_frames) for name in expand(media)]
@@ -60,7 +60,7 @@ def verify_clips(checkpoint: Checkpoint, media: Sequence[str], num_frames: int) 
 
 @dataclass(frozen=True)
 class _Decoded:
-    """A clip before the reference has seen it; fields as of VerifyClip."""
+    """A clip before the reference has processed it; fields as in VerifyClip."""
 
     name: str
     kind: MediaKind
@@ -77,7 +77,7 @@ def _read(name: str, config: ModelConfig, num_frames: int) -> _Decoded:
 
 
 def _synthetic(config: ModelConfig, num_frames: int) -> list[_Decoded]:
-    """A square that moves over a still, noisy ground: some tokens change, most do not. And its last frame."""
+    """A square moving over a still, noisy background: some tokens change, most do not. And its last frame."""
     height, width = _SIZE
     rows, columns = np.mgrid[:height, :width]
     ground = np.stack([rows * 2, columns, 255 - rows], axis=-1) + np.random.default_rng(0).integers(-9, 10, (*_SIZE, 3))

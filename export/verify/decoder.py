@@ -1,16 +1,17 @@
 """The decoder's part of `verify`: its weights, logits and tokens, and the whole path at the end.
 
-The bundle answers greedily from the reference's inputs, and the reference reads the bundle's answer in one pass, a
-layer at a time. If its best token is the bundle's at every position, its own greedy answer is the same: by induction,
-since up to there both have read the same. So a model of any size costs one pass over its layers.
+The bundle answers greedily from the reference's inputs, and the reference reads the bundle's answer in one pass, layer
+by layer. If both prefer the same token at every position, the reference's own greedy answer is the same, by induction:
+up to each position both have read the same tokens. So a model of any size costs one pass over its layers.
 
-Of a quantized decoder three things are asked. Are its weights the checkpoint's, within the steps of the grid? Does the
-graph compute what these weights say, activations not rounded? And as it runs, how far are its predictions (in nats)?
+A quantized decoder is checked in three ways. Are its weights the checkpoint's, within the steps of the grid? Does the
+graph compute what these weights imply, without rounding activations? And as it runs, how far are its predictions (in
+nats)?
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -34,13 +35,13 @@ from vl3edge.runtime.prompt.tokenizer import Tokenizer
 
 from ..decoder_parity import reference_logits
 from ..parity import load_session
+from ..progress import Progress
 from .clips import VerifyClip
 from .graph_weights import GraphLinears
 from .prefill import verify_prompt_graph
 from .report import LARGEST_STEPS, Bound, StageResult, compare
 
-LARGEST_KL = 0.5  # nats a token, of the rounding of activations
-Progress = Callable[[str, int, int], None]
+LARGEST_KL = 0.5  # nats per token, from rounding activations
 Source = Checkpoint | DequantizedCheckpoint
 
 
@@ -105,7 +106,7 @@ def verify_decoder(
 
 
 def _alone(bundle: Bundle, backend: Backend, read: Sequence[torch.Tensor], lengths: Sequence[int]) -> list[np.ndarray]:
-    """Logits of decoder.onnx without the prefill graph, which is judged by itself."""
+    """Logits of decoder.onnx without the prefill graph, which is judged separately."""
     decoder = Decoder(DecoderGraph(backend.session(bundle.path(DECODER_GRAPH))), bundle.manifest.text)
     return [_teacher_forced(decoder, inputs.numpy(), count) for inputs, count in zip(read, lengths, strict=True)]
 
@@ -140,7 +141,7 @@ def _greedy(
 
 
 def _with_answer(prompt: torch.Tensor, answer: GreedyAnswer, embeddings: torch.Tensor) -> torch.Tensor:
-    """What has been read when the last token of the answer is chosen."""
+    """The tokens read when the last token of the answer is chosen."""
     return torch.cat([prompt, embeddings[list(answer.ids[:-1])].float()])
 
 
@@ -172,7 +173,7 @@ def _quantized_logits(
     meant: Sequence[np.ndarray],
     bound: Bound,
 ) -> list[StageResult]:
-    """The graph without rounding of activations, which is nearly exact; then as it runs."""
+    """The graph without rounding of activations, which is nearly exact; then the graph as it runs."""
     decoder = Decoder(DecoderGraph(load_session(bundle.path("decoder.onnx"))), spec)
     exact = [_teacher_forced(decoder, inputs.numpy(), count) for inputs, count in zip(read, lengths, strict=True)]
     del decoder
@@ -209,9 +210,9 @@ def _kl(reference: Sequence[np.ndarray], ours: Sequence[np.ndarray]) -> np.ndarr
 
 
 def _tokens(answers: Sequence[GreedyAnswer], reference: Sequence[np.ndarray], bound: Bound | None) -> StageResult:
-    """Where the reference would have chosen otherwise; without a bound that is no failure.
+    """Positions where the reference prefers another token; without a bound that is no failure.
 
-    A choice between two that the logits' bound cannot tell apart may fall either way.
+    Two tokens closer than the logits' bound are both accepted.
     """
     count = sum(len(answer.ids) for answer in answers)
     first, gap, differ, close = "", 0.0, 0, True
@@ -240,7 +241,7 @@ def verify_whole_path(
     count: int,
     bound: Bound,
 ) -> list[StageResult]:
-    """The runtime by itself, from full-size frames to an answer: differences as they add up."""
+    """The runtime on its own, from full-size frames to an answer: differences as they add up."""
     name, compared = "whole path", "visual tokens and answers of the runtime alone"
     try:
         model = VideoLlama3(bundle, backend)

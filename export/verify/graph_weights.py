@@ -1,8 +1,8 @@
 """The quantized layers of an exported decoder, read back from its graph under the checkpoint's names.
 
-What a bundle's codes stand for, independent of what made them: `verify` runs the torch layers with these weights, and
-compares these weights with the checkpoint's. The graph joins layers that read one input and widens heads; here they are
-apart and as wide as the checkpoint has them.
+The weights that a bundle's codes represent, whatever produced them: `verify` runs the torch layers with them, and
+compares them with the checkpoint's. The graph joins layers that read the same input and pads heads; here they are
+separate and unpadded, as in the checkpoint.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ..tensor_source import pad_heads
 
 _JOINED = {
     "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),  # of bundles of before they were two products
+    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),  # of older bundles, which have one product
     "gate": ("mlp.gate_proj",),
     "up": ("mlp.up_proj",),
     "output": ("self_attn.o_proj",),
@@ -36,7 +36,7 @@ _JOINED = {
 
 @dataclass(frozen=True)
 class _Place:
-    """Rows `start` to `stop` of one product of the graph, without the rows that widen heads where `heads` says so."""
+    """Rows `start` to `stop` of one product of the graph, without the rows that pad heads if `heads` is set."""
 
     node: onnx.NodeProto
     start: int
@@ -45,14 +45,14 @@ class _Place:
 
 
 class GraphTensors:
-    """The weights of a graph by their names, mapped where they lie in files of their own."""
+    """The weights of a graph by name, memory-mapped if stored in separate files."""
 
     def __init__(self, path: Path, graph: onnx.GraphProto) -> None:
         self._path = path
         self._tensors = {tensor.name: tensor for tensor in graph.initializer}
 
     def array(self, name: str) -> np.ndarray:
-        """One of them; ExportError if the graph has none of that name."""
+        """The weight of this name; ExportError if the graph has none."""
         if name not in self._tensors:
             raise ExportError(f"{self._path.name} has no {name}, or is of another version; export again.")
         tensor = self._tensors[name]
@@ -66,7 +66,7 @@ class GraphTensors:
 class GraphLinears:
     """The MatMulNBits products of `decoder.onnx`, as `vl3edge.quant.dequantized.Linears`.
 
-    errors: none, a graph does not say.
+    errors: empty, as a graph does not store them.
     """
 
     errors: Mapping[str, LayerError] = {}
@@ -105,7 +105,7 @@ class GraphLinears:
         return replace(layer, codes=layer.codes[real], scales=layer.scales[real], zeros=layer.zeros[real])
 
     def _parts(self, node: onnx.NodeProto) -> Iterator[tuple[str, _Place]]:
-        """The layers that one product joins; its name is `layers.0.qkv.matmul`, or `….qkv.1.matmul` for one of them."""
+        """The layers joined in one product; its name is `layers.0.qkv.matmul`, or `….qkv.1.matmul` for one of them."""
         stem = node.name.removesuffix(".matmul")
         if stem == HEAD:
             yield HEAD, _Place(node, 0, self._config.vocab_size, heads=False)

@@ -1,9 +1,9 @@
-"""The part of `verify` for the graph that reads prompts in 8 bits: its weights, and the keys and values it makes.
+"""The part of `verify` for the int8 prefill graph: its weights, and the keys and values it computes.
 
-Weights are held to the checkpoint's in steps of their own grid, layer by layer. The factors that even channels out
-(`calibrate/prefill.py`) need not be known for that: what a product computes is its weight times the gain of the norm
-before it, and the factors of the up projection's rows, powers of two, follow from the rows' size. Keys and values show
-that the graph computes with these weights what it should.
+Weights are compared with the checkpoint's in steps of their own grid, layer by layer. The smoothing factors
+(`calibrate/prefill.py`) need not be known: a product computes its weight times the gain of the norm before it, and the
+factors of the up projection's rows, powers of two, follow from the rows' size. Keys and values show that the graph
+computes correctly with these weights.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from .graph_weights import GraphTensors
 from .report import StageResult
 
 LARGEST_STEPS = 0.6  # root mean square, in steps of the grid; rounding makes 0.29
-LARGEST_ERROR = 0.5  # of the keys or values of any layer, as a share of their spread, whatever the export states
-_SMALLEST_ERROR = 0.02  # what is stated counts for as much at least: it is of other prompts
+LARGEST_ERROR = 0.5  # of the keys or values of any layer, relative to their spread, whatever the export measured
+_SMALLEST_ERROR = 0.02  # the least that the export's error counts for, as it was measured on other prompts
 _FROM = f"{PREFILL_GRAPH} belongs to another checkpoint, or to the one that this one was quantized from"
 
 
@@ -49,8 +49,8 @@ def verify_prompt_graph(
 ) -> list[StageResult]:
     """The stages of its weights, and of its keys and values.
 
-    read: inputs float32 [S, hidden]. caches: of each, what the reference has after every layer, float32
-    [2, kv_heads, S, head_dim].
+    read: inputs float32 [S, hidden]. caches: for each, the reference's keys and values of every layer, float32 [2,
+        kv_heads, S, head_dim].
     """
     path = bundle.path(PREFILL_GRAPH)
     tensors = GraphTensors(path, onnx.load(path, load_external_data=False).graph)
@@ -76,7 +76,7 @@ def verify_prompt_graph(
 
 
 def _steps(tensors: GraphTensors, original: Source, config: TextConfig) -> Iterator[tuple[str, float]]:
-    """Each product by its name in the graph, and how far it is from the checkpoint's, in steps of its grid."""
+    """Each product by its name in the graph, and its distance from the checkpoint's, in steps of its grid."""
 
     def wanted(*names: str) -> np.ndarray:
         return np.concatenate([original.tensor(f"{name}.weight").float().numpy() for name in names])
@@ -87,8 +87,8 @@ def _steps(tensors: GraphTensors, original: Source, config: TextConfig) -> Itera
         gains: tuple[np.ndarray, np.ndarray],
         rows: np.ndarray | None = None,
     ) -> float:
-        """stored: codes and scales. gains: [in], of the graph and of the checkpoint, by which inputs come multiplied.
-        rows: [out], by which the graph's outputs have to be."""
+        """stored: codes and scales. gains: [in], of the graph's and the checkpoint's norms. rows: [out], factors of the
+        graph's outputs."""
         codes, scales = stored
         step = scales[:, None] * np.abs(gains[0]) * (1 if rows is None else rows[:, None])
         difference = codes * np.sign(gains[0]) * step - weight * gains[1]
@@ -120,7 +120,7 @@ def _steps(tensors: GraphTensors, original: Source, config: TextConfig) -> Itera
 
 
 def _rows(tensors: GraphTensors, config: TextConfig, layer: str, product: str) -> tuple[np.ndarray, np.ndarray]:
-    """Codes float32 [out, in] and scales float32 [out] of a product, heads as wide as the checkpoint has them."""
+    """Codes float32 [out, in] and scales float32 [out] of a product, heads unpadded as in the checkpoint."""
     stem = f"{layer}.{product}"
     codes, scales = tensors.array(f"{stem}.codes").T.astype(np.float32), tensors.array(f"{stem}.scales")
     if product != "qkv":

@@ -1,4 +1,4 @@
-"""The parts of `verify` that words go through before the decoder: the prompt's ids and the embedding table."""
+"""The parts of `verify` for text before the decoder: the prompt's ids and the embedding table."""
 
 from __future__ import annotations
 
@@ -70,11 +70,11 @@ def verify_embeddings(bundle: Bundle, checkpoint: Checkpoint) -> StageResult:
 
 
 def _row_allowance(table: EmbeddingTable, precision: str) -> tuple[Callable[[np.ndarray, np.ndarray], np.ndarray], str]:
-    """How far a row may be in the root mean square, float [n] of ids [n] and their rows [n, hidden]; and in words."""
+    """Allowed root mean square distance of rows, float [n], for ids [n] and rows [n, hidden]; and its description."""
     if table.is_quantized:
         words = f"{LARGEST_STEPS} steps of the row's grid, root mean square"
         return lambda ids, rows: LARGEST_STEPS * table.steps(ids), words
     if precision == "fp16":
-        # Half a unit in the last of 11 bits, of the largest value at most.
+        # At most half a unit in the last of 11 bits of the largest value.
         return lambda ids, rows: np.abs(rows).max(axis=1) * 2.0**-11, "within float16 rounding, row by row"
     return lambda ids, rows: np.zeros(len(rows)), "equal"

@@ -1,9 +1,8 @@
-"""What the reference processors make of media and words, written down a second time: the oracle of `verify`.
+"""The oracle of `verify`: an independent implementation of the reference processors.
 
 Nothing here calls the runtime's own resizing, pruning or prompting. Sizes follow `smart_resize` of the layout's
-processor, pixels are torch's interpolation (which is what torchvision runs) or Pillow's, DiffFP is computed in float64
-on normalized pixels, and a prompt is rendered with the special tokens in it and tokenized in one go, as transformers
-does it.
+processor, pixels come from torch's interpolation (which torchvision uses) or Pillow's, DiffFP is computed in float64 on
+normalized pixels, and a prompt is rendered with its special tokens and tokenized at once, as transformers does.
 """
 
 from __future__ import annotations
@@ -21,15 +20,15 @@ from tokenizers import Tokenizer
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.config import MediaProcessing, ModelConfig
 
-THRESHOLD = 0.1  # of DiffFP, as released
-_TIE = 1e-6  # differences so close to the threshold are decided by rounding
+THRESHOLD = 0.1  # DiffFP's, as released
+_TIE = 1e-6  # differences this close to the threshold are decided by rounding
 
 
 @dataclass(frozen=True)
 class PreparedMedia:
     """frames: uint8 [F, H, W, 3], resized. keep: bool [F, tokens of a frame].
 
-    tied: bool, as keep; where the difference is the threshold to rounding, so that either decision is right.
+    tied: bool, as keep: where the difference equals the threshold up to rounding, so that both decisions are right.
     """
 
     frames: np.ndarray
@@ -38,7 +37,7 @@ class PreparedMedia:
 
 
 def prepare(frames: np.ndarray, kind: str, config: ModelConfig) -> PreparedMedia:
-    """Full-size frames uint8 [F, H, W, 3] of a video (or an image, F = 1) as the checkpoint's processor has them."""
+    """Full-size frames uint8 [F, H, W, 3] of a video or an image (F = 1) as the checkpoint's processor prepares them."""
     processing = config.image if kind == "image" else config.video
     patch = config.vision.patch_size
     size = _size(frames.shape[1], frames.shape[2], processing, patch, len(frames))
@@ -48,7 +47,7 @@ def prepare(frames: np.ndarray, kind: str, config: ModelConfig) -> PreparedMedia
     if kind == "image" or not config.use_token_compression:
         differences = np.full_like(differences, np.inf)
     keep = differences > THRESHOLD
-    keep[~keep.any(axis=1), 0] = True  # of a frame in which nothing changed, one token stays
+    keep[~keep.any(axis=1), 0] = True  # a frame in which nothing changed keeps one token
     return PreparedMedia(resized, keep, np.abs(differences - THRESHOLD) <= _TIE)
 
 

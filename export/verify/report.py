@@ -1,9 +1,9 @@
-"""What `verify` found: one line per stage, with figures, the bound they were held against, and a verdict.
+"""The report of `verify`: one line per stage, with figures, their bound, and a verdict.
 
-Bounds are shares of the reference's own size, because features and logits have no natural unit: the largest difference
-may be `largest` times the reference's largest value, the mean difference `mean` times its mean absolute value. They lie
-some ten times above what sound bundles were measured to have, at the demo's, the tests' and the released sizes, and far
-below what a wrong weight costs. NaN never passes.
+Bounds are relative to the reference, because features and logits have no natural unit: the largest difference may be
+`largest` times the reference's largest value, the mean difference `mean` times its mean absolute value. They are about
+ten times what was measured for correct bundles, at the demo's, the tests' and the released sizes, and far below the
+effect of a wrong weight. NaN never passes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Bound:
-    """Shares of the reference's largest and of its mean absolute value."""
+    """Relative to the reference's largest and mean absolute value."""
 
     largest: float
     mean: float
@@ -30,10 +30,10 @@ LARGEST_STEPS = 1.5  # of a quantized layer, or a row of the table: root mean sq
 
 @dataclass(frozen=True)
 class StageResult:
-    """One comparison. passed is None for a figure that is told and not judged.
+    """One comparison. passed is None for a figure that is reported but not judged.
 
-    compared: what, and how much of it. largest, mean: the differences; None where there is nothing to subtract.
-    bound: what was allowed, in words. detail: what differs, in words; empty for a stage that passed.
+    compared: what, and how much of it. largest, mean: the differences; None if not numeric. bound: what was allowed, in
+        words. detail: what differs, in words; empty for a stage that passed.
     """
 
     name: str
@@ -47,7 +47,7 @@ class StageResult:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """Everything that was compared, in the order in which data flows."""
+    """All comparisons, in the order of the data flow."""
 
     bundle: str
     checkpoint: str
@@ -58,7 +58,7 @@ class VerifyReport:
 
     @property
     def first_failure(self) -> StageResult | None:
-        """The first stage that differs; the stages after it were fed with the reference's values all the same."""
+        """The first stage that differs; later stages were still fed the reference's values."""
         return next((stage for stage in self.stages if stage.passed is False), None)
 
     def to_json(self) -> dict[str, Any]:
@@ -75,7 +75,7 @@ class VerifyReport:
         }
 
     def table(self) -> str:
-        """The report for people, wide lines first cut where terminals are narrow: verdict, figures, words."""
+        """The report as text: verdict, figures, words, so that narrow terminals cut the words first."""
         width = max(len(stage.name) for stage in self.stages)
         lines = [f"reference  {self.reference}", f"bundle     {self.bundle}, on {self.backend}"]
         lines += [f"media      {', '.join(self.media)}", ""]
@@ -104,7 +104,7 @@ def compare(
     bound: Bound,
     detail: str = "",
 ) -> StageResult:
-    """A stage of arrays, each pair of one shape; `detail` is what to say should it fail."""
+    """A stage of arrays, each pair of one shape; `detail` is the message if it fails."""
     for index, (a, b) in enumerate(zip(ours, reference, strict=True)):
         if a.shape != b.shape:
             words = f"clip {index + 1} gives the shape {list(a.shape)}, the reference {list(b.shape)}"

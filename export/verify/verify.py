@@ -1,15 +1,15 @@
-"""`verify`: a bundle against the checkpoint it was made from, stage by stage.
+"""`verify`: compares a bundle with the checkpoint it was made from, stage by stage.
 
-Each stage of the bundle is fed with the *reference's* input of that stage, so that the first stage that fails is the
-one that is wrong, not one that suffers from it. The reference is the checkpoint itself: torch modules in float32, which
-the tests hold equal to transformers' for both layouts, one part in memory at a time; the processors' rules written down
-a second time (`prompt.py`). At the end the whole path runs by itself.
+Each stage of the bundle gets the *reference's* input, so that the first stage that fails is the faulty one, not one
+affected by an earlier fault. The reference is the checkpoint itself: torch modules in float32, which the tests hold
+equal to transformers' for both layouts, one part in memory at a time, and an independent implementation of the
+processors' rules (`reference.py`). Finally the whole path runs on its own.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.config import ModelConfig
 from vl3edge.models.projector import Projector
 from vl3edge.models.vision import VisionEncoder
-from vl3edge.runtime.backends.onnxruntime import Backend, select_backend
+from vl3edge.runtime.backends.onnxruntime import Backend
+from vl3edge.runtime.backends.select import select_backend
 from vl3edge.runtime.bundle.bundle import Bundle, open_bundle
 from vl3edge.runtime.bundle.manifest import Manifest, fp16_file
 from vl3edge.runtime.media.resize import PixelBudget, resize_rgb, target_size
@@ -29,23 +30,24 @@ from vl3edge.runtime.vision.difffp import keep_mask
 from vl3edge.runtime.vision.engines import VisionEngines
 
 from ..errors import ExportError
-from ..pipeline import ExportOptions, make_manifest
+from ..manifest import make_manifest
+from ..options import ExportOptions
+from ..progress import Progress
 from .clips import VerifyClip, verify_clips
 from .decoder import verify_decoder, verify_whole_path
 from .prompt import verify_embeddings, verify_prompts
 from .report import FLOAT16, FLOAT32, Bound, StageResult, VerifyReport, compare
 from .vision_fp16 import encoded, fp16_on_host, verify_fp16_vision
 
-Progress = Callable[[str, int, int], None]
-_OPTIONAL = ("text.rope_theta", "text.rotary_dim")  # 0 in bundles of before they were written
+_OPTIONAL = ("text.rope_theta", "text.rotary_dim")  # 0 in older bundles, which do not record it
 
 
 @dataclass(frozen=True)
 class VerifyOptions:
-    """What to verify on and where.
+    """What to verify with, and where.
 
-    media: files, folders and patterns; none takes a synthetic video and image. frames: at most so many of each video.
-    tokens: of each answer that is compared. backend, threads: as of `VideoLlama3.load`.
+    media: files, folders and patterns; empty takes a synthetic video and image. frames: of each video, at most. tokens:
+        of each answer compared. backend, threads: as for `VideoLlama3.load`.
     """
 
     media: tuple[str, ...] = ()
@@ -65,8 +67,8 @@ def verify_bundle(
 
     Memory: the larger of the bundle's vision encoder or decoder, and one part of the checkpoint in float32 (the vision
     encoder, or one layer of the decoder).
-    Raises BundleError, BackendError, MediaError, CheckpointError, ExportError for what cannot be compared at all, such
-    as a checkpoint of other sizes.
+    Raises BundleError, BackendError, MediaError, CheckpointError, ExportError if no comparison is possible, such as
+    with a checkpoint of other sizes.
     """
     options = options or VerifyOptions()
     bundle = open_bundle(folder)
@@ -100,12 +102,12 @@ def verify_bundle(
 
 
 def _bound(precision: str, backend: Backend) -> Bound:
-    """GPUs round products to TensorFloat-32 or float16 whatever the weights are stored in."""
+    """GPUs round products to TensorFloat-32 or float16, however weights are stored."""
     return FLOAT32 if precision == "fp32" and backend.name == "cpu" else FLOAT16
 
 
 def _vision_bound(manifest: Manifest, backend: Backend) -> Bound:
-    """Of an encoder in 8 bits, three times the error that its export measured on other frames."""
+    """For an 8-bit encoder, three times the error that its export measured on other frames."""
     bound, stated = _bound(manifest.precision, backend), manifest.vision_quantization
     if stated.bits == 16 or backend.name not in ("cpu", "cuda"):
         return bound
@@ -113,7 +115,7 @@ def _vision_bound(manifest: Manifest, backend: Backend) -> Bound:
 
 
 def _settings(manifest: Manifest, config: ModelConfig) -> StageResult:
-    """What `bundle.json` says of the model, against what the checkpoint's files say."""
+    """What `bundle.json` says about the model, against the checkpoint's files."""
     expected = make_manifest(config, ExportOptions(), None)
     ours, reference = (dict(_flat(_model_facts(each))) for each in (manifest, expected))
     wrong = [
@@ -126,7 +128,7 @@ def _settings(manifest: Manifest, config: ModelConfig) -> StageResult:
 
 
 def _sizes(manifest: Manifest) -> tuple[int, ...]:
-    """Those that the shapes of inputs and outputs follow from: where they differ, no stage can take the reference's."""
+    """Those that determine input and output shapes: if they differ, no stage can take the reference's input."""
     vision, text = manifest.vision, manifest.text
     return vision.hidden_size, vision.patch_size, text.hidden_size, text.vocab_size, text.num_layers
 
@@ -145,7 +147,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def _pixels(manifest: Manifest, clips: Sequence[VerifyClip]) -> StageResult:
-    """The frames that the bundle's settings make of the clips: equal to the last bit."""
+    """The frames that the bundle's settings produce from the clips, which must be equal bit for bit."""
     processor, patch = manifest.processor, manifest.vision.patch_size
     problems, largest, total, count = [], 0, 0, 0
     for clip in clips:

@@ -1,7 +1,7 @@
-"""The part of `verify` that looks at the vision path's graphs for GPUs where there is none.
+"""The part of `verify` for the vision path's GPU graphs, without a GPU.
 
-ONNX Runtime computes them on the CPU: their weights are those a GPU reads, but between many operators it keeps in
-float32 what a GPU has in float16.
+ONNX Runtime runs them on the CPU: the weights are those a GPU reads, but many intermediate values are float32 where a
+GPU has float16.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .report import Bound, StageResult, compare
 
 
 def fp16_on_host(backend: Backend) -> Backend:
-    """The graphs of backend "cuda", computed where `backend`, which has no GPU, computes."""
+    """The graphs of backend "cuda", run on `backend`, which has no GPU."""
     return _Fp16OnHost("cuda", backend.providers, backend.version, backend.num_threads)
 
 
@@ -34,7 +34,7 @@ def verify_fp16_vision(
 ) -> list[StageResult]:
     """Two stages, each fed with the reference's input.
 
-    features float32 [F, h, w, C] and tokens float32 [K, hidden]: the reference's, of each clip. bounds: of both.
+    features float32 [F, h, w, C] and tokens float32 [K, hidden]: the reference's, for each clip. bounds: for both.
     """
     ours = [encoded(vision, clip.prepared.frames) for clip in clips]
     projected = [vision.tokens(part, clip.kind, clip.prepared.keep) for part, clip in zip(features, clips, strict=True)]
@@ -64,7 +64,7 @@ class _Fp16OnHost(Backend):
 
 
 class _CastingEngine(OrtEngine):
-    """Takes features in the type that the projector's graph has them in."""
+    """Takes features in the type that the projector's graph expects."""
 
     def run(self, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
         if "features" in inputs:

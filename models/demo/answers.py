@@ -38,8 +38,8 @@ def held_out_shares(
     clips: list[EncodedClip],
     threshold: float | None = 0.1,
 ) -> dict[str, float]:
-    """Share of exactly right answers by kind. Teacher forcing gives what greedy decoding would: an answer is right if
-    every token of it, and the end, is the most likely one given those before."""
+    """Share of exactly right answers by kind. Teacher forcing is equivalent to greedy decoding here: an answer is right
+    if each of its tokens, and the end, is the most likely one given those before."""
     right: dict[str, list[bool]] = {}
     for start in range(0, len(clips), 8):
         part = clips[start : start + 8]

@@ -1,7 +1,7 @@
 """Clips of the demo world as a camera would deliver them: H.264 in MP4, sampled at 1 frame per second, pruned.
 
-The sampling here is FFmpeg's fps filter rounding down, written for clips that start at 0 with a constant rate: label n
-is the last source frame before n + 1 seconds. The runtime reads files its own way; a test compares the two.
+Sampling here is FFmpeg's fps filter rounding down, for clips that start at 0 with a constant rate: label n is the last
+source frame before n + 1 seconds. The runtime has its own reader; a test compares the two.
 
     python -m vl3edge.models.demo.clips tests/fixtures/demo_clip.mp4     writes the committed clip (held-out clip 26)
 """
@@ -69,7 +69,7 @@ def decode_sampled(mp4: bytes, fps: int) -> NDArray[np.uint8]:
 
 
 def make_clip(seed: int) -> SceneClip:
-    """The clip of a seed; its quality (crf 18 to 28) and noise (none in six of ten) are drawn from the seed, too."""
+    """The clip of a seed; its quality (crf 18 to 28) and noise (none in six of ten) are also drawn from the seed."""
     scene = random_scene(seed)
     rng = np.random.default_rng([seed, 4])
     noise = 0.0 if rng.random() < 0.6 else float(rng.uniform(0.5, 4.0))
@@ -92,7 +92,7 @@ def diff_prune(frames: NDArray[np.uint8], threshold: float | None) -> NDArray[np
     """DiffFP: which merged tokens are kept, bool [F, H/28, W/28]; None keeps all.
 
     A block is kept if the mean absolute difference of its normalized pixels (mean and std 0.5) to the frame before,
-    times 255, is above the threshold. The first frame is whole; a frame that lost everything keeps its first token.
+    times 255, is above the threshold. The first frame keeps all tokens; a frame that would lose all keeps its first.
     """
     return keep_above(token_differences(frames), threshold)
 

@@ -1,11 +1,11 @@
-"""The held-out evaluation of the demo model: how often answers are exactly right, and how likely the right ones are.
+"""Held-out evaluation of the demo model: how often answers are exactly right, and how likely the right ones are.
 
     python -m vl3edge.models.demo.evaluate [--bundle DIR] [--clips N] [--seed S] [--threshold T] [--json FILE]
 
-Clips and stills are written as files (MP4 with H.264, PNG), from seeds that training never reaches (see render.py), and
-read back with the runtime's own sampling, resizing and pruning. Every clip is asked each kind of question, once and in
-its main wording. Without --bundle the float32 torch reference answers; with it the bundle does, and the report adds the
-divergence from that reference and which answers flipped.
+Clips and stills are written as files (MP4 with H.264, PNG), from seeds that training never uses (see render.py), and
+read back with the runtime's own sampling, resizing and pruning. Each kind of question is asked once about every clip,
+in its main wording. Without --bundle the float32 torch reference answers; with it the bundle does, and the report adds
+the divergence from the reference and the answers that flipped.
 
     exact    share of answers that equal the right one character by character
     NLL      mean negative log-likelihood per token of the right answers, in nats
@@ -63,8 +63,8 @@ class Score:
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the report: answers of a kind, see the module. lost, gained: answers that the reference has right and
-    the bundle wrong, and the reverse."""
+    """One line of the report: answers of a kind, see the module. lost, gained: answers right by the reference and wrong
+    by the bundle, and the reverse."""
 
     count: int
     exact: float
@@ -112,7 +112,7 @@ def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def summarize(scores: list[Score]) -> dict[str, Line]:
-    """Lines by kind, then by group, then of all; kinds and groups that were not asked are left out."""
+    """Lines by kind, then by group, then for all; kinds and groups that were not asked are omitted."""
     kinds = list(dict.fromkeys(score.kind for score in scores))
     members: dict[str, tuple[str, ...]] = {kind: (kind,) for kind in kinds}
     members |= {f"[{name}]": group for name, group in _GROUPS.items()} | {"[all]": tuple(kinds)}
@@ -171,7 +171,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="the torch reference's folder")
     parser.add_argument("--clips", type=int, default=256)
     parser.add_argument("--seed", type=int, default=0, help="first held-out clip, 0 to 400,000")
-    parser.add_argument("--threshold", type=float, default=0.1, help="of DiffFP; negative keeps every token")
+    parser.add_argument("--threshold", type=float, default=0.1, help="DiffFP's threshold; negative keeps every token")
     parser.add_argument("--noise", type=float, help="sensor noise in 8-bit levels for all clips; drawn by default")
     parser.add_argument("--json", type=Path, help="write the report's lines to this file, too")
     arguments = parser.parse_args()

@@ -2,11 +2,12 @@
 
 Beside the answers, linear heads read the hidden states of visual tokens: after layer 3 the number of the frame and how
 the shape came there from the frame before, after layer 4 which event happened at the frame before. They are dropped
-afterwards; without them the steps that a question about time needs (compare neighbours, compare moves, name the label)
-are found late or never.
-Early on most clips keep only one to three tokens per frame, drawn at random: sequences are short, and every token's
-feature says where the shape is. Later the tokens are those that DiffFP keeps, at the released threshold for half of
-the clips and at none or higher ones for the others.
+afterwards; without them training finds the steps that a question about time needs (compare neighbours, compare moves,
+name the label) late or never.
+
+Early on most clips keep only one to three random tokens per frame: sequences are short, and every token's feature says
+where the shape is. Later clips keep DiffFP's tokens, half of them at the released threshold and the others at none or
+higher ones.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from .sequences import (
 from .trainer import Trainer
 from .vision_stage import still
 
-# How often a kind is asked of a clip. Times are the hardest and are asked most.
+# How often a kind is asked about a clip. Times are the hardest and are asked most.
 _SHARES = {"caption": 0.5, "direction": 0.5, "start": 1.0, "turn": 1.0, "stop": 1.0, "stops?": 0.12, "turns?": 0.12}
 _ATTRIBUTE_SHARE = 0.25
 _IMAGE_SHARE = 0.12
@@ -70,9 +71,9 @@ def draw_questions(scene: Scene, image: bool, rng: np.random.Generator) -> list[
 
 @dataclass
 class LanguageTrainer(Trainer):
-    """The state of the second stage. Loaded, it begins with a new optimizer, so the learning rate warms up again.
+    """The state of the second stage. After loading it starts with a new optimizer, so the learning rate warms up again.
 
-    few_steps: how long sequences are short (see above). decay_steps: the last, in which the rate falls evenly.
+    few_steps: steps with short sequences (see above). decay_steps: the last steps, in which the rate decays linearly.
     """
 
     few_steps: int = 1500

@@ -1,8 +1,8 @@
 """The demo model: a VideoLLaMA3 of 1.7 M parameters, built from transformers' own classes.
 
-The stock modules hold the weights. The forward passes here are batched ones over the same weights (frames are the
-batch of the encoder; the decoder takes any attention mask), several times quicker for tiny frames than the stock
-loops; a test holds them equal to the stock forward.
+The stock modules hold the weights. The forward passes here are batched over the same weights (frames are the encoder's
+batch; the decoder takes any attention mask), several times faster for tiny frames than the stock loops; a test holds
+them equal to the stock forward.
 """
 
 from __future__ import annotations
@@ -159,9 +159,9 @@ class VisionLabels:
 class AuxiliaryHeads(nn.Module):
     """Linear read-outs of every patch's feature, used in the vision stage and then dropped.
 
-    Each patch is to know its own row and column and how much of it the shape covers, but also what the whole frame
-    shows: colour, shape, ground and where the shape's centre is. A frame of which pruning leaves one token then still
-    says where the shape is, and questions about time become comparisons of neighbouring frames.
+    Each patch learns its own row and column and how much of it the shape covers, but also what the whole frame shows:
+    colour, shape, ground and the shape's centre. So a frame pruned to one token still says where the shape is, and
+    questions about time become comparisons of neighbouring frames.
     """
 
     BINS = 16

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from vl3edge.runtime.backends.onnxruntime import select_backend
+from vl3edge.runtime.backends.select import select_backend
 from vl3edge.runtime.bundle.bundle import open_bundle
 from vl3edge.runtime.config import GenerationConfig, PruningConfig
 from vl3edge.runtime.decode.decoder import Decoder
@@ -77,7 +77,7 @@ class TorchPredictor:
             part = logits[first : first + count]
             right = bool((part.argmax(-1) == targets[first : first + count]).all())
             first += count
-            # If every right token is the likeliest after the right ones before it, greedy decoding gives the answer.
+            # Greedy decoding gives the answer if every right token is the likeliest after the ones before it.
             text = question.answer if right else self._greedy(media, question)
             predictions.append(Prediction(text, part.numpy()))
         return predictions

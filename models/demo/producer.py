@@ -20,7 +20,7 @@ def _produce(make: Callable[[int], C], first: int, output: Queue[C]) -> None:
 
 
 def produced_clips(make: Callable[[int], C], first: int, ahead: int = 64) -> Iterator[C]:
-    """What `make` gives for the seeds `first`, `first` + 1, ... without end, made by a daemon process at most `ahead`
+    """Results of `make` for the seeds `first`, `first` + 1, ... without end, made by a daemon process at most `ahead`
     in advance.
 
     Raises RuntimeError if that process dies.

@@ -1,9 +1,9 @@
-"""What can be asked about a scene, and the one right answer to each question.
+"""The questions about a scene, and the one right answer to each.
 
 Answers follow from the scene alone (see render.py on its clock). Answers about times name the label of a sampled frame:
-it *starts* at the last frame before it leaves its place, *turns* at the frame where the way changes and *stops* at the
-first frame from which on it stays. Where there is no such event the answer says so, and `Question.event` is False:
-those are easy and are reported apart.
+it *starts* at the last frame before it moves, *turns* at the frame where the direction changes and *stops* at the first
+frame after which it stays. If there is no such event the answer says so, and `Question.event` is False: those are easy
+and are reported separately.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TIME_KINDS = ("start", "turn", "stop")
 VIDEO_KINDS = ("caption", *ATTRIBUTE_KINDS, "direction", "stops?", "turns?", *TIME_KINDS)
 IMAGE_KINDS = ("caption", *ATTRIBUTE_KINDS)
 
-# The first wording of each kind is the one that the evaluation asks; training draws any.
+# The evaluation asks the first wording of each kind; training draws any.
 WORDINGS: dict[str, tuple[str, ...]] = {
     "caption": (VIDEO_PROMPT, "Describe the video.", "What happens in this video?", "What is happening?"),
     "image caption": (IMAGE_PROMPT, "Describe the image.", "What is in this image?", "What do you see?"),

@@ -1,4 +1,4 @@
-"""Several processes of one thread that train together: on a small machine far quicker than one of several threads."""
+"""Several single-threaded processes that train together: on a small machine much faster than several threads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch.distributed
 
 
 def run_ranks(ranks: int, worker: Callable[..., None], *arguments: object) -> None:
-    """Calls `worker(rank, *arguments)` in each of so many processes, between which gradients can be averaged.
+    """Calls `worker(rank, *arguments)` in each of several processes, which can average gradients.
 
     Raises RuntimeError if one fails.
     """

@@ -2,16 +2,16 @@
 
 A scene is one coloured shape on a textured ground. It may wait, move, turn once and stop. All of it follows from a
 seed. Training uses seeds from `TRAIN_SEED` on; everything held out (evaluation, tests, demo clips) uses the seeds
-`HELD_OUT_SEED` + n, and training never reaches them.
+`HELD_OUT_SEED` + n, which training never uses.
 
-Two clocks. A clip of F seconds is sampled at 1 frame per second: the frame labelled n is the *last* source frame
-before n + 1 seconds (FFmpeg's fps filter, rounding down). Scenes are laid out on these labels: `Scene.centres[n]` is
-where the shape is on the sampled frame n, every event happens exactly at a label, and while it moves the shape covers
-at least 12 pixels (0.43 of a 28-pixel token) between two labels. So each question about time has one right answer that
-can be read off the sampled frames. Between two labels the shape moves evenly.
+Two clocks. A clip of F seconds is sampled at 1 frame per second: the frame labelled n is the *last* source frame before
+n + 1 seconds (FFmpeg's fps filter, rounding down). Scenes are defined on these labels: `Scene.centres[n]` is where the
+shape is on the sampled frame n, every event happens exactly at a label, and a moving shape travels at least 12 pixels
+(0.43 of a 28-pixel token) between two labels. So each question about time has one right answer that the sampled frames
+show. Between two labels the shape moves evenly.
 
 The ground is lit by two coloured lights: red grows from left to right, green from top to bottom. The encoder's
-positions are only relative, so without a cue of this kind a flat ground would say nothing of where a patch lies.
+positions are only relative, so without such a cue a flat ground would not tell where a patch is.
 """
 
 from __future__ import annotations
@@ -71,12 +71,12 @@ class Scene:
 
     @property
     def turn_time(self) -> int | None:
-        """The last frame before it moves another way; None: it never turns."""
+        """The last frame before it changes direction; None: it never turns."""
         return self.wait_s + self.legs[0][1] if len(self.legs) == 2 else None
 
     @property
     def stop_time(self) -> int | None:
-        """The first frame from which on it stays where it is; None: it never moves or moves to the end."""
+        """The first frame after which it stays; None: it never moves, or moves to the end."""
         return self.frames - 1 - self.rest_s if self.legs and self.rest_s else None
 
     @cached_property
@@ -116,7 +116,7 @@ def random_scene(seed: int) -> Scene:
             total -= 1
         if total < 4:
             legs[-1] = (legs[-1][0], legs[-1][1] + 4 - total)
-    # Where the path may begin, given how far it reaches each way.
+    # Where the path may begin, given its extent in each direction.
     path = np.array([(0, 0)] + [d for name, s in legs for d in [DIRECTIONS[name]] * s], dtype=np.float64).cumsum(axis=0)
     low, high = path.min(axis=0), path.max(axis=0)
     room = SIZE_PX - 2 * _MARGIN_PX

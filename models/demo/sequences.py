@@ -1,8 +1,8 @@
 """Training sequences of the decoder: the exact text of the chat template, with visual tokens in place.
 
-Several questions are asked of one clip in one sequence. Most sequences ask them *side by side*: every question sees the
-clip and itself alone, at the positions it would have if it were the only one, so each is a single-turn conversation and
-the clip's tokens are computed once. The others are real conversations of several turns.
+One sequence asks several questions about one clip. Most ask them *side by side*: every question sees only the clip and
+itself, at the positions it would have alone, so each is a single-turn conversation and the clip's tokens are computed
+once. The others are real conversations of several turns.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ def encode_clip(model: VideoLlama3ForConditionalGeneration, clip: SceneClip, ima
 class Sequence:
     """One row of a batch. All lists have one entry per token.
 
-    targets: the next token where it belongs to an answer, else -100. blocks: 0 for what all later tokens may see, k > 0
-    for the k-th question, which only itself may see. moves, events, frames: what the frame of a visual token shows (an
-    index into MOVES and EVENTS) and its number, else -100. visual: [tokens, 96] features in order.
+    targets: the next token where it belongs to an answer, else -100. blocks: 0 for tokens that all later ones may
+    attend to, k > 0 for the k-th question, visible only to itself. moves, events, frames: what the frame of a visual
+    token shows (an index into MOVES and EVENTS) and its number, else -100. visual: [tokens, 96] features in order.
     """
 
     ids: list[int] = field(default_factory=list)
@@ -72,7 +72,7 @@ class Sequence:
     def add(
         self, ids: list[int], block: int, start: int, labels: tuple[int, int, int] = (NO_LABEL, NO_LABEL, NO_LABEL)
     ) -> None:
-        """Appends tokens at the positions from `start` on, none of them to be predicted."""
+        """Appends tokens at the positions from `start` on, none of them a target."""
         self.ids += ids
         self.targets += [NO_LABEL] * len(ids)
         self.positions += range(start, start + len(ids))
@@ -130,7 +130,7 @@ class SequenceBuilder:
             opening = "<|im_end|>\n<|im_start|>user\n" if chain and k else ""
             turn = list(self.encode(f"{opening}{question.text}<|im_end|>\n<|im_start|>assistant\n"))
             if opening:
-                turn = turn[1:]  # the previous answer has brought its <|im_end|>
+                turn = turn[1:]  # the previous answer ends with its <|im_end|>
             answer = list(self.encode(f"{question.answer}<|im_end|>"))
             block = 1 if chain else k + 1
             start = len(sequence.ids) if chain else prefix

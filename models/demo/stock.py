@@ -13,7 +13,7 @@ if _missing:
     try:
         import torchvision  # type: ignore[import-untyped]  # noqa: F401
     except (ImportError, RuntimeError):
-        # Kept in a module variable: the operators go when the library object does.
+        # Kept in a module variable: the operators disappear with the library object.
         _library = torch.library.Library("torchvision", "FRAGMENT")
         for _name in _missing:
             if not hasattr(torch.ops.torchvision, _name):

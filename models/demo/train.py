@@ -2,16 +2,16 @@
 
     python -m vl3edge.models.demo.train --out DIR
 
-Two stages (vision_stage.py, language_stage.py), each in two processes of one thread, which on a small machine is far
-quicker than two threads. All randomness follows from fixed seeds, but x264 does not repeat itself exactly (clips.py):
+Two stages (vision_stage.py, language_stage.py), each in two single-threaded processes, which is much faster on a small
+machine than two threads. All randomness follows from fixed seeds, but x264 does not repeat itself exactly (clips.py):
 two runs agree closely, not bit for bit. Progress is saved in DIR, and the same command continues an interrupted run.
 The result is DIR/checkpoint, in the layout of the released models; `--export-only` writes it from the progress so far.
 
 Training never sees the held-out seeds (see render.py).
 
-The committed checkpoint took 31 and 52 minutes for its two stages, on cores shared with other work. Its run was not yet
-quite this recipe: up to step 1750 there was no head for frame numbers, questions about times were asked a little less
-often, and the learning rate was constant.
+The committed checkpoint took 31 and 52 minutes for its two stages, on cores shared with other work. Its run differed
+slightly from this recipe: up to step 1750 there was no head for frame numbers, questions about times were asked a
+little less often, and the learning rate was constant.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What the second stages of both demo models have in common: a decoder learns answers, with linear read-outs beside.
+"""The second training stage, shared by both demo models: a decoder learns answers, with auxiliary linear read-outs.
 
-The read-outs (heads) look at hidden states of visual tokens while the model is trained, and are dropped afterwards.
+The read-outs (heads) read hidden states of visual tokens during training, and are dropped afterwards.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .tokenizer import token_id
 
 
 def average_gradients(parameters: list[nn.Parameter], ranks: int) -> None:
-    """Replaces gradients by their mean over so many processes that train together."""
+    """Replaces gradients with their mean over the processes that train together."""
     if ranks == 1:
         return
     flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
@@ -49,7 +49,7 @@ class Trainer(ABC):
     rank, ranks: of this process among those that train together; they average their gradients and stay equal.
     batch_clips: sequences per step in each process. rate: the highest learning rate. clips_made: by this process; its
     k-th clip has the first seed + k * ranks + rank.
-    HEADS: classes that each head tells apart. SAVED: parts of the state that a later run goes on with.
+    HEADS: number of classes of each head. SAVED: parts of the state that a later run resumes with.
     """
 
     model: VideoLlama3ForConditionalGeneration
@@ -82,13 +82,13 @@ class Trainer(ABC):
         self.first_step = self.step
 
     def save(self, path: Path) -> None:
-        """Writes the whole state at one moment, so that an interruption leaves the last one."""
+        """Writes the whole state atomically, so that an interruption leaves the previous one."""
         state = {name: getattr(self, name).state_dict() for name in self.SAVED}
         with written_whole(path) as partial:
             torch.save(state | {"step": self.step, "clips_made": self.clips_made}, partial)
 
     def load(self, path: Path) -> None:
-        """Continues from a saved state. The buffer of clips starts anew."""
+        """Continues from a saved state, with an empty buffer of clips."""
         state = torch.load(path)
         for name in self.SAVED:
             getattr(self, name).load_state_dict(state[name])
@@ -108,7 +108,7 @@ class Trainer(ABC):
         """Losses of the heads on hidden states after each layer."""
 
     def trained_steps(self) -> Iterator[None]:
-        """Trains up to `steps`, and lets rank 0 do what it wants after each one."""
+        """Trains up to `steps`; rank 0 may act after each one."""
         rng = np.random.default_rng([7, self.step, self.rank])
         started = time.monotonic()
         means: dict[str, float] = {}

@@ -1,12 +1,12 @@
-"""The outlier twin: the same model in float32, with activations as unruly as those of large language models.
+"""The outlier twin: the same model in float32, with outlier channels like those of large language models.
 
     python -m vl3edge.models.demo.twin CHECKPOINT FOLDER [--part decoder|vision] [--seed 0]
 
-A model as small as the demo has activations of about one size, and loses little to rounding. Real language models have
-a few channels tens of times louder than the rest. The twin gets some: the gain of an RMSNorm, or the output row of a
-linear layer, is multiplied by a power of two, and the weight columns that read it are divided by the same. The function
-stays what it was, to the last bit of float32; a weight group now mixes columns of very different sizes. The vision
-encoder can be given such channels in the same way, before its LayerNorms' readers and its output projections.
+A model as small as the demo has activations of similar size, and loses little to rounding. Real language models have a
+few channels tens of times larger than the rest. The twin gets some: the gain of an RMSNorm, or the output row of a
+linear layer, is multiplied by a power of two, and the weight columns that read it are divided by it. The function does
+not change by a bit in float32, but a weight group now mixes columns of very different sizes. The vision encoder can get
+such channels too, before its LayerNorms' readers and its output projections.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from vl3edge.runtime.cli.stderr import exit_status
 from ..checkpoint import Checkpoint
 from ..tensor_names import DECODER, VISION, stored_name
 
-# Shares of channels that become louder, and by which powers of two: few, and up to 64 times, as measured in models of
-# this family's size (LLM.int8(), arXiv 2208.07339: outliers of 20 to 60 times in a handful of channels).
+# Shares of channels that grow, and by which powers of two: few, and up to 64 times, as measured in models of this size
+# (LLM.int8(), arXiv 2208.07339: outliers of 20 to 60 times in a handful of channels).
 _LOUD_SHARE = 0.06
 _POWERS = (3, 4, 5, 6)
 
@@ -37,7 +37,7 @@ Part = Literal["decoder", "vision"]
 def write_outlier_twin(source: Checkpoint, folder: Path, seed: int = 0, part: Part = "decoder") -> Path:
     """Writes the twin of a checkpoint, in float32 and in its own layout, and returns `folder`, which is made.
 
-    part: which gets outlier channels.
+    part: the one that gets outlier channels.
     """
     tensors = {name: source.tensor(name, torch.float32).clone() for name in source.names}
     rng = np.random.default_rng([seed, 9])
@@ -72,7 +72,7 @@ def _make_loud(tensors: dict[str, torch.Tensor], layer: str, head_dim: int, rng:
     scale = _factors(len(up), rng)
     up *= scale[:, None]
     down /= scale
-    # A value head is read by several query heads, so its channels are louder in all of them.
+    # A value head is read by several query heads, so its channels are larger in all of them.
     value, out = tensors[f"{attention}v_proj.weight"], tensors[f"{attention}o_proj.weight"]
     scale = _factors(len(value), rng)
     value *= scale[:, None]

@@ -1,13 +1,11 @@
-"""Checkpoints with random weights, in either layout, of any size: for tests, and for runs at the released
-sizes.
+"""Checkpoints with random weights in either layout and any size: for tests, and for runs at the released sizes.
 
     python -m vl3edge.models.synthetic tiny FOLDER [--layout authors] [--seed 1] [--dtype bfloat16] [--shards 4]
 
-They open in vl3edge as any other checkpoint does, and the transformers layout also opens in transformers.
-Weights are scaled so that every part matters: activations neither grow nor vanish over the layers,
-attention prefers some positions, biases and norms do something, and greedy decoding chooses different
-tokens. The values of a tensor depend on the seed and its name alone, so both layouts of one configuration
-hold the same model.
+They open in vl3edge like any other checkpoint, and the transformers layout also opens in transformers. Weights are
+scaled so that every part matters: activations neither grow nor vanish over the layers, attention prefers some
+positions, biases and norms have an effect, and greedy decoding chooses different tokens. A tensor's values depend only
+on the seed and its name, so both layouts of a configuration hold the same model.
 """
 
 from __future__ import annotations
@@ -27,9 +25,8 @@ from .random_files import SPECIAL_TOKENS, build_tokenizer, write_files
 
 _SIGLIP = VisionConfig(hidden_size=1152, intermediate_size=4304, num_layers=27, num_heads=16, patch_size=14)
 
-# Names of presets, with the sizes of their two parts. The tiny ones have sizes that real models do not, on
-# purpose: widths that are not multiples of 64, one key/value head or several, heads wider or narrower than
-# hidden_size / heads.
+# Names of presets, with the sizes of their two parts. The tiny ones have sizes unlike real models, on purpose: widths
+# that are not multiples of 64, one key/value head or several, heads wider or narrower than hidden_size / heads.
 _PRESETS: dict[str, tuple[VisionConfig, TextConfig]] = {
     "tiny": (
         VisionConfig(hidden_size=80, intermediate_size=120, num_layers=2, num_heads=4, patch_size=14),
@@ -104,18 +101,17 @@ _PRESETS: dict[str, tuple[VisionConfig, TextConfig]] = {
 PRESETS = tuple(_PRESETS)
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-# Standard deviation of the logits: large enough that the best token is clear and not the same everywhere.
+# Standard deviation of the logits: large enough that the best token is clear and varies.
 _LOGIT_STD = 3.0
-# Weights that are not scaled to keep the size of their input. Sharper attention, so that positions matter;
-# layers that outweigh the residual stream, as otherwise tied embeddings repeat the last token forever.
+# Weights that are not scaled to keep the size of their input. Sharper attention, so that positions matter; layers that
+# outweigh the residual stream, as otherwise tied embeddings repeat the last token forever.
 _GAINS = {"q_proj": 2.0, "k_proj": 2.0, "o_proj": 3.0, "down_proj": 2.0}
 
 
 def preset(name: str, layout: Layout = "transformers") -> ModelConfig:
     """The configuration of a preset; change it with `dataclasses.replace` for other variants.
 
-    Raises:
-        ValueError: there is no such preset.
+    Raises ValueError for an unknown preset.
     """
     if name not in _PRESETS:
         raise ValueError(f"no preset {name!r}; there are: {', '.join(PRESETS)}")
@@ -151,11 +147,10 @@ def write_random_checkpoint(
 ) -> Path:
     """Writes a checkpoint in `config.layout` and returns `folder`, which is made if need be.
 
-    config: from `preset`, or any other whose token ids fit `build_tokenizer()`. dtype: "float32", "float16"
-    or "bfloat16". Memory: a few times the largest tensor, whatever the size of the model.
+    config: from `preset`, or any other whose token ids fit `build_tokenizer()`. dtype: "float32", "float16" or
+    "bfloat16". Memory: a few times the largest tensor, whatever the size of the model.
 
-    Raises:
-        ValueError: an option is not possible.
+    Raises ValueError for an impossible option.
     """
     if dtype not in _DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, not {dtype!r}")

@@ -1,8 +1,7 @@
 """ONNX Runtime behind a small protocol: what the vision path and the decoder need of an inference engine.
 
 The module is imported only when an engine is made, because the base install has no ONNX Runtime (two distributions
-provide the one module); the error then says which extra to install. There is no fallback from one backend to another:
-what runs is what was asked for, and `Backend.providers` says it.
+provide the one module); the error then says which extra to install. `select.py` chooses the backend.
 """
 
 from __future__ import annotations
@@ -17,17 +16,14 @@ import numpy as np
 
 from ..bundle.bundle import Bundle
 from ..bundle.manifest import VISION_GRAPHS, fp16_file
-from ..errors import BackendError, BundleError, ConfigError
+from ..errors import BackendError, BundleError
 from ..host import adds_8_bit_products_exactly
-from .cuda import Device, open_device
-from .cuda_start import INSTALL, start_cuda
+from .cuda import Device
 from .cuda_start import PROVIDER as _CUDA
 
-BACKENDS = ("auto", "cpu", "cuda", "rtx", "jetson", "tensorrt")
 PATCHES_PER_CALL = 2048
 """Bounds the encoder's activations on a CPU: 150 MB at the released models' width. More at once is not faster there."""
 GPU_PATCHES_PER_CALL = 8192
-MAX_THREADS = 1024
 _INSTALL = "pip install 'vl3edge[cpu]' (or [cuda], [rtx] on an NVIDIA GPU)"
 
 
@@ -178,38 +174,6 @@ def import_onnxruntime() -> Any:
     except ImportError as e:
         raise BackendError(f"ONNX Runtime is not installed: {_INSTALL}.") from e
     return onnxruntime
-
-
-def select_backend(name: str = "auto", num_threads: int = 0, decodes: bool = True) -> Backend:
-    """The backend of this name; "auto" takes CUDA when this ONNX Runtime was built with it, else the CPU.
-
-    "rtx", "jetson" and "tensorrt" run the vision path in TensorRT and the decoder as "cuda" does.
-    decodes: False where the decoder does not need ONNX Runtime; beside TensorRT there need be none then.
-
-    Raises ConfigError for an unknown name, BackendError when the backend is not available here.
-    """
-    if name not in BACKENDS:
-        raise ConfigError(f"backend must be one of {', '.join(BACKENDS)}, not {name!r}")
-    if not 0 <= num_threads <= MAX_THREADS:
-        raise ConfigError(f"the number of threads must be 0 (one per core) to {MAX_THREADS}, not {num_threads}")
-    if name not in ("auto", "cpu", "cuda"):
-        from .tensorrt import open_backend  # it builds on this module
-
-        return open_backend(name, lambda: select_backend("cuda", num_threads) if decodes else _without_onnxruntime())
-    ort = import_onnxruntime()
-    available = ort.get_available_providers()
-    has_cuda = _CUDA in available
-    if name == "cuda" and not has_cuda:
-        raise BackendError(f"this ONNX Runtime has no CUDA (it offers {', '.join(available)}): {INSTALL}.")
-    if name == "cuda" or (name == "auto" and has_cuda):
-        device = open_device()
-        start_cuda(ort, device.name, device.capability)
-        return Backend("cuda", (_CUDA, "CPUExecutionProvider"), ort.__version__, num_threads, device)
-    return Backend("cpu", ("CPUExecutionProvider",), ort.__version__, num_threads)
-
-
-def _without_onnxruntime() -> Backend:
-    return Backend("cuda", (), "", device=open_device())
 
 
 def _first_line(error: Exception) -> str:

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..backends.onnxruntime import BACKENDS, select_backend
+from ..backends.select import BACKENDS, select_backend
 from ..bench import Bench, BenchPlan, StageTime
 from ..bundle.bundle import bundle_folder, open_bundle
 from ..errors import ConfigError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Literal, get_args
 
-from ..backends.onnxruntime import BACKENDS
+from ..backends.select import BACKENDS
 from ..bundle.bundle import bundle_folder, read_manifest
 from ..bundle.manifest import Manifest
 from ..config import GenerationConfig, MediaKind, PruningConfig, SamplingPlan

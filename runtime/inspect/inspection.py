@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import roofline as workload
-from ..backends.onnxruntime import select_backend
+from ..backends.select import select_backend
 from ..bundle.bundle import Bundle
 from ..config import GenerationConfig, MediaKind, PruningConfig, SamplingPlan
 from ..errors import ConfigError

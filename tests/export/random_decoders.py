@@ -13,7 +13,7 @@ from vl3edge.export.graphs.decoder import PREFIX, DecoderBuilder, export_decoder
 from vl3edge.export.graphs.decoder_fp16 import write_fp16_decoder
 from vl3edge.export.graphs.decoder_int4 import HEAD, QuantizedDecoderBuilder, write_quantized_embeddings
 from vl3edge.export.graphs.embeddings import export_embeddings
-from vl3edge.export.pipeline import Float32Source
+from vl3edge.export.tensor_source import Float32Source
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.quant.linear import LayerError, QuantizedLinear
 from vl3edge.runtime.bundle.manifest import TextSpec

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from vl3edge.export.cli import main
 from vl3edge.export.errors import ExportError
-from vl3edge.export.pipeline import ExportOptions, export_bundle
+from vl3edge.export.options import ExportOptions
+from vl3edge.export.pipeline import export_bundle
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.errors import CheckpointError
 from vl3edge.models.safetensors_reader import INDEX

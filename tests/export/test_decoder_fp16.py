@@ -19,8 +19,9 @@ from vl3edge.export.decoder_parity import reference_logits
 from vl3edge.export.errors import ExportError
 from vl3edge.export.graphs.decoder import text_spec
 from vl3edge.export.graphs.decoder_fp16 import write_fp16_decoder
+from vl3edge.export.options import ExportOptions
 from vl3edge.export.parity import load_session
-from vl3edge.export.pipeline import ExportOptions, export_bundle
+from vl3edge.export.pipeline import export_bundle
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, open_bundle
 from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, FP16_DECODER_GRAPH, TextSpec

@@ -17,9 +17,10 @@ import onnx
 import pytest
 from safetensors.torch import load_file, save_file
 
-from vl3edge.export import cli, pipeline, staging
+from vl3edge.export import cli, decoder_stage, staging
 from vl3edge.export.errors import ExportError
-from vl3edge.export.pipeline import ExportOptions, export_bundle
+from vl3edge.export.options import ExportOptions
+from vl3edge.export.pipeline import export_bundle
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.quant.plan import QuantizationPlan
 from vl3edge.runtime import GenerationConfig, SamplingPlan, VideoLlama3
@@ -106,7 +107,7 @@ def test_a_disk_that_fills_up_keeps_the_old_bundle(
     def full(*_: object) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(pipeline, "export_decoder", full)
+    monkeypatch.setattr(decoder_stage, "export_decoder", full)
     with pytest.raises(ExportError, match="disk is full"):
         export_bundle(Checkpoint.open(checkpoints("tiny")), target, ExportOptions(force=True))
     assert open_bundle(target).num_bytes == open_bundle(bundle).num_bytes

@@ -22,8 +22,10 @@ from vl3edge.export.calibrate.smoothquant import Smoothing
 from vl3edge.export.errors import ExportError
 from vl3edge.export.graphs.decoder import text_spec
 from vl3edge.export.graphs.decoder_prefill_int8 import SmoothedSource, write_prefill
+from vl3edge.export.options import ExportOptions
 from vl3edge.export.parity import load_session
-from vl3edge.export.pipeline import ExportOptions, Float32Source, export_bundle
+from vl3edge.export.pipeline import export_bundle
+from vl3edge.export.tensor_source import Float32Source
 from vl3edge.export.verify import cli as cli_verify
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.decoder import DecoderLayer, rotary
@@ -276,7 +278,7 @@ DENSE, WHOLE = SamplingPlan(fps=30.0), PruningConfig(enabled=False)  # a prompt 
 
 
 def logits(model: VideoLlama3) -> np.ndarray:
-    return model._generator._decoder.logits[0].copy()
+    return model.decoder.logits[0].copy()
 
 
 def test_the_demo_answers_as_the_shipped_bundle(demo: Path) -> None:

@@ -17,8 +17,9 @@ import torch
 
 from vl3edge.export import cli, pipeline
 from vl3edge.export.graphs.decoder import text_spec
+from vl3edge.export.options import ExportOptions
 from vl3edge.export.parity import Difference, load_session
-from vl3edge.export.pipeline import ExportOptions, export_bundle
+from vl3edge.export.pipeline import export_bundle
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.quant.gptq_reader import GptqLinears
 from vl3edge.quant.plan import QuantizationPlan
@@ -37,9 +38,9 @@ def vision_traced_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
     """Tracing takes seconds and is not what is tested here: a checkpoint's files are copied from its first export."""
     cache = tmp_path_factory.mktemp("vision")
     written: dict[tuple[str, str], tuple[Path, tuple[dict[str, Difference], Any]]] = {}
-    original = pipeline._write_vision
+    original = pipeline.write_vision
 
-    def write(checkpoint: Checkpoint, folder: Path, options: pipeline.ExportOptions, *rest: Any) -> Any:
+    def write(checkpoint: Checkpoint, folder: Path, options: ExportOptions, *rest: Any) -> Any:
         assert options.vision_bits == 16  # the only kind cached here
         key = (str(checkpoint.folder), options.precision)
         if key not in written:
@@ -51,7 +52,7 @@ def vision_traced_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
         return dict(measured), encoder
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "_write_vision", write)
+        patch.setattr(pipeline, "write_vision", write)
         yield
 
 
@@ -154,9 +155,9 @@ def test_an_interrupted_quantization_goes_on(checkpoints: Callable[..., Path], t
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     assert cli.main([*arguments, "-o", str(whole)]) == 0
     code = """
-import sys, time
-from vl3edge.export import cli, pipeline
-cli._PROGRESS_S = 0.0
+import sys
+from vl3edge.export import cli, progress
+progress.INTERVAL_S = 0.0
 sys.exit(cli.main(sys.argv[1:]))
 """
     process = subprocess.Popen(

@@ -24,8 +24,11 @@ from vl3edge.export.graphs.stored_weights import stored_projector, stored_vision
 from vl3edge.export.graphs.trace import Precision
 from vl3edge.export.graphs.vision import export_projectors, export_vision
 from vl3edge.export.graphs.vision_tensorrt import export_tensorrt_projector, export_tensorrt_vision
+from vl3edge.export.manifest import make_manifest
+from vl3edge.export.options import ExportOptions
 from vl3edge.export.parity import load_session
-from vl3edge.export.pipeline import ExportOptions, Float32Source, export_bundle, make_manifest
+from vl3edge.export.pipeline import export_bundle
+from vl3edge.export.tensor_source import Float32Source
 from vl3edge.export.tensorrt import write_tensorrt
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.synthetic.random import preset, write_random_checkpoint

@@ -16,7 +16,7 @@ import torch
 from fake_tensorrt import FakeDevice, FakeTensorRt
 
 from vl3edge.export.graphs.vision_tensorrt import export_tensorrt_projector, export_tensorrt_vision
-from vl3edge.export.pipeline import Float32Source
+from vl3edge.export.tensor_source import Float32Source
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.projector import Projector
 from vl3edge.runtime import PruningConfig, SamplingPlan, VideoLlama3

@@ -16,8 +16,10 @@ from vl3edge.export.calibrate.vision import VisionCalibration, calibrate_vision,
 from vl3edge.export.graphs.stored_weights import stored_vision
 from vl3edge.export.graphs.vision import export_projectors, export_vision
 from vl3edge.export.graphs.vision_tensorrt import export_tensorrt_vision
+from vl3edge.export.manifest import make_manifest
+from vl3edge.export.options import ExportOptions
 from vl3edge.export.parity import load_session
-from vl3edge.export.pipeline import ExportOptions, Float32Source, make_manifest
+from vl3edge.export.tensor_source import Float32Source
 from vl3edge.export.tensorrt import write_tensorrt
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.demo.twin import write_outlier_twin

@@ -14,7 +14,8 @@ import pytest
 from onnx import helper
 from resealing import reseal
 
-from vl3edge.export.pipeline import ExportOptions, export_bundle
+from vl3edge.export.options import ExportOptions
+from vl3edge.export.pipeline import export_bundle
 from vl3edge.export.verify import cli as cli_verify
 from vl3edge.export.verify.graph_weights import GraphLinears
 from vl3edge.export.verify.verify import VerifyOptions, verify_bundle

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from vl3edge.export.calibrate.vision import calibrate_vision, calibration_clips
-from vl3edge.export.pipeline import ExportOptions, make_manifest
+from vl3edge.export.manifest import make_manifest
+from vl3edge.export.options import ExportOptions
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.synthetic.random import preset
 from vl3edge.models.vision import VisionEncoder

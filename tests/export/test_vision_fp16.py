@@ -16,8 +16,9 @@ from onnx import TensorProto
 
 from vl3edge.export.errors import ExportError
 from vl3edge.export.graphs.vision_fp16 import write_fp16_vision
+from vl3edge.export.options import ExportOptions
 from vl3edge.export.parity import load_session
-from vl3edge.export.pipeline import ExportOptions, export_bundle
+from vl3edge.export.pipeline import export_bundle
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.projector import Projector
 from vl3edge.models.vision import VisionEncoder

@@ -20,12 +20,14 @@ from vl3edge.export.calibrate.vision import calibrate_vision, relative_error
 from vl3edge.export.errors import ExportError
 from vl3edge.export.graphs.vision import export_vision
 from vl3edge.export.graphs.vision_int8 import quantize_products
-from vl3edge.export.pipeline import ExportOptions, export_bundle
+from vl3edge.export.options import ExportOptions
+from vl3edge.export.pipeline import export_bundle
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.demo.twin import write_outlier_twin
 from vl3edge.models.vision import VisionEncoder
 from vl3edge.runtime import PruningConfig, SamplingPlan, VideoLlama3
-from vl3edge.runtime.backends.onnxruntime import Backend, select_backend
+from vl3edge.runtime.backends.onnxruntime import Backend
+from vl3edge.runtime.backends.select import select_backend
 from vl3edge.runtime.bundle.bundle import open_bundle
 from vl3edge.runtime.bundle.manifest import Manifest, VisionQuantization
 from vl3edge.runtime.errors import BackendError

@@ -59,7 +59,7 @@ class FakeDriver:
     def __init__(
         self, device: CapturingDevice, kernels: Mapping[str, KernelSpec], functions: Mapping[str, Any], form: str
     ) -> None:
-        self._device, self._kernels, self._functions, self._form = device, kernels, functions, form
+        self.device, self._kernels, self._functions, self.form = device, kernels, functions, form
         self.failing = ""
         self.launches: list[str] = []
         self.alive: list[Handle] = []  # modules and graphs
@@ -87,7 +87,7 @@ class FakeDriver:
         form, _, name = image.decode().partition(" ")
         assert name.endswith("\0") == form.startswith("ptx")
         name = name.rstrip("\0")
-        return self._made("cuModuleLoadData", form == self._form and name in self._kernels, Handle("module", name))
+        return self._made("cuModuleLoadData", form == self.form and name in self._kernels, Handle("module", name))
 
     def cuModuleGetFunction(self, module: Handle, name: bytes) -> tuple[Any, ...]:
         kernel = self._kernels[module.content]
@@ -104,11 +104,11 @@ class FakeDriver:
     ) -> tuple[Status]:  # grid, block, shared bytes, stream, parameters, extra
         kernel: KernelSpec = function.content
         *shape, shared, stream, parameters, extra = sizes
-        assert (len(shape), stream, extra) == (6, self._device.stream, 0)
+        assert (len(shape), stream, extra) == (6, self.device.stream, 0)
         grid, block = shape[:3], shape[3:]
         assert all(1 <= size <= largest for size, largest in zip(grid, _LARGEST_GRID, strict=True))
         assert block == [32 * kernel.num_warps, 1, 1]
-        assert shared == kernel.binaries[self._form].shared_bytes <= max(48 << 10, self.shared.get(function, 0))
+        assert shared == kernel.binaries[self.form].shared_bytes <= max(48 << 10, self.shared.get(function, 0))
         values = self._unpacked(kernel, parameters)
         if self._captured is None:
             self._run(kernel, grid, values)
@@ -118,12 +118,12 @@ class FakeDriver:
 
     def cuStreamBeginCapture(self, stream: int, mode: Any) -> tuple[Status]:
         assert isinstance(mode, self.CUstreamCaptureMode)
-        self._captured, self._device.capturing = [], True
-        return self._result("cuStreamBeginCapture", stream == self._device.stream)
+        self._captured, self.device.capturing = [], True
+        return self._result("cuStreamBeginCapture", stream == self.device.stream)
 
     def cuStreamEndCapture(self, stream: int) -> tuple[Any, ...]:
-        captured, self._captured, self._device.capturing = self._captured, None, False
-        fits = captured is not None and stream == self._device.stream
+        captured, self._captured, self.device.capturing = self._captured, None, False
+        fits = captured is not None and stream == self.device.stream
         return self._made("cuStreamEndCapture", fits, Handle("graph", captured))
 
     def cuGraphInstantiate(self, graph: Handle, flags: int) -> tuple[Any, ...]:
@@ -134,7 +134,7 @@ class FakeDriver:
         assert graph in self.alive
         for launch in graph.content:
             launch()
-        return self._result("cuGraphLaunch", graph.kind == "executable" and stream == self._device.stream)
+        return self._result("cuGraphLaunch", graph.kind == "executable" and stream == self.device.stream)
 
     def cuGraphDestroy(self, graph: Handle) -> tuple[Status]:
         return self._gone("cuGraphDestroy", "graph", graph)
@@ -175,7 +175,7 @@ class FakeDriver:
         for (name, kind), value in zip(kernel.arguments, values, strict=True):
             assert kind[0] != "*" or value % 16 == 0, f"{name} of {kernel.function} is not aligned"
             arguments[name] = pointer(value, POINTED[kind[1:]]) if kind[0] == "*" else value
-        memory: list[np.ndarray] = list(self._device.memory.values())
+        memory: list[np.ndarray] = list(self.device.memory.values())
         with bounds_checked(memory):
             self._functions[kernel.name][tuple(grid)](**arguments)
         self.launches.append(kernel.function)

@@ -14,7 +14,7 @@ from weights import assert_near
 from vl3edge.export.parity import load_session
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.synthetic.random import preset, write_random_checkpoint
-from vl3edge.runtime.backends.onnxruntime import select_backend
+from vl3edge.runtime.backends.select import select_backend
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, Bundle, hash_file, read_manifest
 from vl3edge.runtime.bundle.manifest import FP16_DECODER_GRAPH, FileEntry, TextSpec
 from vl3edge.runtime.decode.cached_decoder import CachedDecoder

@@ -18,7 +18,7 @@ from random_decoders import Quantized
 from vl3edge.models.demo.clips import write_clip
 from vl3edge.models.demo.render import HELD_OUT_SEED
 from vl3edge.runtime import GenerationConfig, SamplingPlan, VideoLlama3
-from vl3edge.runtime.backends.onnxruntime import select_backend
+from vl3edge.runtime.backends.select import select_backend
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, Bundle, hash_file, open_bundle
 from vl3edge.runtime.cli.main import main
 from vl3edge.runtime.decode.generate import join

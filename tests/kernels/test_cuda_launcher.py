@@ -72,7 +72,7 @@ def driver(exported: tuple[Bundle, dict[str, Any]], monkeypatch: pytest.MonkeyPa
 
 
 def decoders_of(exported: tuple[Bundle, dict[str, Any]], driver: FakeDriver) -> KernelDecoders:
-    return KernelDecoders(Backend("rtx", (), "", device=driver._device), exported[0])
+    return KernelDecoders(Backend("rtx", (), "", device=driver.device), exported[0])
 
 
 def pair_of(exported: tuple[Bundle, dict[str, Any]], decoders: KernelDecoders) -> Pair:
@@ -98,11 +98,11 @@ def test_answers_on_a_gpu_are_those_of_onnx_runtime(
         pair.prefill(ids_of(text, 1, row), row)
     pair.advance(ids_of(text, 5, 5))
     pair.advance(ids_of(text, 2, 6))
-    assert driver._device.pending == 0
+    assert driver.device.pending == 0
 
 
 def test_a_step_is_one_graph_and_moves_a_few_bytes(exported: tuple[Bundle, dict[str, Any]], driver: FakeDriver) -> None:
-    bundle, device = exported[0], driver._device
+    bundle, device = exported[0], driver.device
     text = bundle.manifest.text
     decoder = decoders_of(exported, driver).make()
     table = table_of(bundle.folder, text)
@@ -130,14 +130,14 @@ def test_everything_is_given_back(exported: tuple[Bundle, dict[str, Any]], drive
     for decoder in (one, other):
         decoder.prefill(table_of(exported[0].folder, text).rows(ids_of(text, 1)))
         decoder.advance(ids_of(text, 1), table_of(exported[0].folder, text))
-    before = len(driver._device.memory)
+    before = len(driver.device.memory)
     del one, decoder
     gc.collect()
-    assert len(driver._device.memory) < before
+    assert len(driver.device.memory) < before
     assert Counter(handle.kind for handle in driver.alive)["executable"] == 1
     del other, decoders
     gc.collect()
-    assert (driver._device.memory, driver._device.pins, driver.alive) == ({}, {}, [])
+    assert (driver.device.memory, driver.device.pins, driver.alive) == ({}, {}, [])
 
 
 def test_another_thread_has_the_context_too(exported: tuple[Bundle, dict[str, Any]], driver: FakeDriver) -> None:
@@ -192,11 +192,11 @@ def test_a_gpu_without_machine_code_takes_ptx_and_an_old_one_nothing(
 ) -> None:
     manifest = read_kernel_set(exported[0]).manifest
     assert [manifest.archive_for(gpu) for gpu in ((8, 9), (8, 0), (8, 7), (12, 1))] == ["cubin-8.9", *["ptx-8.0"] * 3]
-    driver._device.capability, driver._form = (8, 0), "ptx-8.0"  # type: ignore[misc]
+    driver.device.capability, driver.form = (8, 0), "ptx-8.0"  # type: ignore[misc]
     decoder = decoders_of(exported, driver).make()
     decoder.prefill(np.ones((1, exported[0].manifest.text.hidden_size), np.float32))
     assert driver.launches
-    driver._device.capability = (7, 5)  # type: ignore[misc]
+    driver.device.capability = (7, 5)  # type: ignore[misc]
     with pytest.raises(BackendError, match=r"compute capability 8.0 and later, this GPU has 7.5: use --decoder onnx"):
         decoders_of(exported, driver)
 

@@ -74,7 +74,7 @@ def test_what_is_written_decodes_with_its_own_tiles(
     assert said[-1] == ("kernels", len(kernels), len(kernels))
     driver = FakeDriver(CapturingDevice(), kernels, functions, "cubin-8.9")
     monkeypatch.setattr(cuda_launcher, "_import_driver", lambda: driver)
-    decoders = KernelDecoders(Backend("rtx", (), "", device=driver._device), bundle)
+    decoders = KernelDecoders(Backend("rtx", (), "", device=driver.device), bundle)
     pair = Pair(graph_decoder(folder, text), decoders.make(), table_of(folder, text))
     pair.tell(lambda decoder: decoder.resize(rows, 32))
     pair.prefill(ids_of(text, 20))

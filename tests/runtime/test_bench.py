@@ -11,7 +11,7 @@ import pytest
 
 from vl3edge.runtime import host as resident
 from vl3edge.runtime import roofline as workload
-from vl3edge.runtime.backends.onnxruntime import select_backend
+from vl3edge.runtime.backends.select import select_backend
 from vl3edge.runtime.bench import Bench, BenchPlan, StageTime
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, open_bundle
 from vl3edge.runtime.cli.main import main

@@ -14,7 +14,8 @@ from fake_tensorrt import FakeDevice
 
 from vl3edge.runtime import GenerationConfig, VideoLlama3
 from vl3edge.runtime.backends.buffers import DeviceMemory
-from vl3edge.runtime.backends.onnxruntime import Backend, PatchLimit, select_backend
+from vl3edge.runtime.backends.onnxruntime import Backend, PatchLimit
+from vl3edge.runtime.backends.select import select_backend
 from vl3edge.runtime.backends.warm_up import WarmUp
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, Bundle, open_bundle
 from vl3edge.runtime.bundle.manifest import FP16_DECODER_GRAPH
@@ -133,6 +134,6 @@ def test_a_cpu_begins_nothing() -> None:
     before = threading.active_count()
     model = VideoLlama3.load(backend="cpu", num_threads=1)
     assert threading.active_count() == before
-    assert model._decoders.graph.warming is None
+    assert model.decoder.graph.warming is None
     clip = model.encode(Path(__file__).parents[1] / "fixtures" / "demo_clip.mp4")
     assert model.ask(clip, "What?", GenerationConfig(max_new_tokens=2)).token_ids

@@ -45,8 +45,9 @@ def right_answers(
     keeps: list[NDArray[np.bool_]],
     asked: list[list[Question]],
 ) -> list[list[bool]]:
-    """Whether each question asked of each clip is answered exactly right from the kept tokens. Teacher forcing gives
-    what greedy decoding would: every token of the answer, and its end, is the likeliest after those before it."""
+    """Whether each question asked of each clip is answered exactly right from the kept tokens. Teacher forcing is
+    equivalent to greedy decoding here: each token of the answer, and its end, is the likeliest after those before it.
+    """
     rows = [builder.video(clip.features, keep, asks) for clip, keep, asks in zip(clips, keeps, asked, strict=True)]
     logits, targets, _ = answer_logits(model, collate(rows), builder)
     hits = iter((logits.argmax(-1) == targets).tolist())
@@ -55,7 +56,7 @@ def right_answers(
 
 
 def random_keep(shape: tuple[int, ...], share: float, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """A mask of a clip's tokens [F, h, w] that keeps this share of every frame, drawn anew, and at least one token."""
+    """A random mask of a clip's tokens [F, h, w] that keeps this share of every frame, and at least one token."""
     frames, count = shape[0], int(np.prod(shape[1:]))
     keep = rng.random((frames, count)).argsort(axis=1) < max(1, round(share * count))
     return keep.reshape(shape)

@@ -24,7 +24,7 @@ class WorldClip:
 
 
 def make_clip(seed: int) -> WorldClip:
-    """The training clip of a seed; its quality is drawn, too. Raises ValueError for a held-out seed."""
+    """The training clip of a seed; its quality is also drawn. Raises ValueError for a held-out seed."""
     return _through_h264(training_world(seed), seed)
 
 

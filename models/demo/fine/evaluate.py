@@ -2,9 +2,9 @@
 
     python -m vl3edge.models.demo.fine.evaluate --checkpoint DIR [--clips N] [--seed S] [--json FILE] [WAY ...]
 
-Ways are written as ways.py says; by default "torch" is compared with "torch:random" and "torch:0.1". All answer the
+See ways.py for how ways are written; by default "torch" is compared with "torch:random" and "torch:0.1". All answer the
 same questions, one of each kind that a clip allows, about the same files (H.264 in MP4, from seeds that training never
-reaches), read with the runtime's own sampling and resizing. The first way is the reference of the others:
+uses), read with the runtime's own sampling and resizing. The first way is the reference of the others:
 
     exact    share of answers that equal the right one character by character
     NLL      mean negative log-likelihood per token of the right answers, in nats

@@ -1,4 +1,4 @@
-"""What lies on each video token of a clip: what the auxiliary heads of the training learn."""
+"""What is on each video token of a clip: the labels that the auxiliary heads learn."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .world import GROUNDS, SHAPES, SIZE_PX, Shot, Thing, World
 SIDE = SIZE_PX // TOKEN_PX  # tokens per row and column
 UNKNOWN = -100
 EDGES = 21  # where a thing's edges may be along an axis: multiples of 7 pixels
-SEEN = 0.2  # a token shows a thing that covers more of it than this; with less than that it need not know
+SEEN = 0.2  # a token shows a thing that covers more than this share of it; with less it need not know
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class TokenLabels:
 
 
 def covered(shot: Shot, thing: Thing, label: int) -> NDArray[np.float64]:
-    """Which share of each token a thing's box covers, [5, 5]."""
+    """The share of each token that a thing's box covers, [5, 5]."""
     lows = np.arange(SIDE) * TOKEN_PX
     middle, half = shot.screen(thing, label)
     wide, high = (np.clip(np.minimum(lows + TOKEN_PX, c + half) - np.maximum(lows, c - half), 0, None) for c in middle)

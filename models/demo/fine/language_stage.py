@@ -2,8 +2,8 @@
 
 Beside the answers, linear heads read the hidden states of visual tokens and are dropped afterwards: after layer 2 the
 number of the frame, after layer 3 whether what lies on the token is new there. Early on most clips keep the tokens that
-show something and few others: sequences are short, and what matters is found soon. Later most keep all tokens, or those
-of DiffFP, whose gaps mean "as before". No token that shows something is ever dropped at random.
+show something and few others: sequences are short, and training finds what matters quickly. Later most keep all tokens,
+or those of DiffFP, whose gaps mean "unchanged". No token that shows something is ever dropped at random.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from .questions import choices
 from .vision_stage import SAVE_S
 from .world import MAX_FRAMES
 
-# How many questions of a kind are asked of a clip on average; of the others one.
+# Average number of questions of a kind about a clip; one for all other kinds.
 _SHARES = {"caption": 0.5, "cut": 0.3, "sign": 2.0, "says": 1.5, "count": 2.0, "where": 2.0, "side": 2.0}
-_NEW_SHARE = 0.2  # of a step's clips; the others were seen before, and are asked other things
+_NEW_SHARE = 0.2  # share of new clips in a step; the others were seen before, with other questions
 _BUFFER = 10_000  # clips, some 75 kB each
 _WARM_STEPS = 150
-# Shares of all steps: from when on most clips have all tokens, some are pruned, and the learning rate falls evenly.
+# Shares of all steps from which most clips have all tokens, some are pruned, and the learning rate decays linearly.
 _FULL_FROM, _PRUNED_FROM, _DECAY_FROM = 0.3, 0.5, 0.65
 # Shares of the clips: those with few tokens, early and later, and those that DiffFP prunes.
 _FEW, _FEW_LATER, _PRUNED = 0.85, 0.25, 0.3
@@ -50,7 +50,7 @@ class Example:
 
 
 def draw_questions(questions: dict[str, list[Question]], rng: np.random.Generator) -> list[Question]:
-    """Some of the questions in random order, at least one, none twice."""
+    """Some of the questions in random order, at least one, without repetition."""
     drawn = [
         asks[int(rng.integers(len(asks)))]
         for kind, asks in questions.items()

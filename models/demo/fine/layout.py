@@ -1,5 +1,5 @@
-"""Worlds drawn from seeds. Training uses seeds below `HELD_OUT_SEED`, and refuses others (`training_world`); all that
-is held out uses `HELD_OUT_SEED` + n."""
+"""Worlds drawn from seeds. Training uses seeds below `HELD_OUT_SEED`, and refuses others (`training_world`); held-out
+clips use `HELD_OUT_SEED` + n."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..render import COLOURS, HELD_OUT_SEED
 from .glyphs import GLYPHS
 from .world import GRID_PX, GROUNDS, HALF_PX, MAX_FRAMES, SHAPES, SIZE_PX, ZOOM, Shot, Thing, World
 
-_APART_PX = 3 * GRID_PX  # between middles along one axis at least: then no video token holds two things
+_APART_PX = 3 * GRID_PX  # between centres along at least one axis, so that no video token holds two things
 _FAR_PX = 4 * GRID_PX  # from what moves to where a thing appears
 _TRIES = 40
 _WAYS = ((1, 0), (-1, 0), (0, 1), (0, -1))
@@ -71,7 +71,7 @@ def _shot(
 
 
 def _cameras(count: int, rng: np.random.Generator) -> tuple[tuple[float, float, float], ...]:
-    """A camera that rests (half of the shots), pans evenly, or zooms in once."""
+    """A camera that is static (half of the shots), pans evenly, or zooms in once."""
     draw = rng.random()
     if draw < 0.5:
         return ((0.0, 0.0, 1.0),) * count
@@ -83,7 +83,7 @@ def _cameras(count: int, rng: np.random.Generator) -> tuple[tuple[float, float, 
 
 
 def _says(count: int, glyphs: list[str], rng: np.random.Generator) -> tuple[str, ...]:
-    """What a sign says on each label: mostly another glyph each second, never one that it said before."""
+    """What a sign says on each label: usually a new glyph each second, never a repeated one."""
     changes = [0, *(int(rng.random() < 0.6) for _ in range(count - 1))]
     return tuple(glyphs[k] for k in np.cumsum(changes).tolist())
 
@@ -98,7 +98,7 @@ def _life(start: int, end: int, rng: np.random.Generator) -> tuple[int, int]:
 
 @dataclass
 class _Crowd:
-    """The things of a shot so far; every new one is seen whole, apart from the others, on each of its labels."""
+    """The things of a shot so far; each new one is fully visible, apart from the others, on each of its labels."""
 
     start: int
     cameras: tuple[tuple[float, float, float], ...]
@@ -109,7 +109,7 @@ class _Crowd:
     def add(
         self, shape: str, colour: str, first: int, last: int, glyphs: tuple[str, ...] = (), moves: bool = False
     ) -> bool:
-        """Adds a thing where there is room; False if none was found."""
+        """Adds a thing where there is room; False if there is none."""
         reach = int(SIZE_PX / 2 - HALF_PX) // GRID_PX
         for _ in range(_TRIES):
             camera = self.cameras[first - self.start]

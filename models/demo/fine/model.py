@@ -1,4 +1,4 @@
-"""The fine model's sizes, and the read-outs that teach its video tokens what lies on them."""
+"""The fine model's sizes, and the read-outs that teach its video tokens what is on them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _CLASSES = {
 class TokenHeads(nn.Module):
     """Linear read-outs of every merged token, used in the vision stage and then dropped.
 
-    They ask each token for its own place and what is on it, and nothing of what lies elsewhere: the encoder is frozen
+    They ask each token for its own position and what is on it, and nothing about other places: the encoder is frozen
     afterwards, so what a token knows stays local.
     """
 

@@ -1,9 +1,9 @@
-"""The paired test behind every claimed difference: two ways answer the same questions, and only disagreements tell.
+"""The paired test behind every claimed difference: two ways answer the same questions, and only disagreements count.
 
-Questions about one clip stand or fall together, so clips are what is drawn, not answers:
+Questions about one clip are correlated, so clips are the sampling unit, not answers:
 
-- p is that of the exact sign-flip test: were both ways equally good, the difference of every clip could as well have
-  the other sign. With one question a clip it is the sign test (exact McNemar).
+- p is that of the exact sign-flip test: if both ways were equally good, each clip's difference could equally have the
+other sign. With one question a clip it is the sign test (exact McNemar).
 - The interval is Bonett and Price's for paired proportions (Psychological Methods 2012, with one disagreement of each
   kind added, so that it is never empty), widened by the root of the design effect: the ratio of the variance between
   clips to that of independent answers, if above 1.
@@ -38,7 +38,7 @@ class PairedDifference:
 
 
 def paired_difference(first: ArrayLike, second: ArrayLike, clips: ArrayLike) -> PairedDifference:
-    """Compares two ways. first, second: bool [N], whether each answer is right; clips: [N], of which clip it is.
+    """Compares two ways. first, second: bool [N], whether each answer is right; clips: [N], which clip it is about.
 
     Raises ValueError if the lengths differ or are 0.
     """

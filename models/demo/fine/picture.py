@@ -1,7 +1,7 @@
 """The pixels of a world: a textured ground under the camera, things on it, the sensor's noise and exposure.
 
 As in the demo world the ground is lit by two coloured lights that stay with the camera (red grows from left to right,
-green from top to bottom): the encoder's positions are only relative, and a token is to know its own place.
+green from top to bottom): the encoder's positions are only relative, and a token must know its own place.
 """
 
 from __future__ import annotations

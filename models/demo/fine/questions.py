@@ -1,7 +1,7 @@
 """What can be asked about a world, and the one right answer to each question.
 
 Most kinds name a time and a thing: their answers are in one place on one sampled frame. Every answer follows from the
-world alone. A kind of which a clip has no instance (nothing appears in it, say) is not asked of it.
+world alone. A kind that does not apply to a clip (say, nothing appears in it) is not asked.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Pair = tuple[str, str]
 
 
 def choices(world: World) -> dict[str, list[Question]]:
-    """All questions that the clip allows, by kind; kinds without any are left out."""
+    """All questions that the clip allows, by kind; kinds without any are omitted."""
     found = {kind: [Question(kind, text, answer) for text, answer in pairs(world)] for kind, pairs in _KINDS.items()}
     return {kind: questions for kind, questions in found.items() if questions}
 

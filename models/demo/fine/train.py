@@ -4,8 +4,8 @@
 
 Two stages (vision_stage.py, language_stage.py), each in two processes of one thread. All randomness follows from fixed
 seeds, but x264 does not repeat itself exactly (see ../clips.py), so two runs agree closely, not bit for bit. Progress
-is saved in DIR every few minutes, and the same command goes on where an interrupted run stopped. The result is
-DIR/checkpoint, in the layout of the released models; `--export-only` writes it from the progress so far.
+is saved in DIR every few minutes, and the same command resumes an interrupted run. The result is DIR/checkpoint, in the
+layout of the released models; `--export-only` writes it from the progress so far.
 
 Training never sees the held-out seeds (see layout.py).
 """

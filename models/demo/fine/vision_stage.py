@@ -1,7 +1,7 @@
-"""First stage of the fine model's training: the vision encoder alone, each merged token learning what lies on it.
+"""First stage of the fine model's training: the vision encoder alone, each merged token learns what is on it.
 
-Frames come from clips that went through H.264, made by another process. Every frame is used about four times, out of a
-pool that keeps growing.
+Frames come from clips that went through H.264, made by another process. Every frame is used about four times, from a
+growing pool.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class VisionTrainer:
         self.pool: list[tuple[World, int, NDArray[np.uint8]]] = []
 
     def save(self, path: Path) -> None:
-        """Writes the state, first beside its name, so that an interruption leaves the last one."""
+        """Writes the state under a temporary name, then renames it, so that an interruption leaves the previous one."""
         state = {
             "vision": self.model.model.vision_model.state_dict(),
             "heads": self.heads.state_dict(),

@@ -1,8 +1,8 @@
-"""The ways to answer that an evaluation compares: a model, and which of a clip's tokens it is given.
+"""The ways to answer that an evaluation compares: a model, and which of a clip's tokens it gets.
 
 A way is written MODEL or MODEL:PRUNING. MODEL is "torch" (the checkpoint in float32) or the folder of an exported
-bundle. PRUNING is "full" (all tokens, the default), a threshold of DiffFP such as "0.1", or "random": of each frame a
-half, drawn at random, the same half for every model.
+bundle. PRUNING is "full" (all tokens, the default), a threshold of DiffFP such as "0.1", or "random": a random half of
+each frame, the same half for every model.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def make_way(way: str, checkpoint: Path) -> Predictor:
 
 
 def drawn_half(media: Path, frames: int) -> NDArray[np.bool_]:
-    """Which tokens of a clip stay, bool [F, 5, 5]; it follows from the number that is the file's name."""
+    """The tokens of a clip to keep, bool [F, 5, 5], determined by the number in the file's name."""
     return random_keep((frames, SIDE, SIDE), RANDOM_SHARE, np.random.default_rng([int(media.stem), 16]))
 
 

@@ -1,8 +1,8 @@
 """What a clip of the fine world shows: shots, and the things in them.
 
 The clock is that of the demo world (see its render.py): a clip of F seconds is sampled at 1 frame per second, and all
-is laid out on the sampled frames' labels 0 .. F - 1. Between two labels things and the camera move evenly; what happens
-at once (a cut, a thing that appears or vanishes, another glyph on a sign) happens halfway before its label.
+is laid out on the sampled frames' labels 0 .. F - 1. Between two labels things and the camera move evenly; sudden
+events (a cut, a thing that appears or vanishes, a new glyph on a sign) happen halfway before their label.
 
 Places are pixels from the frame's middle before the camera is applied: multiples of `GRID_PX`. A camera that pans by
 multiples of it and zooms by 1.5 keeps every edge of every thing on multiples of 7 pixels, which are 50 thousandths of
@@ -29,7 +29,7 @@ GROUNDS = ("striped", "checkered", "dotted", "mottled")
 @dataclass(frozen=True)
 class Thing:
     """A coloured shape, or a sign. first, last: the labels on which it is seen. places: (x, y) on each of those.
-    colour: "" of a sign. glyphs: what a sign says on each of those labels; of a shape none."""
+    colour: "" for a sign. glyphs: what a sign says on each of those labels; empty for a shape."""
 
     shape: str
     colour: str
@@ -52,7 +52,7 @@ class Thing:
         return self.glyphs[label - self.first]
 
     def place(self, time: float) -> NDArray[np.float64]:
-        """(x, y) at a time on the labels' clock; before it is seen and after, where it was first and last."""
+        """(x, y) at a time on the labels' clock; before and after it is visible, its first and last position."""
         labels = np.arange(self.first, self.last + 1)
         return np.array([np.interp(time, labels, [place[i] for place in self.places]) for i in range(2)])
 

@@ -12,11 +12,10 @@ import onnxruntime
 import pytest
 from fake_tensorrt import FakeDevice
 
-from vl3edge.runtime.backends import cuda_start
-from vl3edge.runtime.backends import onnxruntime as engine
+from vl3edge.runtime.backends import cuda_start, select
 from vl3edge.runtime.backends import tensorrt as tensorrt_backend
 from vl3edge.runtime.backends.cuda_start import PROVIDER, start_cuda
-from vl3edge.runtime.backends.onnxruntime import select_backend
+from vl3edge.runtime.backends.select import select_backend
 from vl3edge.runtime.errors import BackendError
 
 ORIN, H100 = ("Orin", (8, 7)), ("NVIDIA H100", (9, 0))
@@ -82,8 +81,8 @@ def test_every_backend_with_cuda_is_tried_before_a_model_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     ort = FakeOrt(tmp_path, [0.0, 2.0])
-    monkeypatch.setattr(engine, "import_onnxruntime", lambda: ort)
-    monkeypatch.setattr(engine, "open_device", FakeDevice)
+    monkeypatch.setattr(select, "import_onnxruntime", lambda: ort)
+    monkeypatch.setattr(select, "open_device", FakeDevice)
     monkeypatch.setattr(tensorrt_backend, "import_tensorrt", lambda target: object())
     assert select_backend(name).providers[0] == PROVIDER
     assert ort.preloaded == 1
@@ -95,7 +94,7 @@ def test_every_backend_with_cuda_is_tried_before_a_model_is_loaded(
 @pytest.mark.parametrize("name", ["rtx", "jetson", "tensorrt"])
 def test_beside_tensorrt_onnx_runtime_is_needed_to_decode_alone(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)  # not installed
-    monkeypatch.setattr(engine, "open_device", FakeDevice)
+    monkeypatch.setattr(select, "open_device", FakeDevice)
     monkeypatch.setattr(tensorrt_backend, "import_tensorrt", lambda target: object())
     with pytest.raises(BackendError, match="ONNX Runtime is not installed"):
         select_backend(name)

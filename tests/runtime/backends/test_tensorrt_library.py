@@ -11,7 +11,7 @@ import pytest
 from fake_tensorrt import FakeTensorRt
 
 from vl3edge.runtime.backends.cuda import open_device
-from vl3edge.runtime.backends.onnxruntime import select_backend
+from vl3edge.runtime.backends.select import select_backend
 from vl3edge.runtime.backends.tensorrt_library import import_tensorrt
 from vl3edge.runtime.cli.main import main
 from vl3edge.runtime.errors import BackendError

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from vl3edge.runtime import GenerationConfig
-from vl3edge.runtime.backends.onnxruntime import select_backend
+from vl3edge.runtime.backends.select import select_backend
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, open_bundle
 from vl3edge.runtime.bundle.manifest import TextSpec
 from vl3edge.runtime.decode.batch import BatchGenerator, BatchRequest
@@ -63,7 +63,7 @@ def random_parts(folder: Path, name: str, **changes: Any) -> Parts:
     """The decoder of a random checkpoint."""
     from vl3edge.export.graphs.decoder import DecoderBuilder, export_decoder, text_spec
     from vl3edge.export.graphs.embeddings import export_embeddings
-    from vl3edge.export.pipeline import Float32Source
+    from vl3edge.export.tensor_source import Float32Source
     from vl3edge.models.checkpoint import Checkpoint
     from vl3edge.models.synthetic.random import preset, write_random_checkpoint
 

@@ -14,7 +14,8 @@ from fake_captures import Capturing
 from fake_tensorrt import FakeDevice
 
 from vl3edge.runtime.backends.buffers import HOST, DeviceMemory, Memory
-from vl3edge.runtime.backends.onnxruntime import Backend, select_backend
+from vl3edge.runtime.backends.onnxruntime import Backend
+from vl3edge.runtime.backends.select import select_backend
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, Bundle, open_bundle
 from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, FP16_DECODER_GRAPH, PREFILL_GRAPH, FileEntry, fp16_file
 from vl3edge.runtime.config import GenerationConfig

@@ -12,7 +12,7 @@ from fake_tensorrt import FakeDevice
 
 from vl3edge.runtime import GenerationConfig, PruningConfig, SamplingPlan, VideoLlama3
 from vl3edge.runtime.backends.buffers import DeviceMemory
-from vl3edge.runtime.backends.onnxruntime import select_backend
+from vl3edge.runtime.backends.select import select_backend
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, open_bundle, read_manifest
 from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, FP16_DECODER_GRAPH
 from vl3edge.runtime.decode.decoder import Decoder
@@ -54,9 +54,9 @@ def test_small_chunks_give_what_one_gives(session: Any, chunk: int) -> None:
 @pytest.mark.parametrize("chunk", [48, 200, 4096])
 def test_growing_prompts_are_whole_ones_to_the_bit(chunk: int) -> None:
     model = VideoLlama3.load(backend="cpu", num_threads=1)
-    model._decoders.graph.prefill_chunk = chunk
+    model.decoder.graph.prefill_chunk = chunk
     plan, config = (SamplingPlan(fps=8.0, max_frames=100), PruningConfig(enabled=False)), GenerationConfig(12)
-    decoder = model._generator._decoder
+    decoder = model.decoder
     whole = model.ask(model.encode(CLIP, *plan), "Describe this video.", config)
     logits = decoder.logits.copy()
     decoder.rewind(0)

@@ -19,6 +19,7 @@ from vl3edge.runtime.live.session import Session
 from vl3edge.runtime.media.video import Video, open_video
 from vl3edge.runtime.prompt.tokenizer import Tokenizer
 from vl3edge.runtime.vision.clip import Clip
+from vl3edge.runtime.vision.engines import VisionEngines
 
 CLIP = Path(__file__).parents[2] / "fixtures" / "demo_clip.mp4"
 QUESTIONS = {
@@ -347,7 +348,7 @@ def test_an_engine_that_fails_costs_one_frame(demo: VideoLlama3, video: Video, m
         raise Vl3EdgeError("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(demo._encoder._vision, "features", fail)
+        patch.setattr(VisionEngines, "features", fail)
         with pytest.raises(Vl3EdgeError, match="out of memory"):
             session.push(video.frames[2], 2.0)
     assert session.num_tokens == before
@@ -403,13 +404,19 @@ def conversation(model: VideoLlama3, start: int, answers: list[tuple[int, ...]])
     return model.prompt([*said, {"role": "user", "content": "q?"}], []).ids.tolist()
 
 
-def test_the_size_is_that_of_a_clip_of_as_many_frames(model: VideoLlama3) -> None:
+def test_the_size_is_that_of_a_clip_of_as_many_frames(model: VideoLlama3, monkeypatch: pytest.MonkeyPatch) -> None:
     frames = np.random.default_rng(2).integers(0, 256, (6, 600, 900, 3), dtype=np.uint8)
     clip = model.encode(frames)
-    session = model.open_session(frames_expected=6)
-    session.push(frames[0], 0.0)
-    assert session._frames is not None
-    assert session._frames.size == (clip.height_px, clip.width_px)
+    encoded: list[tuple[int, ...]] = []
+    real = VisionEngines.features
+
+    def spied(self: VisionEngines, pixels: np.ndarray) -> Any:
+        encoded.append(pixels.shape)
+        return real(self, pixels)
+
+    monkeypatch.setattr(VisionEngines, "features", spied)
+    model.open_session(frames_expected=6).push(frames[0], 0.0)
+    assert encoded == [(1, clip.height_px, clip.width_px, 3)]
 
 
 def test_a_source_is_pulled_frame_by_frame(demo: VideoLlama3) -> None:

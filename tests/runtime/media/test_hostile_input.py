@@ -135,7 +135,7 @@ def test_running_out_of_memory_while_the_cache_grows_leaves_a_usable_model(
     with pytest.raises(MemoryError):
         model.ask(clip, "What? " * 60, GenerationConfig(max_new_tokens=600))
     monkeypatch.undo()
-    decoder = model._generator._decoder
+    decoder = model.decoder
     assert isinstance(decoder, Decoder)
     assert (decoder.length, decoder.capacity) == (0, 0)
     after = model.ask(clip, "What?", SHORT)

@@ -196,7 +196,7 @@ def test_what_cannot_be_pruned(model: VideoLlama3, media: Path) -> None:
 def test_a_stream_cannot_know_its_end(model: VideoLlama3) -> None:
     for pruning in (PruningConfig("auto"), PruningConfig(max_visual_tokens=100)):
         with pytest.raises(ConfigError, match="threshold must be a number"):
-            model._encoder.stream(112, 112, pruning)
+            model.open_session(pruning=pruning).push(np.zeros((112, 112, 3), np.uint8), 0.0)
 
 
 def test_settings_that_cannot_work_are_refused() -> None:

@@ -15,6 +15,7 @@ from vl3edge.runtime import GenerationConfig, PruningConfig, SamplingPlan, Video
 from vl3edge.runtime.decode.generate import Answer, join
 from vl3edge.runtime.errors import BackendError, ContextLengthError, MediaError
 from vl3edge.runtime.media.read_ahead import read_ahead
+from vl3edge.runtime.media.video import VideoReader
 from vl3edge.runtime.vision.clip import new_uid
 from vl3edge.runtime.vision.engines import VisionEngines
 from vl3edge.runtime.vision.pending_clip import PendingClip
@@ -29,16 +30,16 @@ CONFIG = GenerationConfig(max_new_tokens=24)
 @pytest.fixture(scope="module")
 def model() -> VideoLlama3:
     model = VideoLlama3.load()
-    model._decoders.graph.prefill_chunk = STEP
+    model.decoder.graph.prefill_chunk = STEP
     return model
 
 
 def logits(model: VideoLlama3) -> np.ndarray:
-    return model._generator._decoder.logits.copy()
+    return model.decoder.logits.copy()
 
 
 def forget(model: VideoLlama3) -> None:
-    model._generator._decoder.rewind(0)
+    model.decoder.rewind(0)
 
 
 def counts(answer: Answer) -> tuple[int, int, int]:
@@ -84,7 +85,7 @@ def test_prefill_starts_before_the_last_frame(model: VideoLlama3, monkeypatch: p
     """The decoder is at work when most of the clip is still to be encoded."""
     monkeypatch.setattr(VisionEngines, "frames_per_call", lambda *_: 4)
     pending = model.begin(CLIP, DENSE, WHOLE)
-    decoder = model._generator._decoder
+    decoder = model.decoder
     seen: list[tuple[int, int]] = []
     original = decoder.prefill
 
@@ -122,7 +123,7 @@ def test_unread_media_fail_in_the_consumer(model: VideoLlama3, monkeypatch: pyte
     def broken(*_: Any) -> Iterator[np.ndarray]:
         raise MediaError("the disk has gone")
 
-    monkeypatch.setattr(type(pending._media.reader), "chunks", broken)
+    monkeypatch.setattr(VideoReader, "chunks", broken)
     with pytest.raises(MediaError, match="the disk has gone"):
         pending.finish()
 

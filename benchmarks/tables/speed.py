@@ -1,0 +1,165 @@
+"""Speed and memory against what a user would run instead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from tables.markdown import load, machine_line, table
+
+Part = tuple[dict[str, Any], list[list[str]]]  # of the speed table: a machine, and the rows measured on it
+
+
+def headline_table() -> str:
+    """Five ratios from one CPU: tokens written, tokens of a prompt read, whole captions."""
+    cpu = "AMD EPYC"
+    (entry,) = load("peers")[cpu].values()
+    runs = load("caption")[cpu]["runs"]
+    genai, transformers = "ONNX Runtime GenAI, int4", "transformers, bfloat16"
+    rows = []
+    for key, peer, work in (
+        ("decode", genai, "tokens written a second"),
+        ("decode", transformers, "tokens written a second"),
+        ("prefill", genai, "tokens of a prompt read a second"),
+    ):
+        mine, other = (entry["peers"][name][f"{key}_tokens_per_s"] for name in ("vl3edge, int4", peer))
+        rows.append([work, f"{mine:.1f}", peer, f"{other:.1f}", f"{mine / other:.2f}×"])
+    for name, work in (("int4", "as exported by default"), ("int4, encoder and prompts in 8 bits", "both in 8 bits")):
+        mine, other = runs[name]["seconds"], runs[transformers]["seconds"]
+        what = f"caption of 16 frames in 64 tokens, {work}"
+        rows.append([what, f"{mine:.0f} s", transformers, f"{other:.0f} s", f"{other / mine:.2f}×"])
+    return f"{table(['work', 'vl3edge', 'against', 'the other', 'ratio'], rows)}\n\n{machine_line(entry)}"
+
+
+def gpu_table() -> str:
+    """The first run on a GPU, each figure beside the best of the peers."""
+    result = load("gpu_h200")
+    works = {
+        "decode_tokens_per_s": "tokens written a second",
+        "prefill_1000_tokens_per_s": "tokens of a prompt of 1,000 read a second",
+        "encoder_680_patches_ms_per_frame": "ms a frame of 680 patches",
+    }
+    rows = []
+    for key, work in works.items():
+        runs = dict(result[key])
+        mine = runs.pop("vl3edge")
+        ratios = {peer: mine / other if key.endswith("per_s") else other / mine for peer, other in runs.items()}
+        nearest = min(ratios, key=lambda peer: ratios[peer])
+        rows.append([work, f"{mine:,}", nearest, f"{runs[nearest]:,}", f"{ratios[nearest]:.2f}×"])
+    answers = result["answers_equal"]
+    equal = f"{answers['equal']} of {answers['asked']} answers equal those of {answers['against']}."
+    return f"{table(['work', 'vl3edge', 'against', 'the other', 'ratio'], rows)}\n\n{machine_line(result)} {equal}"
+
+
+def real_size_table() -> str:
+    """Time and peak memory of every step at the released sizes."""
+    result = load("real_size")
+    rows = [
+        [
+            step["step"],
+            f"{step['seconds']:.0f} s",
+            f"{step['peak_gb']:.1f} GB",
+            f"{step.get('bundle_gb', '')}",
+            f"{step.get('decoder_gb', '')}",
+        ]
+        for step in result["steps"]
+    ]
+    return (
+        table(["step", "time", "peak memory", "bundle, GB", "of it decoder and embeddings, GB"], rows)
+        + f"\n\n{machine_line(result)}"
+    )
+
+
+def speed_table() -> str:
+    """Ratios against what a user would run instead, each pair from one run on one machine."""
+    letters: dict[str, str] = {}  # by the machine's line
+    rows = []
+    for result, part in (*decoder_parts(), *batch_parts(), *caption_parts(), *reading_parts(), *reuse_parts()):
+        letter = letters.setdefault(machine_line(result), "ABCDEF"[len(letters)])
+        rows += [[*row, letter] for row in part]
+    machines = "\n".join(f"- {letter}: {line}" for line, letter in letters.items())
+    return f"{table(['work', 'vl3edge', 'against', 'the other', 'ratio', 'on'], rows)}\n\n{machines}"
+
+
+def decoder_parts() -> Iterator[Part]:
+    for contexts in load("peers").values():
+        for context, entry in sorted(contexts.items(), key=lambda item: int(item[0])):
+            yield {"machine": entry["machine"]}, decoder_rows(int(context), entry)
+
+
+def decoder_rows(context: int, entry: dict[str, Any]) -> list[list[str]]:
+    rows = []
+    peers = dict(entry["peers"])
+    ours = {name: peers.pop(name) for name in entry["peers"] if name.startswith("vl3edge")}
+    memory = peers.pop("memory, read only", None)
+    for key in ("decode", "prefill"):
+        types = [name for name in peers if name.startswith("transformers")]
+        fastest = max(types, key=lambda name: peers[name][f"{key}_tokens_per_s"])
+        names = [name for name in peers if name not in types or name == fastest]
+        for own, run in ours.items():
+            work = f"{key}, {context:,} tokens of context, {own.removeprefix('vl3edge, ')}"
+            mine = run[f"{key}_tokens_per_s"]
+            for name in names:
+                theirs = peers[name][f"{key}_tokens_per_s"]
+                rows.append([work, f"{mine:.1f} tokens/s", name, f"{theirs:.1f} tokens/s", f"{mine / theirs:.2f}×"])
+            if memory is not None and key == "decode":
+                read, limit = mine * run["bytes_per_token"], memory["bytes_per_s"]
+                against = ["memory bandwidth, measured", f"{limit / 1e9:.1f} GB/s", f"{read / limit:.0%}"]
+                rows.append([work, f"{read / 1e9:.1f} GB/s", *against])
+    return rows
+
+
+def batch_parts() -> Iterator[Part]:
+    result, rows = load("batch"), []
+    for bundle in result["bundles"]:
+        one, *_, most = bundle["batches"]
+        work = f"decode of {most['batch']} clips together, {bundle['bundle']}"
+        times = [f"{batch['tokens_per_s']:,.0f} tokens/s" for batch in (most, one)]
+        rows.append([work, times[0], "sequential", times[1], f"{most['times_batch_1']:.1f}×"])
+    yield result, rows
+
+
+def caption_parts() -> Iterator[Part]:
+    for result in load("caption").values():
+        yield result, caption_rows(result["runs"])
+
+
+def caption_rows(runs: dict[str, Any]) -> list[list[str]]:
+    rows = []
+    for name, run in runs.items():
+        for peer, theirs in runs.items():
+            if peer.startswith("transformers") and not name.startswith("transformers"):
+                work = f"caption of {run['frames']:.0f} frames, {run['new_tokens']:.0f} tokens, {name}"
+                times = [f"{one['seconds']:.0f} s, {one['peak_gb']:.1f} GB" for one in (run, theirs)]
+                rows.append([work, times[0], peer, times[1], f"{theirs['seconds'] / run['seconds']:.1f}×"])
+    return rows
+
+
+def reading_parts() -> Iterator[Part]:
+    result = load("reading")
+    yield (
+        result,
+        [
+            [
+                f"{result['frames']} frames of {result['minutes']} minutes of 1080p, {name}",
+                f"{kind['vl3edge_s']:.1f} s",
+                "decoding all with PyAV",
+                f"{kind['decode_all_s']:.1f} s",
+                f"{kind['ratio']:.1f}×",
+            ]
+            for name, kind in result["kinds"].items()
+        ],
+    )
+
+
+def reuse_parts() -> Iterator[Part]:
+    works = {
+        "second_question": ("first token of a second question", "of the first"),
+        "static_clip": ("caption of a clip without motion", "reuse and DiffFP off"),
+    }
+    for name, entry in load("reuse").items():
+        rows = []
+        for key, (work, against) in works.items():
+            times = [f"{entry[key][speed]:.2f} s" for speed in ("fast_s", "slow_s")]
+            rows.append([f"{work}, {name}", times[0], against, times[1], f"{entry[key]['ratio']:.1f}×"])
+        yield entry, rows
