@@ -64,6 +64,10 @@ class SamplingPlan:
             raise ConfigError(f"rule must be 'fps' or 'index', not {self.rule!r}")
 
 
+MAX_DRAFTS = 8
+"""Drafted tokens in one pass, at most: products of nine rows still read the weights once."""
+
+
 @dataclass(frozen=True)
 class PruningConfig:
     """DiffFP: which video tokens are dropped because they did not change.
@@ -74,11 +78,14 @@ class PruningConfig:
         budget.
     max_visual_tokens: of each video; the threshold is raised until no more are kept. The first frame stays whole and
         every other keeps one token, so that many it must allow. Images are never pruned and need not fit.
+    keep_ratio: the share, above 0 and at most 1, of what is left then (or of all tokens, where DiffFP is off) that the
+        decoder is given: the most unique of a video's tokens, at least one of every frame. Images keep all.
     """
 
     threshold: float | Literal["auto"] = 0.1
     enabled: bool | None = None
     max_visual_tokens: int | None = None
+    keep_ratio: float | None = None
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -89,11 +96,18 @@ class PruningConfig:
             raise ConfigError(f"max_visual_tokens must be at least 1, not {self.max_visual_tokens}")
         if self.enabled is False and self.max_visual_tokens is not None:
             raise ConfigError("max_visual_tokens needs pruning, which is switched off")
+        if self.keep_ratio is not None and not 0 < self.keep_ratio <= 1:
+            raise ConfigError(f"keep_ratio must be above 0 and at most 1, not {self.keep_ratio}")
+
+    @property
+    def chooses_threshold(self) -> bool:
+        """Whether the threshold depends on all frames of a clip, so that all are read before the first is encoded."""
+        return self.threshold == "auto" or self.max_visual_tokens is not None
 
     @property
     def needs_whole_clip(self) -> bool:
-        """Whether the threshold depends on all frames of a clip, so that all are read before the first is encoded."""
-        return self.threshold == "auto" or self.max_visual_tokens is not None
+        """Whether any choice depends on all of a clip, so that a stream cannot be pruned so."""
+        return self.chooses_threshold or self.keep_ratio is not None
 
 
 @dataclass(frozen=True)
@@ -110,6 +124,8 @@ class GenerationConfig:
     repetition_penalty: 1.0 is off; applied to every token of the prompt and the answer so far; to those of the answer
         alone in the authors' layout, whose release gives transformers no ids of the prompt.
     seed: of the sampler; None draws one. The same seed gives the same text on the same machine.
+    draft_tokens: tokens looked up in what was said before and checked in one pass, 0 (off) to 8. They change no answer;
+        where they do not pay, none are tried. None is 8 where the bundle's decoder can check them. Batches have none.
     """
 
     max_new_tokens: int | None = None
@@ -118,9 +134,12 @@ class GenerationConfig:
     top_k: int | None = None
     repetition_penalty: float | None = None
     seed: int | None = None
+    draft_tokens: int | None = None
 
     def __post_init__(self) -> None:
         _check_types(self)
+        if self.draft_tokens is not None and not 0 <= self.draft_tokens <= MAX_DRAFTS:
+            raise ConfigError(f"draft_tokens must be 0 to {MAX_DRAFTS}, not {self.draft_tokens}")
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
         temperature, penalty = self.temperature, self.repetition_penalty
@@ -136,7 +155,7 @@ class GenerationConfig:
             raise ConfigError(f"seed must be a whole number, 0 or more, not {self.seed}")
 
     def filled(self, model: GenerationSpec) -> GenerationConfig:
-        """A copy whose open fields are filled from the model's defaults; only seed may still be None."""
+        """A copy whose open fields are filled from the model's defaults; seed and draft_tokens may still be None."""
         own = {"temperature": model.temperature if model.do_sample else 0.0, "top_p": model.top_p, "top_k": model.top_k}
         own["repetition_penalty"] = model.repetition_penalty
         taken: dict[str, Any] = {name: value for name, value in own.items() if getattr(self, name) is None}

@@ -3,12 +3,14 @@
 It is not traced, because no tracer emits the fused operators that matter. Queries, keys and values are one product;
 `attention.py` rotates, appends to the KV cache in place (input and output share one buffer) and masks;
 `SkipSimplifiedLayerNormalization` also adds the residual; everything after the last layer's attention runs for the last
-position only, so that a prefill of a thousand tokens computes one row of logits.
+position only, so that a prefill of a thousand tokens computes one row of logits, or for the last few when drafts are
+checked.
 
 Inputs  inputs_embeds float32 [B, S, H]; seqlens_k int32 [B] (tokens in the cache after this call, minus one);
         total_sequence_length int32 [] (the largest of them plus one);
+        logits_from int64 [1], the first of the K positions that have logits, counted from the end: -K;
         past_key_values.{i}.{key,value} float32 [B, kv_heads, capacity, head_dim]
-Outputs logits float32 [B, vocab] of the last position; token int64 [B], their argmax;
+Outputs logits float32 [B · K, vocab]; token int64 [B · K], their argmax;
         present.{i}.{key,value}: bind the buffers of past_key_values here
 With S > 1, B must be 1 (a limit of GroupQueryAttention); batches are prefilled one row at a time into one cache.
 
@@ -29,6 +31,7 @@ from onnx import TensorProto
 
 from vl3edge.models.config import TextConfig
 from vl3edge.runtime.bundle.manifest import TextSpec
+from vl3edge.runtime.decode.graph import LOGITS_FROM
 from vl3edge.runtime.decode.rope import rotary_frequencies
 
 from ..onnx_writer import GraphWriter
@@ -147,15 +150,20 @@ class DecoderBuilder:
         gated = self.graph.node("Mul", [active, up], f"layers.{layer}.gated")
         return self.linear(gated, f"layers.{layer}.down", [stem + "down_proj"])
 
-    def last_position(self, x: str, name: str) -> str:
-        """[B, S, H] -> [B, 1, H]: the last of the S positions."""
-        last = self.graph.weight(f"{name}.index", np.array([-1], np.int64))
-        return str(self.graph.node("Gather", [x, last], name, axis=1))
+    def last_positions(self, x: str, name: str) -> str:
+        """[B, S, H] -> [B, K, H]: the positions that have logits."""
+        end = self.graph.weight(f"{name}.end", np.array([np.iinfo(np.int64).max], np.int64))
+        axis = self.graph.weight(f"{name}.axis", np.array([1], np.int64))
+        return str(self.graph.node("Slice", [x, LOGITS_FROM, end, axis], name))
+
+    def flat(self, x: str) -> str:
+        """[B, K, H] -> [B · K, H]."""
+        shape = self.graph.weight("head.shape", np.array([-1, self.config.hidden_size], np.int64))
+        return str(self.graph.node("Reshape", [x, shape], "head.input"))
 
     def head(self, x: str, embeddings: StoredMatrix | None) -> str:
-        """Logits [B, vocab] of x [B, 1, H]; the tied matrix is read from the embeddings' own file."""
-        axis = self.graph.weight("head.axis", np.array([1], np.int64))
-        flat = self.graph.node("Squeeze", [x, axis], "head.input")
+        """Logits [B · K, vocab] of x [B, K, H]; the tied matrix is read from the embeddings' own file."""
+        flat = self.flat(x)
         if embeddings is None:
             weight = self.stored("lm_head.weight", self.source.array("lm_head.weight"))
         else:
@@ -196,12 +204,13 @@ class DecoderBuilder:
     def layers(self) -> Iterator[int]:
         """Declares the inputs, then emits one layer at each step, then the last norm."""
         hidden, update = self.inputs(), ""
+        self.graph.input(LOGITS_FROM, TensorProto.INT64, [1])
         cached = CachedAttention(self.graph, self.config, self.cache_head_dim, *self.rotary_tables())
         for layer in range(self.config.num_layers):
             attended, hidden = self.attended(hidden, update, layer, cached)
             if layer == self.config.num_layers - 1:
-                attended = self.last_position(attended, "last.attended")
-                hidden = self.last_position(hidden, "last.hidden")
+                attended = self.last_positions(attended, "last.attended")
+                hidden = self.last_positions(hidden, "last.hidden")
             update, hidden = self.transformed(hidden, attended, layer)
             yield layer
         self._last = self.add_and_norm(hidden, update, PREFIX + "norm.weight", "final_norm")[0]
@@ -239,8 +248,8 @@ class DecoderBuilder:
         config, graph = self.config, self.graph
         logits = self.head(self._last, embeddings)
         graph.node("ArgMax", [logits], "token", axis=-1, keepdims=0)
-        graph.output("logits", TensorProto.FLOAT, ["batch", config.vocab_size])
-        graph.output("token", TensorProto.INT64, ["batch"])
+        graph.output("logits", TensorProto.FLOAT, ["results", config.vocab_size])
+        graph.output("token", TensorProto.INT64, ["results"])
         self.outputs()
 
     def outputs(self) -> None:

@@ -37,7 +37,7 @@ from .fp16_graph import FLOAT, HALF, Fp16Graph
 
 _IN_HALF = {"MatMulNBits", "MatMul", "Gemm", "GroupQueryAttention", "Add", "QuickGelu", "Mul", "Concat"}
 _IN_FLOAT = {"SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization"}
-_AS_GIVEN = {"Gather", "Squeeze"}
+_AS_GIVEN = {"Gather", "Slice", "Reshape"}
 _WIDEST_ROW, _NARROWEST_ROW = 256, 64  # of a vocabulary: what one block of threads takes; what is worth a second stage
 
 

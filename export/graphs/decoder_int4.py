@@ -126,8 +126,7 @@ class QuantizedDecoderBuilder(DecoderBuilder):
     def head(self, x: str, embeddings: StoredMatrix | None) -> str:
         if HEAD not in self._names:
             return super().head(x, embeddings)
-        axis = self.graph.weight("head.axis", np.array([1], np.int64))
-        flat = self.graph.node("Squeeze", [x, axis], "head.input")
+        flat = self.flat(x)
         layer = self._linears.linear(HEAD)
         if self._shared_head is None:
             product = self.product(flat, "lm_head", layer)

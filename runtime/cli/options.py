@@ -113,6 +113,12 @@ def add_pruning(group: argparse._ArgumentGroup) -> None:
         "--max-visual-tokens", type=int, metavar="N", help="at most N tokens per video; raises the threshold to fit"
     )
     group.add_argument("--no-pruning", action="store_true", help="keep every video token")
+    group.add_argument(
+        "--keep-ratio",
+        type=float,
+        metavar="R",
+        help="give the decoder this share of a video's tokens left by DiffFP, the most unique ones (default: 1)",
+    )
 
 
 def add_source_fps(group: argparse._ArgumentGroup) -> None:
@@ -159,6 +165,12 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
         help="above 1 discourages repetition (default: the model's, or 1)",
     )
     group.add_argument("--seed", type=int, metavar="N", help="random seed, for repeatable answers (default: a new one)")
+    group.add_argument(
+        "--draft-tokens",
+        type=int,
+        metavar="N",
+        help="check up to N tokens at once that were said before; same answers, sooner (0: off; default: 8)",
+    )
 
 
 def add_system(parser: argparse.ArgumentParser) -> None:
@@ -219,7 +231,8 @@ def pruning_config(options: argparse.Namespace) -> PruningConfig:
         raise ConfigError("--threshold and --no-pruning are mutually exclusive")
     defaults = PruningConfig()
     threshold = defaults.threshold if options.threshold is None else options.threshold
-    return PruningConfig(threshold, False if options.no_pruning else None, options.max_visual_tokens)
+    enabled = False if options.no_pruning else None
+    return PruningConfig(threshold, enabled, options.max_visual_tokens, options.keep_ratio)
 
 
 def generation_config(options: argparse.Namespace) -> GenerationConfig:
@@ -230,6 +243,7 @@ def generation_config(options: argparse.Namespace) -> GenerationConfig:
         top_k=options.top_k,
         repetition_penalty=options.repetition_penalty,
         seed=options.seed,
+        draft_tokens=options.draft_tokens,
     )
 
 

@@ -70,7 +70,9 @@ def add_to(commands: Any) -> None:
         "--context", type=int, metavar="N", help="remember at most N tokens (default: the model's context)"
     )
     shared.add_generation(parser)
-    parser.set_defaults(run=run, max_visual_tokens=None)  # no one knows how much of a stream is to come
+    parser.set_defaults(
+        run=run, max_visual_tokens=None, keep_ratio=None
+    )  # no one knows how much of a stream is to come
 
 
 def _add_source(parser: argparse.ArgumentParser) -> None:

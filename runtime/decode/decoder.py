@@ -13,6 +13,7 @@ import numpy as np
 
 from ..backends.buffers import Buffer
 from ..bundle.manifest import TextSpec
+from ..config import MAX_DRAFTS
 from .cached_decoder import CachedDecoder, unchecked
 from .graph import Binding, BoundTensor, DecoderGraph, check_fit
 from .step_buffers import StepBuffers
@@ -36,10 +37,16 @@ class Decoder(CachedDecoder):
         self._capacity = np.zeros((), np.int32)  # in the place of _total where steps are captured
         self._prompt: Buffer | None = None
         self._steps: dict[int, Binding] = {}  # by the number of rows
+        self._checked: dict[str, Buffer] = {}  # logits and tokens where drafts are checked
+        self._checked_rows = 0  # as many were, in the last run
 
     @property
     def prefill_chunk(self) -> int:
         return self.graph.prefill_chunk
+
+    @property
+    def checks_drafts(self) -> bool:
+        return self.graph.checks_drafts
 
     def available_bytes(self) -> int | None:
         return self.graph.available_bytes()
@@ -68,8 +75,17 @@ class Decoder(CachedDecoder):
         self._append(self.graph.prompts, row, embeddings[:last])
         self._append(self.graph, row, embeddings[last:])
 
-    def _append(self, graph: DecoderGraph, row: int, embeddings: np.ndarray) -> None:
-        """Runs embeddings [S, hidden_size], S >= 0, through a graph."""
+    def _check_drafts(self, embeddings: np.ndarray) -> None:
+        if not self._checked:
+            zeros, most = self.graph.memory.zeros, 1 + MAX_DRAFTS
+            self._checked = {
+                "logits": zeros((most, self.spec.vocab_size), np.float32, staged=True),
+                "tokens": zeros((most,), np.int64, staged=True),
+            }
+        self._append(self.graph, 0, embeddings, len(embeddings))
+
+    def _append(self, graph: DecoderGraph, row: int, embeddings: np.ndarray, checked: int = 0) -> None:
+        """Runs embeddings [S, hidden_size], S >= 0, through a graph. checked: the last ones that all have logits."""
         count = len(embeddings)
         if count == 0:
             return
@@ -79,7 +95,8 @@ class Decoder(CachedDecoder):
         part.write(embeddings)
         tensor = BoundTensor(part, (1, count, self.spec.hidden_size))
         totals = self._announce(slice(row, row + 1), count)
-        graph.run(self._bind(graph, tensor, row, 1, self._total))
+        graph.run(self._bind(graph, tensor, row, 1, self._total, checked=checked))
+        self._checked_rows = checked
         self.cache.lengths[row] = totals[0]
 
     def _step(self, embeddings: np.ndarray) -> None:
@@ -96,6 +113,7 @@ class Decoder(CachedDecoder):
                 self.graph, tensor, 0, count, total, captured=self._buffers.captured
             )
         self.graph.run(binding)
+        self._checked_rows = 0
         self.cache.lengths[:count] = totals
 
     def _announce(self, rows: slice, tokens: int) -> np.ndarray:
@@ -106,6 +124,8 @@ class Decoder(CachedDecoder):
         return totals
 
     def _read(self, name: str) -> np.ndarray:
+        if self._checked_rows:
+            return self._checked[name].rows(0, self._checked_rows).read()
         return {"logits": self._buffers.logits, "tokens": self._buffers.tokens}[name].read()
 
     def _bind(
@@ -116,21 +136,29 @@ class Decoder(CachedDecoder):
         rows: int,
         total: np.ndarray,
         captured: bool = False,
+        checked: int = 0,
     ) -> Binding:
-        """A binding of every input and output to our own buffers, present on past, for `rows` rows from `row` on."""
+        """A binding of every input and output to our own buffers, present on past, for `rows` rows from `row` on.
+
+        checked: positions of the only row that have logits, if more than the last.
+        """
 
         def part(buffer: Buffer) -> BoundTensor:
             return BoundTensor(buffer.rows(row, row + rows), (rows, *buffer.shape[1:]))
 
         inputs = {"inputs_embeds": embeddings, "seqlens_k": part(self._buffers.seqlens)}
-        outputs = (
-            {"logits": part(self._buffers.logits), "token": part(self._buffers.tokens)} if graph is self.graph else {}
-        )
+        outputs: dict[str, BoundTensor] = {}
+        if checked:
+            logits, tokens = self._checked["logits"], self._checked["tokens"]
+            outputs["logits"] = BoundTensor(logits, (checked, self.spec.vocab_size))
+            outputs["token"] = BoundTensor(tokens, (checked,))
+        elif graph is self.graph:
+            outputs |= {"logits": part(self._buffers.logits), "token": part(self._buffers.tokens)}
         for layer in range(self.spec.num_layers):
             for kind, name in enumerate(("key", "value")):
                 buffer = part(self.cache.buffers[2 * layer + kind])
                 inputs[f"past_key_values.{layer}.{name}"] = outputs[f"present.{layer}.{name}"] = buffer
-        return graph.bind(inputs, outputs, total, captured)
+        return graph.bind(inputs, outputs, total, captured, checked or 1)
 
 
 def run_once(graph: DecoderGraph, spec: TextSpec) -> None:

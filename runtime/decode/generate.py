@@ -18,6 +18,7 @@ from ..errors import BackendError, Vl3EdgeError
 from ..prompt.splice import EmbeddingTable, SplicedPrompt, common_prefix
 from ..prompt.tokenizer import Detokenizer, Tokenizer
 from .cached_decoder import CachedDecoder
+from .drafts import DraftedSteps
 from .sequence import FinishReason, SequenceState, check_room
 
 
@@ -79,6 +80,7 @@ class Generator:
         self._tokenizer = tokenizer
         self._eos_ids = frozenset(eos_ids)
         self._defaults = defaults
+        self._steps = DraftedSteps(decoder, table)
         self._keys = np.zeros(0, np.int64)  # what stands at the decoder's positions; valid up to its length
         self._run = 0
 
@@ -138,7 +140,7 @@ class Generator:
 
         Raises ContextLengthError if the prompt leaves no room for an answer, at the call.
         """
-        return self._tokens(prompt, self._state_of(prompt, config))
+        return self._tokens(prompt, self._state_of(prompt, config), config.draft_tokens)
 
     def new_tokens(self, config: GenerationConfig, prompt_tokens: int) -> int:
         """The upper limit of tokens after a prompt of so many, by the config or else the model."""
@@ -147,15 +149,16 @@ class Generator:
     def _state_of(self, prompt: SplicedPrompt, config: GenerationConfig) -> SequenceState:
         return SequenceState(prompt, config, self._eos_ids, self._decoder.spec.max_position_embeddings, self._defaults)
 
-    def _tokens(self, prompt: SplicedPrompt, answer: SequenceState) -> Iterator[int]:
+    def _tokens(self, prompt: SplicedPrompt, answer: SequenceState, drafts: int | None) -> Iterator[int]:
         self._run += 1
         run = self._run
-        decoder = self._decoder
+        decoder, steps = self._decoder, self._steps
         decoder.reserve(answer.max_length)
         self._hold(prompt, self.reusable(prompt), np.zeros(answer.max_length - len(prompt), np.int64))
+        steps.begin(prompt.ids, drafts)
         while True:
             try:
-                token = answer.append_choice(decoder.token, lambda: decoder.logits[0])
+                token = answer.append_choice(steps.token, lambda: steps.logits)
             except BackendError:
                 decoder.wipe()
                 raise
@@ -163,9 +166,10 @@ class Generator:
             if self._run != run:
                 raise Vl3EdgeError("another question to the same model interrupted this answer")
             if answer.finish_reason is not None:
+                steps.settle()
                 return
-            self._keys[answer.length - 1] = token
-            decoder.advance(np.array([token]), self._table)
+            held = steps.advance(token, answer.max_length - answer.length)
+            self._keys[answer.length - 1 :][: len(held)] = held
 
     def reusable(self, prompt: SplicedPrompt) -> int:
         """How many of the prompt's tokens are in the cache; its last one is always run, for its logits."""

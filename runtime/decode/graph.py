@@ -24,10 +24,14 @@ from ..backends.onnxruntime import Backend, guarded, import_onnxruntime
 from ..backends.warm_up import WarmUp
 from ..bundle.bundle import Bundle
 from ..bundle.manifest import DECODER_GRAPH, FP16_DECODER_GRAPH, PREFILL_GRAPH, TextSpec
+from ..config import MAX_DRAFTS
 from ..errors import BackendError, BackendWarning, BundleError
 from .prefill_chunk import PREFILL_CHUNK, gpu_chunk
 
+LOGITS_FROM = "logits_from"
+"""The input by which the last few positions have logits; bundles of before have it not."""
 MAX_CAPTURES = 128  # six capacities of a context of 32,768, with up to 16 rows
+_FROM = [np.array([-count], np.int64) for count in range(2 + MAX_DRAFTS)]  # its values, by the number of positions
 _GRAPH_ID = "gpu_graph_id"
 _NO_CAPTURE = -1
 _CACHE_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -75,8 +79,14 @@ class DecoderGraph:
         self.prompts = prompts
         self.prefill_chunk = prefill_chunk
         self.warming: WarmUp | None = None
+        self._inputs = {value.name for value in session.get_inputs()}
         self._ids: dict[tuple[Any, ...], int] = {}
         self._options: dict[int, Any] = {}
+
+    @property
+    def checks_drafts(self) -> bool:
+        """Whether the last few positions can have logits."""
+        return LOGITS_FROM in self._inputs
 
     @property
     def cache_dtype(self) -> type:
@@ -95,8 +105,11 @@ class DecoderGraph:
         outputs: Mapping[str, BoundTensor],
         total: np.ndarray,
         captured: bool = False,
+        results: int = 1,
     ) -> Binding:
         """Binds all tensors, and `total` int32 [] as total_sequence_length; their addresses are kept, not they.
+
+        results: the last positions that have logits, more than one if the graph takes it (`checks_drafts`).
 
         captured: this binding will be run often; nothing but the content of its buffers will change.
         """
@@ -105,7 +118,9 @@ class DecoderGraph:
             for name, tensor in tensors.items():
                 buffer = tensor.buffer
                 bind(name, self.memory.kind, 0, buffer.dtype.type, tensor.shape, buffer.address)
-        handle.bind_input("total_sequence_length", "cpu", 0, total.dtype.type, total.shape, total.ctypes.data)
+        on_host = {"total_sequence_length": total} | ({LOGITS_FROM: _FROM[results]} if self.checks_drafts else {})
+        for name, array in on_host.items():
+            handle.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
         if not (captured and self.captures):
             return Binding(handle, None)
         places = [(name, t.buffer.address, t.shape) for tensors in (inputs, outputs) for name, t in tensors.items()]
@@ -197,7 +212,7 @@ def _fits(session: Any, spec: TextSpec, results: set[str]) -> bool:
     outputs = {value.name: tuple(value.shape) for value in session.get_outputs()}
     caches = {f"past_key_values.{layer}" for layer in layers}
     return (
-        set(inputs) == {"inputs_embeds", "seqlens_k", "total_sequence_length"} | caches
+        set(inputs) - {LOGITS_FROM} == {"inputs_embeds", "seqlens_k", "total_sequence_length"} | caches
         and set(outputs) == {f"present.{layer}" for layer in layers} | results
         and {inputs[name][1::2] for name in caches} == {(spec.num_kv_heads, spec.head_dim)}
         and inputs["inputs_embeds"][-1] == spec.hidden_size

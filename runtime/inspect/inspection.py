@@ -23,6 +23,7 @@ from .. import roofline as workload
 from ..backends.select import select_backend
 from ..bundle.bundle import Bundle
 from ..config import GenerationConfig, MediaKind, PruningConfig, SamplingPlan
+from ..errors import ConfigError
 from ..host import cores
 from ..media.addresses import without_secrets
 from ..memory_estimate import MemoryEstimate, estimate
@@ -198,6 +199,8 @@ def inspect(
     speed: of the machine; None measures it. Raises MediaError, ConfigError, BundleError as encoding and asking would.
     """
     manifest, pruning = bundle.manifest, pruning or PruningConfig()
+    if pruning.keep_ratio is not None:
+        raise ConfigError("keep_ratio depends on the encoder, which does not run here: leave it out")
     processor, patch = manifest.processor, manifest.vision.patch_size
     encoder = ClipEncoder(VisionEngines(bundle, select_backend("cpu", 0)), processor, patch)
     opened = encoder.open(media, kind, sampling)

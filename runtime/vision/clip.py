@@ -36,7 +36,7 @@ class Clip:
     start_s, end_s: the part of the video that was sampled; None for an image.
     timestamps_s: of the sampled frames, from the start of the stream; (0.0,) for an image.
     height_px, width_px: of the frames as the model saw them.
-    tokens_per_frame: visual tokens kept, frame by frame. num_pruned: those DiffFP dropped.
+    tokens_per_frame: visual tokens kept, frame by frame. num_pruned: those that were dropped.
     threshold: of DiffFP, the one used; None if the clip was not pruned by it.
     """
 

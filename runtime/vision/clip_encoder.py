@@ -94,6 +94,8 @@ class ClipEncoder:
             check_budget(media.name, media.num_frames, size[0] * size[1] // work.block**2, pruning.max_visual_tokens)
         at_once = self._frames_per_call(media.name, shape, size)
         parts = self._parts(media, size, work, pruning, at_once)
+        if media.kind == "video" and pruning.keep_ratio is not None:
+            parts = work.most_unique(parts, pruning.keep_ratio)
         return PendingClip(media, size, work, read_ahead(parts) if self._vision.runs_beside_decoder else parts)
 
     def begin_all(
@@ -124,7 +126,7 @@ class ClipEncoder:
         pruning = pruning or PruningConfig()
         if pruning.needs_whole_clip:
             raise ConfigError(
-                "streams are pruned as they arrive: the threshold must be a number, without a token budget"
+                "streams are pruned as they arrive: the threshold must be a number, without a budget or keep_ratio"
             )
         spec = self._processor.video
         sharing = frames_expected or frames_sharing_budget(spec, self._processor.max_frames)
@@ -140,7 +142,7 @@ class ClipEncoder:
 
     def pruner(self, kind: MediaKind, pruning: PruningConfig) -> FramePruner | None:
         """What would prune such media; None where every token is kept. A chosen threshold is yet to be set."""
-        asked = True if pruning.needs_whole_clip and pruning.enabled is None else pruning.enabled
+        asked = True if pruning.chooses_threshold and pruning.enabled is None else pruning.enabled
         enabled = self._processor.token_compression if asked is None else asked
         if not enabled or kind == "image":
             return None
@@ -173,7 +175,7 @@ class ClipEncoder:
     ) -> Iterator[EncodedFrames]:
         with closing(read_ahead(self._frames(media, size, at_once))) as reader:
             chunks = _timed(reader, work)
-            if work.threshold is not None and pruning.needs_whole_clip:
+            if work.threshold is not None and pruning.chooses_threshold:
                 # The resized frames are held, at most 39 MB within the released models' pixel budget: decoding twice
                 # would double a stage that often is the longest.
                 held = list(chunks)

@@ -7,7 +7,7 @@ frame that is identical to its predecessor is not encoded again.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -19,6 +19,7 @@ from ..errors import BackendError
 from .difffp import FramePruner
 from .difffp_threshold import choose_threshold
 from .engines import VisionEngines
+from .uniqueness import unique_tokens
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,17 @@ class FrameEncoder:
         self.vision_s += encoded - pruned
         self.prune_s += pruned - begin
         return EncodedFrames(tokens, tuple(keep.sum(axis=1).tolist()))
+
+    def most_unique(self, parts: Iterator[EncodedFrames], keep_ratio: float) -> Iterator[EncodedFrames]:
+        """The clip in one part, of whose tokens a share is kept (`uniqueness.py`)."""
+        held = list(parts)
+        begin = time.perf_counter()
+        tokens = np.concatenate([part.tokens for part in held])
+        counts = [count for part in held for count in part.tokens_per_frame]
+        keep = unique_tokens(tokens, counts, round(keep_ratio * len(tokens)))
+        kept = tuple(int(part.sum()) for part in np.split(keep, np.cumsum(counts)[:-1]))
+        self.prune_s += time.perf_counter() - begin
+        yield EncodedFrames(tokens[keep], kept)
 
     def restart(self) -> None:
         """The next frame is the first of a clip: it is encoded, and all its tokens are kept."""

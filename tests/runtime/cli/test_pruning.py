@@ -50,7 +50,14 @@ def test_a_budget_is_of_each_clip_and_too_small_a_one_costs_its_own_record(
     assert records[1]["num_tokens"] == 23
 
 
+def test_a_share_of_the_tokens(capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = run(capsys, "caption", CLIP, "--keep-ratio", 0.5, "--max-new-tokens", 2)
+    assert status == 0
+    assert "44 of 144 visual tokens |" in err  # half of 87
+
+
 USAGE = {
+    "keep nothing": (["--keep-ratio", "0"], "keep_ratio must be above 0"),
     "threshold": (["--threshold", "low"], "must be a number or auto, not 'low'"),
     "negative": (["--threshold", "-1"], "threshold must be a number, 0 or more, or 'auto'"),
     "no budget": (["--max-visual-tokens", "0"], "max_visual_tokens must be at least 1"),
