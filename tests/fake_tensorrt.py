@@ -35,7 +35,7 @@ class FakeLock:
 
 
 class FakeDevice:
-    """A `Device` that counts what is allocated."""
+    """A `Device` that counts what is allocated, what crosses the bus, and how often it is waited for."""
 
     name = "Fake GPU"
     capability = (8, 9)
@@ -46,7 +46,7 @@ class FakeDevice:
         self.pins: dict[int, np.ndarray] = {}
         self.uploaded: list[int] = []
         self.downloaded: list[int] = []
-        self.pending = 0
+        self.pending = self.waits = 0
         self.lock = FakeLock()
 
     def allocate(self, num_bytes: int) -> int:
@@ -104,6 +104,7 @@ class FakeDevice:
 
     def synchronize(self) -> None:
         self.pending = 0
+        self.waits += 1
 
 
 class _Severity(enum.IntEnum):

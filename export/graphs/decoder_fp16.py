@@ -9,8 +9,13 @@ cast to float32 before the greedy token is chosen.
 No weight is stored twice (`fp16_graph.py`): the graph refers to the bytes of `decoder.onnx.data` and of the embeddings'
 file. Quantized products read their float16 scales as stored.
 
-Inputs and outputs are those of `decoder.onnx` (`decoder.py`), except that the cache is float16. accuracy_level is
-omitted: CUDA's MatMulNBits computes in its input's type regardless.
+Inputs and outputs are those of `decoder.onnx` (`decoder.py`), except that the cache is float16. If the head is tied to
+the embeddings (`token_lookup.py`) there are two more:
+  tokens int64 [B, 1]: their embeddings replace inputs_embeds, except where they are negative
+  next_seqlens_k int32 [B · K]: seqlens_k of the next step
+so that a step can read what the one before wrote, in the same buffers: everything that reads them runs before the token
+is known, and both are written after. accuracy_level is omitted: CUDA's MatMulNBits computes in its input's type
+regardless.
 
 Four casts per layer remain, two on either side of each norm. `SkipSimplifiedLayerNormalization` has one type for all
 inputs and outputs; the one CUDA norm that maps float32 to float16 does not add, so it would need an `Add` for the cast
@@ -32,8 +37,10 @@ import onnx
 from onnx import TensorProto, helper
 
 from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, FP16_DECODER_GRAPH
+from vl3edge.runtime.decode.graph import NEXT_LENGTHS, TOKENS_INPUT
 
 from .fp16_graph import FLOAT, HALF, Fp16Graph
+from .token_lookup import emit_lookup, tied_table
 
 _IN_HALF = {"MatMulNBits", "MatMul", "Gemm", "GroupQueryAttention", "Add", "QuickGelu", "Mul", "Concat"}
 _IN_FLOAT = {"SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization"}
@@ -54,6 +61,16 @@ class _Fp16Decoder(Fp16Graph):
         for value in (*self.graph.input, *self.graph.output):
             if value.name.startswith(("past_key_values.", "present.")):
                 value.type.tensor_type.elem_type = HALF
+        self._table = tied_table(self)
+
+    def begin(self) -> None:
+        super().begin()
+        if not self._table:
+            return
+        emit_lookup(self, self._table, TOKENS_INPUT, "inputs_embeds", "hidden")
+        self.replace("inputs_embeds", "hidden")
+        self.graph.input.append(helper.make_tensor_value_info(TOKENS_INPUT, TensorProto.INT64, ["batch", 1]))
+        self.graph.output.append(helper.make_tensor_value_info(NEXT_LENGTHS, TensorProto.INT32, ["results"]))
 
     def take(self, node: onnx.NodeProto) -> None:
         if node.op_type == "If":
@@ -62,6 +79,8 @@ class _Fp16Decoder(Fp16Graph):
             self.alias(node.output[0], node.input[0])
         elif node.op_type == "ArgMax":
             self._emit_greedy(node)
+            if self._table:
+                self._emit_next(node.output[0])
         elif node.op_type == "MatMulNBits":
             self.emit(_exact(node))
         elif not node.name.startswith("attention."):  # those are for the branch that is left out
@@ -97,6 +116,13 @@ class _Fp16Decoder(Fp16Graph):
         self.append("TopK", [f"{name}.bests", one], [f"{name}.value", f"{name}.row"], axis=1)  # both [B, 1, 1]
         self.append("GatherElements", [f"{name}.ids", f"{name}.row"], [f"{name}.best"], axis=1)
         self.append("Squeeze", [f"{name}.best", self.constant(f"{name}.axes", [1, 2], [2])], [name])
+
+    def _emit_next(self, token: str) -> None:
+        """The lengths, one longer: a token is 0 or more. That makes them wait for it, and so for all that read them."""
+        least, one, longer = (f"{NEXT_LENGTHS}.{what}" for what in ("least", "one", "longer"))
+        self.append("GreaterOrEqual", [token, self.constant(least, [0], [1])], [one])
+        self.append("Cast", [one], [longer], to=TensorProto.INT32)
+        self.append("Add", ["seqlens_k", longer], [NEXT_LENGTHS])
 
 
 def _row_width(vocabulary: int) -> int | None:

@@ -48,12 +48,7 @@ class Fp16Graph(ABC):
     def write(self, path: Path) -> Path:
         """Rewrites the whole graph; returns the path of the new one, in the same folder."""
         graph = self.graph
-        for value in graph.input:
-            if (dtype := value.type.tensor_type.elem_type) in _SUFFIX:
-                self._forms[value.name] = {dtype: value.name}
-        for value in graph.output:
-            if value.name in self._results:
-                value.type.tensor_type.elem_type = self._results[value.name]
+        self.begin()
         for node in graph.node:
             self.take(node)
         nodes = self._live()
@@ -67,6 +62,15 @@ class Fp16Graph(ABC):
                 opset.version = OPSET
         path.write_bytes(self._model.SerializeToString())
         return path
+
+    def begin(self) -> None:
+        """Takes up inputs and outputs."""
+        for value in self.graph.input:
+            if (dtype := value.type.tensor_type.elem_type) in _SUFFIX:
+                self._forms[value.name] = {dtype: value.name}
+        for value in self.graph.output:
+            if value.name in self._results:
+                value.type.tensor_type.elem_type = self._results[value.name]
 
     def take(self, node: onnx.NodeProto) -> None:
         """Emits the replacement of a node."""
@@ -83,6 +87,10 @@ class Fp16Graph(ABC):
         return ExportError(
             f"{self._path.name} has a node {node.op_type} that this version does not know; export again."
         )
+
+    def replace(self, name: str, value: str) -> None:
+        """Puts a value of the same type, made by `append`, for another in all nodes to come."""
+        self._forms[name] = {self.given(name): value}
 
     def is_float(self, name: str) -> bool:
         """Whether a name is a weight, an input or a value in one of the two float types."""

@@ -28,8 +28,10 @@ from ..config import MAX_DRAFTS
 from ..errors import BackendError, BackendWarning, BundleError
 from .prefill_chunk import PREFILL_CHUNK, gpu_chunk
 
+TOKENS_INPUT, NEXT_LENGTHS = "tokens", "next_seqlens_k"
+"""What a graph has, or has not, beside its inputs and outputs of old: see `DecoderGraph.looks_up`."""
 LOGITS_FROM = "logits_from"
-"""The input by which the last few positions have logits; bundles of before have it not."""
+"""The input by which the last few positions have logits, which a graph has or has not, too."""
 MAX_CAPTURES = 128  # six capacities of a context of 32,768, with up to 16 rows
 _FROM = [np.array([-count], np.int64) for count in range(2 + MAX_DRAFTS)]  # its values, by the number of positions
 _GRAPH_ID = "gpu_graph_id"
@@ -94,6 +96,14 @@ class DecoderGraph:
         types = {i.type for i in self.session.get_inputs() if i.name.startswith("past_key_values.")}
         return _CACHE_DTYPES[types.pop()] if types else np.float32
 
+    @property
+    def looks_up(self) -> bool:
+        """Whether it takes the embeddings of tokens from the table itself, and says how long rows will be after them.
+
+        A step then reads in its `tokens` and `seqlens_k` what the one before wrote: nothing of it crosses the bus.
+        """
+        return any(value.name == TOKENS_INPUT for value in self.session.get_inputs())
+
     def available_bytes(self) -> int | None:
         """What decoders may still take; None where it is not known."""
         available = self.memory.available_bytes()
@@ -126,22 +136,28 @@ class DecoderGraph:
         places = [(name, t.buffer.address, t.shape) for tensors in (inputs, outputs) for name, t in tensors.items()]
         return Binding(handle, (int(total), *places))
 
-    def run(self, binding: Binding) -> None:
-        """Runs the graph; everything is done when it returns. Raises BackendError."""
+    def run(self, binding: Binding, may_capture: bool = True) -> bool:
+        """Asks for a run; on a GPU what it writes is there for whoever asks after it. Raises BackendError.
+
+        may_capture: False runs kernel by kernel what has no capture yet.
+        Returns whether it was captured now: ONNX Runtime runs a graph once before it captures it and once afterwards.
+        """
         if self.kept is None:
             guarded(self.session.run_with_iobinding, binding.handle)
-        else:
-            graph_id = self._graph_id(binding.baked)
+            return False
+        graph_id = self._graph_id(binding.baked)
+        new = graph_id != _NO_CAPTURE and graph_id not in self._options
+        if new and not may_capture:
+            graph_id, new = _NO_CAPTURE, False
+        try:
             # While a step is captured, whatever reaches the device from another thread would spoil it.
-            new = graph_id != _NO_CAPTURE and graph_id not in self._options
-            try:
-                with self.memory.exclusive if new else nullcontext():
-                    guarded(self.session.run_with_iobinding, binding.handle, self._run_options(graph_id))
-            except BackendError:
-                self._options.pop(graph_id, None)  # it may not have been captured
-                self.kept.drop()  # what was short is memory, most likely
-                raise
-        self.memory.synchronize()
+            with self.memory.exclusive if new else nullcontext():
+                guarded(self.session.run_with_iobinding, binding.handle, self._run_options(graph_id))
+        except BackendError:
+            self._options.pop(graph_id, None)  # it may not have been captured
+            self.kept.drop()  # what was short is memory, most likely
+            raise
+        return new
 
     def _graph_id(self, baked: tuple[Any, ...] | None) -> int:
         """The id of a capture, counted from 1; 0 is ONNX Runtime's own."""
@@ -211,9 +227,12 @@ def _fits(session: Any, spec: TextSpec, results: set[str]) -> bool:
     inputs = {value.name: tuple(value.shape) for value in session.get_inputs()}
     outputs = {value.name: tuple(value.shape) for value in session.get_outputs()}
     caches = {f"past_key_values.{layer}" for layer in layers}
+    looks_up = TOKENS_INPUT in inputs
+    given = {"inputs_embeds", "seqlens_k", "total_sequence_length"} | ({TOKENS_INPUT} if looks_up else set())
+    made = {f"present.{layer}" for layer in layers} | ({NEXT_LENGTHS} if looks_up else set())
     return (
-        set(inputs) - {LOGITS_FROM} == {"inputs_embeds", "seqlens_k", "total_sequence_length"} | caches
-        and set(outputs) == {f"present.{layer}" for layer in layers} | results
+        set(inputs) - {LOGITS_FROM} == given | caches
+        and set(outputs) == made | results
         and {inputs[name][1::2] for name in caches} == {(spec.num_kv_heads, spec.head_dim)}
         and inputs["inputs_embeds"][-1] == spec.hidden_size
         and all(outputs[name][-1] == spec.vocab_size for name in results & {"logits"})

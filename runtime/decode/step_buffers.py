@@ -9,11 +9,45 @@ from __future__ import annotations
 
 import weakref
 
+import numpy as np
+
 from ..backends.buffers import Buffer
 from ..backends.kept_buffers import BufferKind, BufferSet
 from ..bundle.manifest import TextSpec
 from .graph import DecoderGraph
 from .kv_cache import KvCache, capacity_for, rung_for, rungs
+
+
+class KnownBuffer:
+    """A buffer of one number a row, and what the host knows to be in it: what is there already is not sent again."""
+
+    def __init__(self, buffer: Buffer) -> None:
+        self.buffer = buffer
+        self._values = np.zeros(buffer.shape, buffer.dtype)
+        self._known = np.zeros(buffer.shape, np.bool_)
+
+    def holds(self, rows: slice, values: np.ndarray) -> bool:
+        """Whether these rows are known to hold these values."""
+        return bool(self._known[rows].all()) and np.array_equal(self._values[rows], values)
+
+    def write(self, rows: slice, values: np.ndarray) -> None:
+        """Sets rows from `rows.start` to `rows.stop`; see `Buffer.write`."""
+        self.buffer.rows(rows.start, rows.stop).write(values)
+        self.note(rows, values)
+
+    def note(self, rows: slice, values: np.ndarray) -> None:
+        """Takes down what a run has put into rows."""
+        self._values[rows], self._known[rows] = values, True
+
+    def forget(self, rows: slice) -> None:
+        """Takes down that a run puts into rows what the host does not know."""
+        self._known[rows] = False
+
+    def read(self) -> np.ndarray:
+        """The content; see `Buffer.read`."""
+        values = self.buffer.read()
+        self.note(slice(0, len(values)), values)
+        return values
 
 
 class StepBuffers:
@@ -48,7 +82,7 @@ class StepBuffers:
             self._leave(rows, capacity)
         else:
             self.cache.resize(rows, capacity)
-            if rows != self.tokens.shape[0]:
+            if rows != self.tokens.buffer.shape[0]:
                 self._make(rows)
 
     def roomiest(self, tokens: int) -> int:
@@ -92,7 +126,8 @@ class StepBuffers:
         self._use([zeros((rows, *kind.row), kind.dtype, staged=kind.staged) for kind in self._beside()])
 
     def _use(self, buffers: list[Buffer]) -> None:
-        self.inputs, self.seqlens, self.logits, self.tokens = buffers
+        self.inputs, seqlens, self.logits, tokens = buffers
+        self.seqlens, self.tokens = KnownBuffer(seqlens), KnownBuffer(tokens)
 
     def _beside(self) -> list[BufferKind]:
         """What there is beside the cache."""
