@@ -34,13 +34,13 @@ from tokenizers import Tokenizer
 from vl3edge.models.demo.clips import MERGE, PATCH_PX, keep_above
 from vl3edge.models.demo.fine.answers import EncodedWorld, encode_clip, random_keep, right_answers
 from vl3edge.models.demo.fine.clips import held_out_clip
-from vl3edge.models.demo.fine.paired import PairedDifference, paired_difference
 from vl3edge.models.demo.fine.questions import ask_all
 from vl3edge.models.demo.fine.world import World
 from vl3edge.models.demo.questions import Question
 from vl3edge.models.demo.sequences import SequenceBuilder
 from vl3edge.models.demo.stock import VideoLlama3ForConditionalGeneration
 from vl3edge.runtime.config import PruningConfig
+from vl3edge.runtime.evaluate.paired import PairedDifference, paired_difference
 from vl3edge.runtime.vision.difffp import token_differences
 from vl3edge.runtime.vision.difffp_threshold import budget_threshold, choose_threshold, fewest_tokens
 from vl3edge.runtime.vision.uniqueness import unique_tokens

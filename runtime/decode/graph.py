@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -81,14 +82,13 @@ class DecoderGraph:
         self.prompts = prompts
         self.prefill_chunk = prefill_chunk
         self.warming: WarmUp | None = None
-        self._inputs = {value.name for value in session.get_inputs()}
         self._ids: dict[tuple[Any, ...], int] = {}
         self._options: dict[int, Any] = {}
 
-    @property
+    @cached_property
     def checks_drafts(self) -> bool:
         """Whether the last few positions can have logits."""
-        return LOGITS_FROM in self._inputs
+        return any(value.name == LOGITS_FROM for value in self.session.get_inputs())
 
     @property
     def cache_dtype(self) -> type:

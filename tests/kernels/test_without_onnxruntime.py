@@ -22,7 +22,8 @@ from wheel_sizes import EXTRA, JETPACKS, RESULTS, requirements
 
 from vl3edge.runtime import GenerationConfig, VideoLlama3
 from vl3edge.runtime.backends import onnxruntime, tensorrt
-from vl3edge.runtime.backends.onnxruntime import PatchLimit, select_backend
+from vl3edge.runtime.backends.onnxruntime import PatchLimit
+from vl3edge.runtime.backends.select import select_backend
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, Bundle, hash_file, open_bundle
 from vl3edge.runtime.bundle.kernel_set import read_kernel_set
 from vl3edge.runtime.errors import BackendError
