@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from vl3edge.runtime.roofline import cores
+from vl3edge.runtime.host import cores
 
 PACKAGES = (
     "vl3edge",
