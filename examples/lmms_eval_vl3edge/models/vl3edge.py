@@ -1,4 +1,4 @@
-"""vl3edge as a model of lmms-eval, by its interface `lmms_eval.api.model.lmms` (versions 0.2 to 0.5, simple models).
+"""vl3edge as a model of lmms-eval, by its interface `lmms_eval.api.model.lmms`, as a "simple" model.
 
     pip install lmms-eval 'vl3edge[cpu]'
     PYTHONPATH=examples LMMS_EVAL_PLUGINS=lmms_eval_vl3edge python -m lmms_eval \\
