@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tables.accuracy import demo_table, encoder_table, prefill_table, pruning_table, quantization_table
+from tables.kernels import kernel_launches, kernel_limits, kernel_registers
 from tables.reliability import reliability_table
 from tables.speed import gpu_table, headline_table, real_size_table, speed_table
 
@@ -31,6 +32,10 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "encoder": encoder_table,
     "prefill": prefill_table,
     "reliability": reliability_table,
+    "kernel-step": lambda: kernel_launches("step"),
+    "kernel-prompt": lambda: kernel_launches("prompt"),
+    "kernel-limits": kernel_limits,
+    "kernel-registers": kernel_registers,
 }
 
 

@@ -79,7 +79,7 @@ def put(monkeypatch: pytest.MonkeyPatch) -> Callable[..., FakeDriver]:
 def tuned(exported: Exported, driver: FakeDriver) -> Tuning:
     assert isinstance(driver, ClockedDriver)
     kernels = read_kernel_set(exported[0])
-    return Tuner(kernels, CudaLauncher(driver._device, kernels), lambda: driver.now).tune()
+    return Tuner(kernels, CudaLauncher(driver.device, kernels), lambda: driver.now).tune()
 
 
 def other(kernel: KernelSpec) -> bool:
@@ -125,7 +125,7 @@ def test_a_decoder_takes_what_was_chosen_and_says_the_same_tokens(copied: Export
     driver.cost = lambda kernel: 3.0 if other(kernel) else 5.0
     write_tuning(bundle.folder, tuned(copied, driver))
     driver = put(copied, Named)
-    decoders = KernelDecoders(Backend("rtx", (), "", device=driver._device), bundle)
+    decoders = KernelDecoders(Backend("rtx", (), "", device=driver.device), bundle)
     assert decoders.info["decoder"] == "kernels on Fake GPU, machine code for 8.9, tuned for it"
     folder, text = bundle.folder, bundle.manifest.text
     pair = Pair(graph_decoder(folder, text), decoders.make(), table_of(folder, text))
@@ -180,7 +180,7 @@ def test_a_choice_that_does_not_fit_is_one_line_and_ignored(copied: Exported, pu
     change(content)
     path.write_text(json.dumps(content), encoding="utf-8")
     with pytest.warns(BackendWarning, match=message) as caught:
-        decoders = KernelDecoders(Backend("rtx", (), "", device=driver._device), bundle)
+        decoders = KernelDecoders(Backend("rtx", (), "", device=driver.device), bundle)
     (warning,) = caught
     assert str(warning.message).startswith("the kernels run untuned")
     assert "run `vl3edge tune` again" in str(warning.message)
@@ -215,7 +215,7 @@ def test_the_command(
     bundle = copied[0]
     driver = put(copied)
     driver.cost = lambda kernel: 3.0 if other(kernel) else 5.0
-    monkeypatch.setattr(cli_tune, "open_device", lambda: driver._device)
+    monkeypatch.setattr(cli_tune, "open_device", lambda: driver.device)
     monkeypatch.setattr(cli_tune, "open_bundle", lambda folder, quick: replace(bundle, folder=folder))
     monkeypatch.setattr("vl3edge.runtime.kernels.tune.time.perf_counter", lambda: driver.now)
     assert main(["tune", str(bundle.folder), "--json", "-"]) == 0
