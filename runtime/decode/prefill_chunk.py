@@ -10,10 +10,13 @@ depend on it: a prompt that grows while its clip is encoded is cut where the who
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..bundle.manifest import TextSpec
 
 PREFILL_CHUNK = 512
 GPU_CHUNKS = (4096, 2048)
+LIMITED_CHUNKS = (*GPU_CHUNKS, 1024, 512)
 _SHARE = 8
 _FLOAT = 4
 
@@ -28,10 +31,11 @@ def prefill_activation_bytes(spec: TextSpec, tokens: int) -> int:
     return tokens * (5 * spec.intermediate_size + 12 * spec.hidden_size) * _FLOAT
 
 
-def gpu_chunk(spec: TextSpec, available_bytes: int | None) -> int:
+def gpu_chunk(spec: TextSpec, available_bytes: int | None, chunks: Sequence[int] = GPU_CHUNKS) -> int:
     """The largest of a GPU's chunks whose activations take an eighth of its free memory at most, else the smallest.
 
-    A float16 decoder takes less than is reckoned here. None is memory of unknown size.
+    A float16 decoder takes less than is reckoned here. None is memory of unknown size. chunks: from the largest on;
+    where the memory has a limit (--memory-limit), smaller ones as well.
     """
-    fitting = (c for c in GPU_CHUNKS if prefill_activation_bytes(spec, c) * _SHARE <= (available_bytes or 0))
-    return next(fitting, GPU_CHUNKS[-1])
+    fitting = (c for c in chunks if prefill_activation_bytes(spec, c) * _SHARE <= (available_bytes or 0))
+    return next(fitting, chunks[-1])
