@@ -43,7 +43,7 @@ class LoadedBundle:
     ) -> None:
         manifest = bundle.manifest
         self.bundle = bundle
-        self._backend = backend
+        self._backend = backend = backend.within(memory_limit)
         self._memory = MemoryBudget(manifest, backend, memory_limit)
         self._memory.check_model()
         vision = VisionEngines(bundle, backend)

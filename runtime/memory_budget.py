@@ -21,6 +21,7 @@ from .memory_estimate import (
     FLOAT,
     TEXT_TOKENS,
     frames_bytes,
+    gpu_weights_bytes,
     loading_bytes,
     prefill_bytes,
     vision_bytes,
@@ -34,27 +35,23 @@ _ADVICE = "set memory_limit (--memory-limit) if you know better"
 class MemoryBudget:
     """What the process of one model may take, by estimate (`memory_estimate.py`).
 
-    limit_bytes: None where there is no limit: on other backends than the CPU, whose memory is not the host's.
+    limit_bytes: None where there is no limit: on a GPU, whose memory it is of, unless one is given.
     """
 
     def __init__(self, manifest: Manifest, backend: Backend, memory_limit: int | None) -> None:
-        """memory_limit: in bytes; None is what is available now, and what the process has already.
-
-        Raises ConfigError for a limit on a backend that has none.
-        """
-        if memory_limit is not None and backend.name != "cpu":
-            raise ConfigError(f"memory_limit works with backend 'cpu' only, not with '{backend.name}'")
+        """memory_limit: in bytes; None is what is available now, and what the process has already."""
+        self._on_gpu = backend.device is not None
         self._manifest = manifest
         self._given = memory_limit is not None
         self.limit_bytes = memory_limit
         if memory_limit is None and backend.name == "cpu" and (available := available_bytes()) is not None:
             self.limit_bytes = available + (current_bytes() or 0)
-        self._loaded = BASE_BYTES + weights_bytes(manifest)
+        self._loaded = gpu_weights_bytes(manifest) if self._on_gpu else BASE_BYTES + weights_bytes(manifest)
         self._vision = 0  # the largest call so far: its memory is kept for the next
 
     def check_model(self) -> None:
         """Raises MemoryLimitError if the weights alone do not fit."""
-        needed = self._loaded + loading_bytes(self._manifest)
+        needed = self._loaded + (0 if self._on_gpu else loading_bytes(self._manifest))
         if self.limit_bytes is not None and needed > self.limit_bytes:
             raise MemoryLimitError(
                 f"the model needs {_gb(needed)} while it is loaded, {self._limit()}: use a bundle with fewer bits "
@@ -77,7 +74,7 @@ class MemoryBudget:
 
         def needed(frames: int) -> int:
             encoding = vision_bytes(self._manifest, frames * patches, merge_size)
-            return max(encoding, self._vision) + frames_bytes(frames, size, source)
+            return max(encoding, self._vision) + (0 if self._on_gpu else frames_bytes(frames, size, source))
 
         if needed(1) > room:
             raise MediaError(
@@ -104,8 +101,13 @@ class MemoryBudget:
             )
 
     def _context_bytes(self, tokens: int) -> int:
-        """Of each token: keys and values; its embedding in the clip, in the clip's frames and in the prompt."""
+        """Of each token: keys and values; its embedding in the clip, in the clip's frames and in the prompt.
+
+        On a GPU, whose cache is float16, keys and values alone: embeddings are the host's.
+        """
         text = self._manifest.text
+        if self._on_gpu:
+            return bytes_per_row(text, tokens, itemsize=2)
         return bytes_per_row(text, tokens) + 3 * tokens * text.hidden_size * FLOAT
 
     def cache_bytes(self) -> int | None:

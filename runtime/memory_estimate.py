@@ -137,6 +137,15 @@ def weights_bytes(manifest: Manifest) -> int:
     return _encoder_bytes(manifest) + rotary + layers + _head_bytes(manifest)
 
 
+def gpu_weights_bytes(manifest: Manifest) -> int:
+    """All weights as a GPU holds them: in float16, or as codes with a scale for each group."""
+    text = manifest.text
+    held = text.max_position_embeddings * text.head_dim + _encoder_weights(manifest)
+    per_layer = [(_layer_weights(manifest), *_quantized(manifest, i)) for i in range(text.num_layers)]
+    linears = [*per_layer, (text.vocab_size * text.hidden_size, *_quantized(manifest, None))]
+    return held * _HALF + sum(_linear_bytes(*linear, _HALF, _HALF) for linear in linears)
+
+
 def loading_bytes(manifest: Manifest) -> int:
     """What loading takes beyond the weights: the head a second time, but before the encoder is there."""
     return max(0, _head_bytes(manifest) - _encoder_bytes(manifest))
@@ -152,12 +161,22 @@ def _kv_bytes(text: TextSpec, tokens: int, captures: bool) -> int:
 
 def _encoder_bytes(manifest: Manifest) -> int:
     """The vision encoder and one projector."""
+    saved = _encoder_layers(manifest) * (FLOAT - 1) if manifest.vision_quantization.bits == 8 else 0
+    return _encoder_weights(manifest) * FLOAT - saved
+
+
+def _encoder_weights(manifest: Manifest) -> int:
+    """Of the vision encoder and one projector."""
     vision, text = manifest.vision, manifest.text
-    layers = vision.num_layers * (4 * vision.hidden_size**2 + 2 * vision.hidden_size * vision.intermediate_size)
-    layers *= 1 if manifest.vision_quantization.bits == 8 else FLOAT
     patches = 3 * vision.patch_size**2 * vision.hidden_size
     projector = vision.hidden_size * text.hidden_size + text.hidden_size**2
-    return layers + (patches + projector) * FLOAT
+    return _encoder_layers(manifest) + patches + projector
+
+
+def _encoder_layers(manifest: Manifest) -> int:
+    """Weights of the encoder's layers."""
+    vision = manifest.vision
+    return vision.num_layers * (4 * vision.hidden_size**2 + 2 * vision.hidden_size * vision.intermediate_size)
 
 
 def vision_bytes(manifest: Manifest, patches: int, merge: int) -> int:
@@ -218,7 +237,10 @@ def _quantized(manifest: Manifest, layer: int | None) -> tuple[float | None, int
     return (4 if bits is None else bits), group
 
 
-def _linear_bytes(weights: int, bits: float | None, group: int) -> int:
+def _linear_bytes(
+    weights: int, bits: float | None, group: int, itemsize: int = FLOAT, group_bytes: int = GROUP_BYTES
+) -> int:
+    """itemsize: of a weight that is not quantized. group_bytes: beside the codes of a group."""
     if bits is None:
-        return weights * FLOAT
-    return int(weights * bits / 8) + weights // group * GROUP_BYTES
+        return weights * itemsize
+    return int(weights * bits / 8) + weights // group * group_bytes

@@ -62,8 +62,9 @@ class VideoLlama3(LoadedBundle):
             vision path in TensorRT plans of the bundle. There is no silent fallback; `info` says what runs.
         num_threads: of one operator; 0 leaves it to ONNX Runtime (one per physical core). Clips are decoded with as
             many, unless `limits` has a number of its own.
-        memory_limit: bytes that this process may take, by estimate, on a CPU; None is what is available now. What does
-            not fit is refused: the model here, a clip or a prompt when it comes. Nothing is computed differently.
+        memory_limit: bytes that this process may take, by estimate, on a CPU; None is what is available now. On a GPU
+            of the GPU's memory. What does not fit is refused: the model here, a clip or a prompt when it comes. Nothing
+            is computed differently, but that a GPU with little memory reads prompts in smaller chunks.
         limits: of what reading one clip may cost; see MediaLimits.
         decoder: "onnxruntime"; "kernels", the bundle's own for NVIDIA GPUs, and on "cpu" Triton's interpreter, for
             tests; or "auto": the kernels with "rtx" and "jetson" if the bundle has them, else ONNX Runtime.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ from ..errors import BackendError, BundleError
 from ..host import adds_8_bit_products_exactly
 from .cuda import Device
 from .cuda_start import PROVIDER as _CUDA
+from .limited_device import limited
 
 PATCHES_PER_CALL = 2048
 """Bounds the encoder's activations on a CPU: 150 MB at the released models' width. More at once is not faster there."""
@@ -63,6 +64,7 @@ class Backend:
 
     name: "cpu" or "cuda" for ONNX Runtime alone; `tensorrt.py` has those with TensorRT.
     device: the GPU, whose one stream everything runs in; None on a CPU.
+    memory_limit: of the GPU's memory, in bytes; None without one. Set it by `within`.
     """
 
     name: str
@@ -70,11 +72,18 @@ class Backend:
     version: str
     num_threads: int = 0
     device: Device | None = field(default=None, compare=False)
+    memory_limit: int | None = field(default=None, kw_only=True)
 
     @property
     def decodes_on_gpu(self) -> bool:
         """Whether the decoder runs in ONNX Runtime's CUDA provider."""
         return self.providers[:1] == (_CUDA,)
+
+    def within(self, memory_limit: int | None) -> Backend:
+        """The backend on a GPU of which so many bytes may be taken; the same without a limit, and on a CPU."""
+        if memory_limit is None or self.device is None:
+            return self
+        return replace(self, device=limited(self.device, memory_limit), memory_limit=memory_limit)
 
     def session(self, path: Path, captures: bool = False) -> Any:
         """An onnxruntime.InferenceSession of the graph at path; BundleError if it cannot be loaded.
@@ -105,6 +114,8 @@ class Backend:
         if self.device is None or not self.decodes_on_gpu:
             return list(self.providers)
         options = {"user_compute_stream": str(self.device.stream)}
+        if self.memory_limit is not None:
+            options["gpu_mem_limit"] = str(self.device.free_bytes())
         if captures:
             options["enable_cuda_graph"] = "1"
         return [(_CUDA, options), *self.providers[1:]]

@@ -33,7 +33,7 @@ def add_model(parser: argparse.ArgumentParser, named: bool = True) -> None:
     group.add_argument(
         "--memory-limit",
         metavar="SIZE",
-        help="limit for this process, such as 4GB (default: the memory available); CPU only",
+        help="limit for this process, such as 4GB (default: the memory available); with a GPU, of its memory",
     )
     group.add_argument(
         "--max-read-seconds",

@@ -27,7 +27,7 @@ from ..bundle.bundle import Bundle
 from ..bundle.manifest import DECODER_GRAPH, FP16_DECODER_GRAPH, PREFILL_GRAPH, TextSpec
 from ..config import MAX_DRAFTS
 from ..errors import BackendError, BackendWarning, BundleError
-from .prefill_chunk import PREFILL_CHUNK, gpu_chunk
+from .prefill_chunk import GPU_CHUNKS, LIMITED_CHUNKS, PREFILL_CHUNK, gpu_chunk
 
 TOKENS_INPUT, NEXT_LENGTHS = "tokens", "next_seqlens_k"
 """What a graph has, or has not, beside its inputs and outputs of old: see `DecoderGraph.looks_up`."""
@@ -202,7 +202,8 @@ def load_decoder_graph(backend: Backend, bundle: Bundle) -> DecoderGraph:
             BackendWarning,
             stacklevel=2,
         )
-    chunk = gpu_chunk(bundle.manifest.text, memory.available_bytes())
+    chunks = GPU_CHUNKS if backend.memory_limit is None else LIMITED_CHUNKS
+    chunk = gpu_chunk(bundle.manifest.text, memory.available_bytes(), chunks=chunks)
     return DecoderGraph(session, memory, captures, prefill_chunk=chunk)
 
 

@@ -10,10 +10,13 @@ depend on it: a prompt that grows while its clip is encoded is cut where the who
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..bundle.manifest import TextSpec
 
 PREFILL_CHUNK = 512
 GPU_CHUNKS = (4096, 2048)
+LIMITED_CHUNKS = (*GPU_CHUNKS, 1024, 512)
 _SHARE = 8
 _FLOAT = 4
 
@@ -28,12 +31,15 @@ def prefill_activation_bytes(spec: TextSpec, tokens: int) -> int:
     return tokens * (5 * spec.intermediate_size + 12 * spec.hidden_size) * _FLOAT
 
 
-def gpu_chunk(spec: TextSpec, available_bytes: int | None, token_bytes: int | None = None) -> int:
+def gpu_chunk(
+    spec: TextSpec, available_bytes: int | None, token_bytes: int | None = None, chunks: Sequence[int] = GPU_CHUNKS
+) -> int:
     """The largest of a GPU's chunks whose activations take an eighth of its free memory at most, else the smallest.
 
     token_bytes: activations of one token; None reckons with ONNX Runtime's in float32, of which a float16 decoder
-    takes less. available_bytes: None is memory of unknown size.
+    takes less. available_bytes: None is memory of unknown size. chunks: from the largest on; where the memory has a
+    limit (--memory-limit), smaller ones as well.
     """
     token_bytes = prefill_activation_bytes(spec, 1) if token_bytes is None else token_bytes
-    fitting = (c for c in GPU_CHUNKS if token_bytes * c * _SHARE <= (available_bytes or 0))
-    return next(fitting, GPU_CHUNKS[-1])
+    fitting = (chunk for chunk in chunks if token_bytes * chunk * _SHARE <= (available_bytes or 0))
+    return next(fitting, chunks[-1])
