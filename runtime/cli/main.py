@@ -22,10 +22,11 @@ from . import build as cli_build
 from . import caption as cli_caption
 from . import info as cli_info
 from . import inspect as cli_inspect
+from . import serve as cli_serve
 from . import watch as cli_watch
 from .stderr import exit_status, print_line
 
-COMMANDS = (cli_caption, cli_ask, cli_watch, cli_inspect, cli_bench, cli_build, cli_info)
+COMMANDS = (cli_caption, cli_ask, cli_watch, cli_serve, cli_inspect, cli_bench, cli_build, cli_info)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

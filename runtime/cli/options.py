@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from typing import Literal, get_args
+from dataclasses import replace
+from typing import Literal, TypeVar, get_args
 
 from ..backends.onnxruntime import BACKENDS
 from ..bundle.bundle import bundle_folder, read_manifest
@@ -18,8 +19,12 @@ from ..model import VideoLlama3
 from ..vision.clip import Clip
 from .stderr import progress
 
+Model = TypeVar("Model", bound=VideoLlama3)
 
-def add_model(parser: argparse.ArgumentParser) -> None:
+
+def add_model(parser: argparse.ArgumentParser, limits: MediaLimits = DEFAULT_LIMITS) -> None:
+    """limits: those of media that have no option."""
+    parser.set_defaults(limits=limits)
     group = parser.add_argument_group("model")
     group.add_argument("-m", "--model", metavar="BUNDLE", help="bundle to use (default: the small demo bundle)")
     group.add_argument("--backend", choices=BACKENDS, default="auto", help="where to run (default: auto)")
@@ -33,12 +38,15 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--max-read-seconds",
         type=float,
-        default=DEFAULT_LIMITS.max_read_s,
+        default=limits.max_read_s,
         metavar="S",
         help="fail a clip that takes longer than S seconds to read and decode (default: %(default)g)",
     )
     group.add_argument(
-        "--isolate", action="store_true", help="decode in a separate process, so that a crash fails one clip only"
+        "--isolate",
+        action="store_true",
+        default=limits.isolate,
+        help="decode in a separate process, so that a crash fails one clip only",
     )
 
 
@@ -144,11 +152,12 @@ def manifest_of(options: argparse.Namespace) -> Manifest:
     return read_manifest(bundle_folder(options.model))
 
 
-def load_model(options: argparse.Namespace) -> VideoLlama3:
-    """Loads the bundle asked for and says on stderr what runs where."""
+def load_model(options: argparse.Namespace, kind: type[Model] = VideoLlama3) -> Model:
+    """Loads the bundle asked for and says on stderr what runs where. kind: of the model, where it is a special one."""
     memory_limit = None if options.memory_limit is None else parse_bytes(options.memory_limit)
     limits, decoder = media_limits(options), options.decoder
-    model = VideoLlama3.load(options.model, options.backend, options.threads, memory_limit, limits, decoder)
+    model = kind.load(options.model, options.backend, options.threads, memory_limit, limits, decoder)
+    assert isinstance(model, kind)
     info = model.info
     demo = " (demo bundle; give your own with -m)" if options.model is None else ""
     weights = info["precision"] if info["quantization"] == "none" else f"decoder by {info['quantization']}"
@@ -167,7 +176,7 @@ def load_model(options: argparse.Namespace) -> VideoLlama3:
 
 
 def media_limits(options: argparse.Namespace) -> MediaLimits:
-    return MediaLimits(max_read_s=options.max_read_seconds, isolate=options.isolate)
+    return replace(options.limits, max_read_s=options.max_read_seconds, isolate=options.isolate)
 
 
 def folder_kind(options: argparse.Namespace) -> MediaKind | None:
