@@ -152,8 +152,13 @@ def manifest_of(options: argparse.Namespace) -> Manifest:
     return read_manifest(bundle_folder(options.model))
 
 
-def load_model(options: argparse.Namespace, kind: type[Model] = VideoLlama3) -> Model:
-    """Loads the bundle asked for and says on stderr what runs where. kind: of the model, where it is a special one."""
+def load_model(options: argparse.Namespace) -> VideoLlama3:
+    """Loads the bundle asked for and says on stderr what runs where."""
+    return load_model_as(VideoLlama3, options)
+
+
+def load_model_as(kind: type[Model], options: argparse.Namespace) -> Model:
+    """`load_model`, as a model of a special kind."""
     memory_limit = None if options.memory_limit is None else parse_bytes(options.memory_limit)
     limits, decoder = media_limits(options), options.decoder
     model = kind.load(options.model, options.backend, options.threads, memory_limit, limits, decoder)

@@ -77,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
         from ..serve.server import Server
     except ImportError as e:
         raise ConfigError(INSTALL.format(e)) from e
-    model = shared.load_model(options, ServedModel)
+    model = shared.load_model_as(ServedModel, options)
     if not settings.is_local and settings.api_key is None:
         progress("warning: everyone who reaches this address can use the server: give it an --api-key")
     server = Server(model, settings)

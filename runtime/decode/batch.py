@@ -113,17 +113,18 @@ class BatchGenerator:
 
     def _admit(self, source: Iterator[BatchRequest | None]) -> Generator[Outcome, None, bool]:
         """Fills the free rows, as long as there are requests and memory; leaves no gaps. Whether the source ended."""
-        ended = False
         while self.num_active < self._max_rows:
-            request = None if self._waiting else next(source, _END)
-            if not self._waiting and not isinstance(request, BatchRequest):
-                ended = request is _END
-                break
-            try:
-                sequence = self._waiting.popleft() if self._waiting else self._sequence(request)
-            except ContextLengthError as e:
-                yield request.key, e
-                continue
+            if not self._waiting:
+                request = next(source, _END)
+                if not isinstance(request, BatchRequest):
+                    self._close_gaps()
+                    return request is _END
+                try:
+                    self._waiting.append(self._sequence(request))
+                except ContextLengthError as e:
+                    yield request.key, e
+                    continue
+            sequence = self._waiting.popleft()
             try:
                 if not self._make_room(sequence.answer.max_length):
                     self._waiting.appendleft(sequence)
@@ -136,7 +137,7 @@ class BatchGenerator:
             else:
                 yield from self._choose(row)
         self._close_gaps()
-        return ended
+        return False
 
     def _sequence(self, request: BatchRequest) -> BatchSequence:
         limit, constraint = self._decoder.spec.max_position_embeddings, request.constraint

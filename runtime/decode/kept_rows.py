@@ -41,8 +41,8 @@ class KeptRows:
     def exchange(self, a: int, b: int) -> None:
         """Two rows change places."""
         self._cache.swap_rows(a, b)
-        for books in (self._keys, self._used):
-            books[a], books[b] = books[b], books[a]  # type: ignore[index]
+        self._keys[a], self._keys[b] = self._keys[b], self._keys[a]
+        self._used[a], self._used[b] = self._used[b], self._used[a]
 
     def prepare(self, row: int, free: Sequence[int], prompt: SplicedPrompt) -> int:
         """Makes a free row hold as much of a prompt's beginning as any row has; returns how many tokens.

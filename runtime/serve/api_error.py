@@ -37,10 +37,15 @@ class ApiError(Vl3EdgeError):
     @property
     def headers(self) -> dict[str, str]:
         headers = {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
-        return headers | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        if self.status in (408, 413):  # what is left of the request is not waited for
+            headers["Connection"] = "close"
+        return headers
 
     def to_json(self) -> dict[str, Any]:
-        error = {"message": str(self), "type": self.kind, "param": None, "code": self.code}
+        message = str(self).encode("utf-8", "replace").decode()  # it may quote anything
+        error = {"message": message, "type": self.kind, "param": None, "code": self.code}
         return {"error": error}
 
 

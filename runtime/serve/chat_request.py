@@ -12,6 +12,7 @@ from typing import Any
 from ..config import GenerationConfig, MediaKind, PruningConfig, SamplingPlan
 from ..decode.json_grammar import ANY_OBJECT
 from ..errors import ConfigError
+from ..prompt.chat_template import media_items
 
 _MAX_MEDIA = 32
 _MAX_STOPS = 16
@@ -129,6 +130,7 @@ def _messages(messages: Any) -> list[dict[str, Any]]:
     read = [_message(message) for message in messages]
     if read[-1]["role"] != "user":
         raise ConfigError("the last message must be the user's")
+    media_items(read)  # refuses text that is not UTF-8
     return read
 
 

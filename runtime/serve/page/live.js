@@ -31,7 +31,7 @@ async function start() {
   socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/v1/live`);
   socket.addEventListener("open", () => send({ type: "start", key: currentKey() }));
   socket.addEventListener("message", (event) => receive(JSON.parse(event.data)));
-  socket.addEventListener("close", () => stop("The session has ended: the server closed it, or cannot be reached."));
+  socket.addEventListener("close", (event) => event.target === socket && stop("The session has ended: the server closed it, or cannot be reached."));
   element("camera-switch").textContent = "Stop the camera";
 }
 

@@ -126,7 +126,10 @@ async function answerAboutClip(text, onText, signal) {
     usage = event.usage || usage;
   }
   turns = [...messages, { role: "assistant", content: said }];
-  if (usage) status(`${usage.completion_tokens} tokens; ${usage.prompt_tokens_details.cached_tokens} of ${usage.prompt_tokens} were known`);
+  if (usage) {
+    const known = usage.prompt_tokens_details.cached_tokens;
+    status(`${usage.prompt_tokens} tokens read, ${known} of them known before; ${usage.completion_tokens} written`);
+  }
 }
 
 async function ask(text) {
@@ -137,6 +140,7 @@ async function ask(text) {
   }
   asking = new AbortController();
   const { signal } = asking;
+  status("");
   element("question").value = "";
   element("send").disabled = true;
   element("stop").hidden = false;

@@ -35,7 +35,7 @@ class MediaRoot:
         try:
             found = (self._folder / path).resolve(strict=True)
             status = found.stat()
-        except (OSError, RuntimeError) as e:  # the latter of links without an end
+        except (OSError, RuntimeError, ValueError) as e:  # also of links without an end, and of names that no file has
             raise missing from e
         if not found.is_relative_to(self._folder) or not stat.S_ISREG(status.st_mode):
             raise missing

@@ -7,7 +7,6 @@ import json
 import socket
 import ssl
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -83,6 +82,9 @@ BODIES = {
     "zipped": gzip.compress(b"{}"),
     "no number": b'{"messages": [{"role": "user", "content": "?"}], "temperature": NaN}',
     "a lone surrogate": b'{"messages": [{"role": "user", "content": "\\ud800"}]}',
+    "a field with a lone surrogate": b'{"\\ud800": 1}',
+    "an address with a lone surrogate": b'{"messages": [{"role": "user", "content": [{"type": "image_url", '
+    b'"image_url": "\\ud800"}]}]}',
     "deep schema": b'{"messages": [{"role": "user", "content": "?"}], "response_format": {"type": "json_schema", '
     b'"json_schema": {"schema": ' + b'{"items": ' * 900 + b"{}" + b"}" * 900 + b"}}}",
 }
@@ -103,9 +105,6 @@ def test_bodies_above_the_limit(client: Any) -> None:
     json_type = {"Content-Type": "application/json"}
     assert client.post("/v1/chat/completions", content=b" " * 300_000, headers=json_type).status_code == 413
     assert client.post("/v1/chat/completions", content=pieces(), headers=json_type).status_code == 413
-    five = {**json_type, "Content-Length": str(5 << 30)}
-    with client.stream("POST", "/v1/chat/completions", content=iter([b" "]), headers=five) as answer:
-        assert answer.status_code == 413
     assert client.post("/v1/files", files={"file": ("a", b"x" * 300_000)}).status_code == 413
     assert client.post("/v1/files", files={"file": ("a", b"x" * 120_000)}).status_code == 413
     assert client.post("/v1/files", files={"file": ("a", b"x" * 90_000)}).status_code == 200
@@ -123,12 +122,12 @@ HEAD = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization:
         (HEAD[:40], b""),
         (HEAD + b"Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n{", b"HTTP/1.1 408"),
         (HEAD + b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{", b"HTTP/1.1 408"),
+        (HEAD + b"Content-Type: application/json\r\nContent-Length: 5368709120\r\n\r\n{", b"HTTP/1.1 413"),
         (b"\x16\x03\x01 no HTTP at all\r\n\r\n", b"HTTP/1.1 400"),
     ],
-    ids=["nothing", "half a head", "half a body", "half a chunk", "no HTTP"],
+    ids=["nothing", "half a head", "half a body", "half a chunk", "5 GB", "no HTTP"],
 )
 def test_clients_that_stall_are_let_go(address: str, client: Any, sent: bytes, status: bytes) -> None:
-    begin = time.monotonic()
     with socket.create_connection(("127.0.0.1", int(address.rsplit(":", 1)[1])), timeout=10) as connection:
         connection.sendall(sent)
         answer = b""
@@ -136,7 +135,6 @@ def test_clients_that_stall_are_let_go(address: str, client: Any, sent: bytes, s
             answer += piece
     assert answer.startswith(status)
     assert bool(answer) == bool(status)
-    assert time.monotonic() - begin < 9
     assert is_well(client)
 
 
@@ -175,7 +173,7 @@ def picture_bomb() -> bytes:
 def test_a_picture_bomb(client: Any) -> None:
     answer = client.post("/v1/chat/completions", json={"messages": [user("?", ("image", data_url(picture_bomb())))]})
     assert answer.status_code == 400
-    assert "pixels exceed the limit" in answer.json()["error"]["message"]
+    assert "the limit of 16,777,216 pixels" in answer.json()["error"]["message"]
     assert is_well(client)
 
 

@@ -133,7 +133,7 @@ def test_nothing_outside_the_media_root_is_found(tmp_path: Path) -> None:
     refused = [
         "../secret.mp4", "sub/../../secret.mp4", "sub/../a b.mp4", "link.mp4", "folder/secret.mp4", "circle.mp4",
         "pipe.mp4", "sub", ".", "", str(outside), f"file://{outside}", f"file://{root}/%2e%2e/secret.mp4", "a\0b",
-        "/dev/zero", "/proc/self/environ", "nothing.mp4", "x" * 5000,
+        "/dev/zero", "/proc/self/environ", "nothing.mp4", "x" * 5000, "\ud800",
     ]  # fmt: skip
     for name in refused:
         with pytest.raises(MediaError, match="no such file below"):
