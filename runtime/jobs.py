@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from .config import GenerationConfig, MediaKind, PruningConfig, SamplingPlan
-from .decode.batch import BatchGenerator, BatchRequest
+from .decode.batch import BatchGenerator
+from .decode.batch_sequence import BatchRequest
 from .decode.generate import Answer, Chunk, join
 from .errors import BackendError, ConfigError, ContextLengthError, MediaError, unexpected
 from .media.addresses import clip_key

@@ -88,7 +88,7 @@ class LoadedBundle:
         manifest = self.bundle.manifest
         return Generator(decoder, self._table, self._tokenizer, manifest.tokens.eos_ids, manifest.generation)
 
-    def _batch_generator(self, batch: int, memory_bytes: int | None) -> BatchGenerator:
+    def _batch_generator(self, batch: int, memory_bytes: int | None, keep_rows: bool = False) -> BatchGenerator:
         manifest = self.bundle.manifest
         return BatchGenerator(
             self._decoders.make(),
@@ -100,6 +100,7 @@ class LoadedBundle:
             vision_bytes(manifest, PATCHES_PER_CALL, 1) + self._decoders.run_bytes(batch),
             self._memory.check_context,
             manifest.generation,
+            keep_rows,
         )
 
     def _prompts(

@@ -23,6 +23,7 @@ from . import caption as cli_caption
 from . import evaluate as cli_evaluate
 from . import info as cli_info
 from . import inspect as cli_inspect
+from . import serve as cli_serve
 from . import tune as cli_tune
 from . import watch as cli_watch
 from .stderr import exit_status, print_line
@@ -31,6 +32,7 @@ COMMANDS = (
     cli_caption,
     cli_ask,
     cli_watch,
+    cli_serve,
     cli_inspect,
     cli_evaluate,
     cli_bench,

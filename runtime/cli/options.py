@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from ..backends.select import BACKENDS
 from ..bundle.bundle import bundle_folder, read_manifest
@@ -21,9 +22,13 @@ from ..model import VideoLlama3
 from ..vision.clip import Clip
 from .stderr import progress
 
+Model = TypeVar("Model", bound=VideoLlama3)
 
-def add_model(parser: argparse.ArgumentParser, named: bool = True) -> None:
-    """named: whether -m names the bundle; else the command has it as an argument `model`."""
+
+def add_model(parser: argparse.ArgumentParser, named: bool = True, limits: MediaLimits = DEFAULT_LIMITS) -> None:
+    """named: whether -m names the bundle; else the command has it as an argument `model`. limits: those of media that
+    have no option."""
+    parser.set_defaults(limits=limits)
     group = parser.add_argument_group("model")
     if named:
         group.add_argument("-m", "--model", metavar="BUNDLE", help="bundle to use (default: the small demo bundle)")
@@ -38,12 +43,15 @@ def add_model(parser: argparse.ArgumentParser, named: bool = True) -> None:
     group.add_argument(
         "--max-read-seconds",
         type=float,
-        default=DEFAULT_LIMITS.max_read_s,
+        default=limits.max_read_s,
         metavar="S",
         help="fail a clip that takes longer than S seconds to read and decode (default: %(default)g)",
     )
     group.add_argument(
-        "--isolate", action="store_true", help="decode in a separate process, so that a crash fails one clip only"
+        "--isolate",
+        action="store_true",
+        default=limits.isolate,
+        help="decode in a separate process, so that a crash fails one clip only",
     )
 
 
@@ -190,9 +198,15 @@ def manifest_of(options: argparse.Namespace) -> Manifest:
 
 def load_model(options: argparse.Namespace) -> VideoLlama3:
     """Loads the bundle asked for and says on stderr what runs where."""
+    return load_model_as(VideoLlama3, options)
+
+
+def load_model_as(kind: type[Model], options: argparse.Namespace) -> Model:
+    """`load_model`, as a model of a special kind."""
     memory_limit = None if options.memory_limit is None else parse_bytes(options.memory_limit)
     limits, decoder = media_limits(options), options.decoder
-    model = VideoLlama3.load(options.model, options.backend, options.threads, memory_limit, limits, decoder)
+    model = kind.load(options.model, options.backend, options.threads, memory_limit, limits, decoder)
+    assert isinstance(model, kind)
     info = model.info
     demo = " (demo bundle; give your own with -m)" if options.model is None else ""
     weights = info["precision"] if info["quantization"] == "none" else f"decoder by {info['quantization']}"
@@ -211,7 +225,7 @@ def load_model(options: argparse.Namespace) -> VideoLlama3:
 
 
 def media_limits(options: argparse.Namespace) -> MediaLimits:
-    return MediaLimits(max_read_s=options.max_read_seconds, isolate=options.isolate)
+    return replace(options.limits, max_read_s=options.max_read_seconds, isolate=options.isolate)
 
 
 def folder_kind(options: argparse.Namespace) -> MediaKind | None:

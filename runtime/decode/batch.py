@@ -7,41 +7,36 @@ do for a token that is prefilled instead of stepped, and by as much (`benchmarks
 
 All rows of the KV cache have one capacity, what the longest of them needs. How many rows fit the memory is reckoned
 before each prompt is taken; a batch that does not fit is made smaller, with a warning, instead of failing.
+
+A server's batch never ends: `steps` gives back control after every step, takes requests as they come, and may keep what
+ended answers leave in their rows (`kept_rows.py`), so that a second question about a clip costs its own tokens.
 """
 
 from __future__ import annotations
 
 import sys
-import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from typing import Any
 
 import numpy as np
 
 from ..bundle.manifest import GREEDY, GenerationSpec
-from ..config import GenerationConfig
 from ..errors import BackendError, BatchWarning, ContextLengthError
-from ..prompt.splice import EmbeddingTable, SplicedPrompt
-from ..prompt.tokenizer import Detokenizer, Tokenizer
+from ..prompt.splice import EmbeddingTable
+from ..prompt.tokenizer import Tokenizer
+from .batch_sequence import BatchRequest, BatchSequence
 from .cached_decoder import CachedDecoder
-from .generate import Answer, GenerationStats
+from .generate import Answer
+from .kept_rows import KeptRows
 from .kv_cache import capacity_for
-from .sequence import FinishReason, SequenceState
+from .sequence import SequenceState
 
 _USABLE_SHARE = 0.9  # of the memory available: other processes want some, too
+_END = object()
 Outcome = tuple[Any, Answer | Exception]
-
-
-@dataclass(frozen=True)
-class BatchRequest:
-    """A prompt to be answered; key is what its answer is known by."""
-
-    key: Any
-    prompt: SplicedPrompt
-    config: GenerationConfig
 
 
 class BatchGenerator:
@@ -51,6 +46,7 @@ class BatchGenerator:
         when `answers` begins, but for reserve_bytes: what encoding and prefilling take.
     check: is told the capacity that each sequence needs; it raises ContextLengthError if that is too much for one.
     defaults: the model's own settings, for what a GenerationConfig leaves open.
+    keep_rows: what ended answers leave in the cache is kept for prompts that begin with it, until its row is needed.
     """
 
     def __init__(
@@ -64,6 +60,7 @@ class BatchGenerator:
         reserve_bytes: int = 0,
         check: Callable[[int], None] | None = None,
         defaults: GenerationSpec = GREEDY,
+        keep_rows: bool = False,
     ) -> None:
         self._decoder = decoder
         self._table = table
@@ -74,8 +71,9 @@ class BatchGenerator:
         self._reserve_bytes = reserve_bytes
         self._check = check
         self._defaults = defaults
-        self._waiting: deque[BatchRequest] = deque()
-        self._rows: list[_Sequence | None] = []  # None is free; the last one is not
+        self._kept = KeptRows(decoder.cache) if keep_rows else None
+        self._waiting: deque[BatchSequence] = deque()
+        self._rows: list[BatchSequence | None] = []  # None is free; the last one is not
 
     def answers(self, requests: Iterable[BatchRequest]) -> Iterator[Outcome]:
         """Yields (key, answer) for every request in the order they finish, or (key, error) for one that fails.
@@ -84,47 +82,77 @@ class BatchGenerator:
         no room for an answer, or is too long for the memory; BackendError or MemoryError for one that fails though it
         is alone, BackendError for one whose logits are no numbers.
         """
+        with closing(self.steps(requests)) as steps:
+            yield from (outcome for outcome in steps if outcome is not None)
+
+    def steps(self, requests: Iterable[BatchRequest | None]) -> Generator[Outcome | None]:
+        """`answers` a step at a time: None after every step, so that the caller may let others have the device.
+
+        requests: may give None when there is none now; it is asked again after the next step. It ends, not the batch.
+        """
         self._max_rows = self._told_rows = self._wanted_rows
         self._budget = self._usable_bytes() if self._memory_bytes is None else self._memory_bytes
         source = iter(requests)
         try:
             while True:
-                yield from self._admit(source)
-                if not self._rows:
+                ended = yield from self._admit(source)
+                if self._rows:
+                    yield from self._step()
+                elif ended:
                     return
-                yield from self._step()
+                yield None
         finally:
             self._waiting.clear()
             self._rows = []
-            self._decoder.resize(0, 0)
+            self._resize(0, 0)
 
-    def _admit(self, source: Iterator[BatchRequest]) -> Iterator[Outcome]:
-        """Fills the free rows, as long as there are requests and memory; leaves no gaps."""
-        while self._active < self._max_rows:
-            request = self._waiting.popleft() if self._waiting else next(source, None)
-            if request is None:
-                break
+    @property
+    def num_active(self) -> int:
+        """Answers under way."""
+        return sum(sequence is not None for sequence in self._rows)
+
+    def _admit(self, source: Iterator[BatchRequest | None]) -> Generator[Outcome, None, bool]:
+        """Fills the free rows, as long as there are requests and memory; leaves no gaps. Whether the source ended."""
+        while self.num_active < self._max_rows:
+            if not self._waiting:
+                request = next(source, _END)
+                if not isinstance(request, BatchRequest):
+                    self._close_gaps()
+                    return request is _END
+                try:
+                    self._waiting.append(self._sequence(request))
+                except ContextLengthError as e:
+                    yield request.key, e
+                    continue
+            sequence = self._waiting.popleft()
             try:
-                limit = self._decoder.spec.max_position_embeddings
-                answer = SequenceState(request.prompt, request.config, self._eos_ids, limit, self._defaults)
-                if not self._make_room(answer.max_length):
-                    self._waiting.appendleft(request)
+                if not self._make_room(sequence.answer.max_length):
+                    self._waiting.appendleft(sequence)
                     break
-                row = self._start(request, answer)
+                row = self._start(sequence)
             except ContextLengthError as e:
-                yield request.key, e
+                yield sequence.request.key, e
             except (BackendError, MemoryError) as e:
-                yield from self._retreat(e, request)
+                yield from self._retreat(e, sequence)
             else:
                 yield from self._choose(row)
         self._close_gaps()
+        return False
 
-    def _start(self, request: BatchRequest, answer: SequenceState) -> int:
+    def _sequence(self, request: BatchRequest) -> BatchSequence:
+        limit, constraint = self._decoder.spec.max_position_embeddings, request.constraint
+        state = SequenceState(request.prompt, request.config, self._eos_ids, limit, self._defaults, constraint)
+        return BatchSequence(request, state)
+
+    def _start(self, sequence: BatchSequence) -> int:
         """Prefills a prompt into a free row; returns the row."""
         row = next((i for i, other in enumerate(self._rows) if other is None), len(self._rows))
-        sequence = _Sequence(request, answer)
-        self._decoder.prefill(request.prompt.embeddings(self._table), row=row)
-        sequence.prefilled()
+        prompt, reused = sequence.prompt, 0
+        if self._kept is not None:
+            gaps = [i for i, other in enumerate(self._rows) if other is None]
+            reused = self._kept.prepare(row, [*gaps, *range(len(self._rows), self._decoder.cache.rows)], prompt)
+        self._decoder.prefill(prompt.embeddings(self._table, reused), row=row)
+        sequence.prefilled(reused)
         self._rows[row : row + 1] = [sequence]
         return row
 
@@ -145,22 +173,20 @@ class BatchGenerator:
         assert sequence is not None
         outcome: Answer | Exception
         try:
-            sequence.answer.append_choice(int(self._decoder.tokens[row]), lambda: self._decoder.logits[row])
-        except BackendError as e:
+            reason = sequence.choose(int(self._decoder.tokens[row]), lambda: self._decoder.logits[row])
+        except Exception as e:  # of the logits, the constraint or the listener: it costs this answer alone
             outcome = e
             self._decoder.cache.wipe(row)
         else:
-            reason = sequence.answer.finish_reason
             if reason is None:
                 return
             outcome = sequence.finished(self._tokenizer, reason)
-            self._decoder.cache.rewind(row, 0)
+            if self._kept is None:
+                self._decoder.cache.rewind(row, 0)
+            else:
+                self._kept.note(row, sequence.prompt.keys)
         self._rows[row] = None
         yield sequence.request.key, outcome
-
-    @property
-    def _active(self) -> int:
-        return sum(sequence is not None for sequence in self._rows)
 
     def _make_room(self, capacity: int) -> bool:
         """A free row of this capacity, if the memory has it; there is always room for one sequence alone.
@@ -175,7 +201,7 @@ class BatchGenerator:
         if self._affordable(capacity, longest) < max(1, self._affordable(least, longest)):
             capacity = least
         rows = max(1, self._affordable(capacity, longest))
-        if self._active + 1 > rows:
+        if self.num_active + 1 > rows:
             if rows < self._told_rows:
                 self._told_rows = rows
                 _warn(
@@ -184,10 +210,15 @@ class BatchGenerator:
                 )
             return False
         cache = self._decoder.cache
-        if cache.capacity < capacity or cache.rows < self._active + 1:
+        if cache.capacity < capacity or cache.rows < self.num_active + 1:
             self._close_gaps()
-            self._decoder.resize(rows, capacity)
+            self._resize(rows, capacity)
         return True
+
+    def _resize(self, rows: int, capacity: int) -> None:
+        if self._kept is not None:
+            self._kept.resize(rows, capacity)
+        self._decoder.resize(rows, capacity)
 
     def _affordable(self, capacity: int, tokens: int) -> int:
         """How many rows of a capacity fit the memory, of the rows wanted."""
@@ -208,43 +239,24 @@ class BatchGenerator:
             last = self._rows.pop()
             if last is not None:
                 row = self._rows.index(None)
-                self._decoder.cache.move_row(len(self._rows), row)
+                if self._kept is None:
+                    self._decoder.cache.move_row(len(self._rows), row)
+                else:
+                    self._kept.exchange(len(self._rows), row)
                 self._rows[row] = last
 
-    def _retreat(self, error: Exception, newest: BatchRequest | None = None) -> Iterator[Outcome]:
-        """After a failure, most likely of memory: everything in work begins again, half as much at a time."""
-        requests = [sequence.request for sequence in self._rows if sequence is not None]
-        requests += [newest] if newest is not None else []
+    def _retreat(self, error: Exception, newest: BatchSequence | None = None) -> Iterator[Outcome]:
+        """After a failure, most likely of memory: all in work goes on from what was said, half as much at a time."""
+        sequences = [sequence for sequence in self._rows if sequence is not None]
+        sequences += [newest] if newest is not None else []
         self._rows = []
-        self._decoder.resize(0, 0)
-        if len(requests) == 1:
-            yield requests[0].key, error
+        self._resize(0, 0)
+        if len(sequences) == 1:
+            yield sequences[0].request.key, error
             return
-        self._max_rows = self._told_rows = len(requests) // 2
-        self._waiting.extendleft(reversed(requests))
-        _warn(f"{len(requests)} at a time failed ({str(error) or 'out of memory'}): continuing with {self._max_rows}")
-
-
-class _Sequence:
-    """One request in a row of the batch."""
-
-    def __init__(self, request: BatchRequest, answer: SequenceState) -> None:
-        self.request = request
-        self.answer = answer
-        self._begin = self._first = time.perf_counter()
-
-    def prefilled(self) -> None:
-        """Notes the time at which the first token is known."""
-        self._first = time.perf_counter()
-
-    def finished(self, tokenizer: Tokenizer, reason: FinishReason) -> Answer:
-        detokenizer = Detokenizer(tokenizer)
-        tokens = self.answer.tokens
-        shown = tokens[:-1] if reason == "stop" else tokens
-        text = "".join([detokenizer.push(token) for token in shown]) + detokenizer.flush()
-        prefill_s, decode_s = self._first - self._begin, time.perf_counter() - self._first
-        stats = GenerationStats(self.answer.prompt_length, 0, len(tokens), prefill_s, decode_s)
-        return Answer(text, reason, stats, tuple(shown))
+        self._max_rows = self._told_rows = len(sequences) // 2
+        self._waiting.extendleft(reversed(sequences))
+        _warn(f"{len(sequences)} at a time failed ({str(error) or 'out of memory'}): continuing with {self._max_rows}")
 
 
 def _gigabytes(num_bytes: int) -> str:

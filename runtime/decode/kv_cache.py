@@ -114,6 +114,24 @@ class KvCache:
         self.lengths[target] = length
         self.lengths[source] = 0
 
+    def copy_row(self, source: int, target: int, length: int) -> None:
+        """Makes row `target` hold the first `length` tokens of row `source`."""
+        for buffer in self.buffers:
+            buffer.copy_positions(target, buffer, source, length)
+        self.lengths[target] = length
+
+    def swap_rows(self, a: int, b: int) -> None:
+        """Exchanges the content of two rows."""
+        lengths = self.lengths[[a, b]].tolist()
+        if self.buffers and any(lengths):
+            spare = self.memory.zeros((1, *self.row_shape(self.capacity)), self.dtype)
+            for buffer in self.buffers:
+                spare.copy_positions(0, buffer, a, lengths[0])
+                buffer.copy_positions(a, buffer, b, lengths[1])
+                buffer.copy_positions(b, spare, 0, lengths[0])
+            spare.release()
+        self.lengths[[a, b]] = lengths[::-1]
+
     def rewind(self, row: int, length: int) -> None:
         """Forgets everything in a row after its first `length` tokens."""
         if not 0 <= length <= self.lengths[row]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Set
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -13,7 +13,19 @@ from ..errors import ContextLengthError
 from ..prompt.splice import SplicedPrompt
 from .sampler import Sampler, check_logits
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+class Constraint(Protocol):
+    """Which tokens an answer may consist of, token by token."""
+
+    def allowed(self) -> np.ndarray:
+        """Bool [vocab_size], the tokens that may come next, at least one."""
+        ...
+
+    def accept(self, token: int) -> None:
+        """Takes one of them."""
+        ...
 
 
 def too_long(prompt: int, media: int, limit: int) -> str:
@@ -38,7 +50,7 @@ def check_room(prompt: SplicedPrompt, limit: int) -> None:
 class SequenceState:
     """A prompt's ids and the tokens chosen after them.
 
-    limit: of the model's context, in tokens. model: what the config leaves open.
+    limit: of the model's context, in tokens. model: what the config leaves open. constraint: of what may be chosen.
     Raises ContextLengthError if the prompt leaves no room for an answer, in the context or the model's max_length.
     """
 
@@ -49,12 +61,14 @@ class SequenceState:
         eos_ids: Set[int],
         limit: int,
         model: GenerationSpec = GREEDY,
+        constraint: Constraint | None = None,
     ) -> None:
         self.prompt_length = len(prompt)
         check_room(prompt, limit)
         self._sampler = Sampler(config, model)
         self._penalized_from = 0 if model.penalize_prompt else self.prompt_length
         self._eos_ids = eos_ids
+        self._constraint = constraint
         wanted = config.new_tokens(model, self.prompt_length)
         if wanted < 1:
             raise ContextLengthError(
@@ -94,10 +108,17 @@ class SequenceState:
         Raises BackendError for logits that are NaN or infinite; what is cached then must not be used again.
         """
         token = greedy
-        if self._sampler.needs_logits:
-            token = self._sampler.sample(logits(), self._history[self._penalized_from : self.length])
+        allowed = None if self._constraint is None else self._constraint.allowed()
+        if self._sampler.needs_logits or (allowed is not None and not allowed[greedy]):
+            scores = logits()
+            if allowed is not None:
+                check_logits(scores)
+                scores = np.where(allowed[: len(scores)], scores, -np.inf)
+            token = self._sampler.sample(scores, self._history[self._penalized_from : self.length])
         elif greedy == 0:  # what argmax says of nothing but NaN
             check_logits(logits())
+        if self._constraint is not None:
+            self._constraint.accept(token)
         self._history[self.length] = token
         self.length += 1
         return token

@@ -1,0 +1,1 @@
+"""Where the media of requests come from."""

@@ -1,0 +1,115 @@
+"""Live sessions: frames over a WebSocket, questions about what was seen."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from serve_messages import CLIP, png
+
+from vl3edge.runtime import GenerationConfig, SamplingPlan
+from vl3edge.runtime.media.video import open_video
+
+client = pytest.importorskip("websockets.sync.client")
+if TYPE_CHECKING:
+    from vl3edge.runtime.serve.served_model import ServedModel
+
+
+def frames_of_clip() -> list[bytes]:
+    def as_png(pixels: np.ndarray) -> bytes:
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    return [as_png(frame.pixels) for frame in open_video(CLIP, SamplingPlan(fps=1)).frames()]
+
+
+@pytest.fixture(scope="module")
+def address(serve: Callable[..., str]) -> str:
+    return serve(api_key="k", live_sessions=1).replace("http", "ws") + "/v1/live"
+
+
+def said(socket: Any) -> dict[str, Any]:
+    return json.loads(socket.recv(timeout=30))
+
+
+def start(socket: Any, **fields: Any) -> dict[str, Any]:
+    socket.send(json.dumps({"type": "start", "key": "k", **fields}))
+    return said(socket)
+
+
+def test_a_session_sees_frames_and_answers(address: str, model: ServedModel) -> None:
+    pictures = frames_of_clip()
+    own = model.open_session()
+    with client.connect(address) as socket:
+        assert start(socket)["type"] == "ready"
+        for number, picture in enumerate(pictures):
+            socket.send(picture)
+            report = said(socket)
+            assert (report["type"], report["frames"], report["dropped"]) == ("frame", number + 1, 0)
+            pixels = np.asarray(Image.open(io.BytesIO(picture)))
+            assert report["kept"] == own.push(pixels, report["time_s"]).kept_tokens
+        socket.send(json.dumps({"type": "ask", "text": "What colour is it?", "max_tokens": 20}))
+        text = ""
+        while (message := said(socket))["type"] == "answer":
+            text += message["text"]
+        assert message == {"type": "end", "reason": "stop"}
+    expected = "".join(chunk.text for chunk in own.ask("What colour is it?", GenerationConfig(20), keep=False))
+    assert text == expected == "Red."
+
+
+def test_one_camera_at_a_time_and_a_place_is_free_again(address: str) -> None:
+    with client.connect(address) as first:
+        assert start(first)["type"] == "ready"
+        with client.connect(address) as second:
+            refused = start(second)
+            assert refused["status"] == 429
+            assert "places for cameras are taken" in refused["error"]["message"]
+    for _ in range(100):
+        with client.connect(address) as third:
+            if start(third)["type"] == "ready":
+                return
+    raise AssertionError("the place was not given back")
+
+
+@pytest.mark.parametrize(
+    ("first", "words"),
+    [
+        ({"type": "start", "key": "wrong"}, "API key"),
+        ({"type": "start"}, "API key"),
+        ({"type": "ask", "text": "?"}, "begins with"),
+        (["start"], "begins with"),
+        ({"type": "start", "key": "k", "threshold": "high"}, "threshold must be"),
+    ],
+)
+def test_sessions_that_do_not_begin(address: str, first: Any, words: str) -> None:
+    with client.connect(address) as socket:
+        socket.send(json.dumps(first))
+        assert words in said(socket)["error"]["message"]
+
+
+def test_what_is_no_frame_costs_itself(address: str) -> None:
+    with client.connect(address) as socket:
+        assert start(socket)["type"] == "ready"
+        socket.send(json.dumps({"type": "ask", "text": "What do you see?"}))
+        assert "no frame yet" in said(socket)["error"]["message"]
+        for bad in (b"no picture", png()[:200], b""):
+            socket.send(bad)
+            assert said(socket)["type"] == "error"
+        socket.send(json.dumps({"type": "dance"}))
+        assert said(socket)["type"] == "error"
+        socket.send(png())
+        assert said(socket)["type"] == "frame"
+
+
+def test_other_sites_may_not_open_a_session(address: str) -> None:
+    with (
+        pytest.raises(Exception, match=r"4403|403|rejected"),
+        client.connect(address, origin="https://evil.example") as s,
+    ):
+        said(s)

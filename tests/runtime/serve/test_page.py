@@ -1,0 +1,235 @@
+"""The page in a real browser: Chromium, driven by Playwright, with a camera that it makes up itself.
+
+VL3EDGE_PICTURES=1 puts the pictures that are taken on the way into docs/.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serve_messages import CLIP, SAID
+
+DOCS = Path(__file__).resolve().parents[3] / "docs"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(find_spec("playwright") is None, reason="playwright is not installed"),
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here (apt-get install chromium)"),
+]
+FLAGS = ["--no-sandbox", "--disable-gpu", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
+ANSWER = "#messages .assistant"
+
+
+@pytest.fixture(scope="module")
+def address(serve: Callable[..., str]) -> str:
+    return serve()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser: Any) -> Iterator[Callable[..., Any]]:
+    """visit(address, **options): a page that asks nobody but its server, and complains of nothing."""
+    contexts: list[Any] = []
+    complaints: list[str] = []
+
+    def visit(address: str, **options: Any) -> Any:
+        context = browser.new_context(**{"viewport": {"width": 1180, "height": 860}, **options})
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(30_000)
+        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        own = (address, "data:", "blob:")
+        page.on("request", lambda made: None if made.url.startswith(own) else complaints.append(made.url))
+        page.goto(address)
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    expected = re.compile(
+        r"Failed to load resource: (the server responded with a status of (400|401|404|429)|net::ERR_)"
+    )
+    assert [complaint for complaint in complaints if not expected.match(complaint)] == []
+
+
+def wait(page: Any, condition: str) -> None:
+    """Until a condition in JavaScript is true; Playwright's own wait needs what the page forbids itself."""
+    end = time.monotonic() + 30
+    while not page.evaluate(condition):
+        assert time.monotonic() < end, condition
+        page.wait_for_timeout(50)
+
+
+def picture(page: Any, name: str, folder: Path) -> None:
+    where = DOCS if os.environ.get("VL3EDGE_PICTURES") else folder
+    page.screenshot(path=where / name, animations="disabled")
+
+
+def load_clip(page: Any) -> None:
+    page.set_input_files("#file", CLIP)
+    page.wait_for_selector("#timeline li:nth-child(9)")
+
+
+def ask(page: Any, question: str, number: int = 1) -> str:
+    page.fill("#question", question)
+    page.keyboard.press("Enter")
+    wait(page, f"document.querySelectorAll('#messages .assistant').length >= {number}")
+    page.wait_for_selector("#stop", state="hidden")
+    return page.locator(ANSWER).last.inner_text()
+
+
+def test_a_clip_is_seen_asked_about_and_looked_at_again(
+    address: str, visit: Callable[..., Any], tmp_path: Path
+) -> None:
+    page = visit(address)
+    assert page.inner_text("#model") == "vl3edge-demo on cpu"
+    picture(page, "serve-empty.png", tmp_path)
+    load_clip(page)
+    assert "9 frames of 112 × 112, 87 visual tokens, 40 % pruned" in page.inner_text("#facts")
+    assert ask(page, "Describe this video.") == SAID
+    stops = ask(page, "When does it stop?", 2)
+    moment = page.locator(f"{ANSWER} .time").last
+    seconds = float(re.search(r"[\d.]+", moment.inner_text())[0])  # type: ignore[index]
+    assert moment.inner_text() in stops
+    moment.click()
+    chosen = page.locator("#timeline [aria-current=true]")
+    assert chosen.inner_text().strip() == f"{seconds:g} s"
+    assert f"At {seconds:g} s" in page.inner_text("#facts")
+    assert page.get_attribute("#picture", "src") == chosen.locator("img").first.get_attribute("src")
+    picture(page, "serve.png", tmp_path)
+    assert page.locator("#veil").is_visible()
+    page.uncheck("#show-veil")
+    assert not page.locator("#veil").is_visible()
+    page.click("summary")
+    page.fill("#max-frames", "3")
+    page.keyboard.press("Tab")
+    wait(page, "document.querySelectorAll('#timeline li').length === 3")
+
+
+def test_the_keyboard_alone(address: str, visit: Callable[..., Any]) -> None:
+    page = visit(address)
+    load_clip(page)
+    wait(page, "document.activeElement.id === 'question'")
+    page.keyboard.type("What colour is it?")
+    page.keyboard.press("Enter")
+    wait(page, "document.querySelector('#messages .assistant')?.textContent === 'Red.'")
+    page.focus("#timeline [tabindex='0']")
+    for key, expected in (("ArrowRight", 1), ("ArrowRight", 2), ("End", 8), ("ArrowRight", 8), ("Home", 0)):
+        page.keyboard.press(key)
+        place = "[...document.querySelectorAll('#timeline button')].indexOf(document.activeElement)"
+        assert page.evaluate(place) == expected
+    page.focus("#tab-clip")
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.activeElement.id") == "tab-live"
+    assert page.locator("#live").is_visible()
+
+
+def test_a_conversation_is_saved(address: str, visit: Callable[..., Any], tmp_path: Path) -> None:
+    page = visit(address)
+    load_clip(page)
+    ask(page, "What colour is it?")
+    saved = {}
+    for button in ("#export-json", "#export-text"):
+        with page.expect_download() as download:
+            page.click(button)
+        download.value.save_as(tmp_path / download.value.suggested_filename)
+        saved[button] = (tmp_path / download.value.suggested_filename).read_text(encoding="utf-8")
+    turns = json.loads(saved["#export-json"])
+    assert [(turn["role"], turn["text"]) for turn in turns] == [("user", "What colour is it?"), ("assistant", "Red.")]
+    assert turns[0]["clip"] == "demo_clip.mp4"
+    assert saved["#export-text"] == "**What colour is it?** (demo_clip.mp4)\n\nRed.\n"
+
+
+def test_on_a_phone(address: str, visit: Callable[..., Any], tmp_path: Path) -> None:
+    page = visit(address, **PHONE, color_scheme="dark")
+    load_clip(page)
+    assert ask(page, "Describe this video.") == SAID
+    page.evaluate("scrollTo(0, 0)")
+    picture(page, "serve-phone.png", tmp_path)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    heights = page.evaluate("[...document.querySelectorAll('button:not(.time)')].filter(b => b.offsetParent)"
+                            ".map(b => b.offsetHeight)")  # fmt: skip
+    assert min(heights) >= 44  # for fingers
+
+
+def test_a_camera(address: str, visit: Callable[..., Any], tmp_path: Path) -> None:
+    page = visit(address)
+    page.click("#tab-live")
+    page.fill("#question", "What do you see?")
+    page.click("#send")
+    assert page.inner_text("#status") == "Start the camera first."
+    page.fill("#live-fps", "5")
+    page.click("#camera-switch")
+    wait(page, "/ [3-9] frames remembered/.test(document.querySelector('#live-facts').textContent)")
+    assert ask(page, "What shape is it?").strip(" …")
+    picture(page, "serve-camera.png", tmp_path)
+    page.click("#camera-switch")
+    assert page.inner_text("#live-facts") == "The camera is off."
+
+
+def test_a_busy_server_is_tried_again(address: str, visit: Callable[..., Any]) -> None:
+    page = visit(address)
+    load_clip(page)
+    refusals = [{"status": 429, "headers": {"Retry-After": "1"}, "json": {"error": {"message": "busy"}}}]
+    page.route("**/v1/chat/completions", lambda r: r.fulfill(**refusals.pop()) if refusals else r.continue_())
+    page.fill("#question", "What colour is it?")
+    page.keyboard.press("Enter")
+    wait(page, "document.querySelector('#status').textContent.includes('busy. Trying again in 1 s')")
+    wait(page, "document.querySelector('#messages .assistant').textContent === 'Red.'")
+
+
+def test_a_server_that_is_gone_and_comes_back_empty(address: str, visit: Callable[..., Any]) -> None:
+    page = visit(address)
+    load_clip(page)
+    page.context.set_offline(True)
+    page.fill("#question", "What colour is it?")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#banner:not([hidden])")
+    assert "cannot be reached" in page.inner_text("#banner")
+    page.context.set_offline(False)
+    page.wait_for_selector("#banner", state="hidden")
+    assert "The server is back" in page.inner_text("#messages")
+    lost = {"status": 404, "json": {"error": {"message": "there is no such file", "code": "no_such_file"}}}
+    replies = [lost]
+    page.route("**/v1/chat/completions", lambda r: r.fulfill(**replies.pop()) if replies else r.continue_())
+    assert ask(page, "What colour is it?") == "Red."  # the clip was sent once more
+
+
+def test_a_server_with_a_key(serve: Callable[..., str], visit: Callable[..., Any]) -> None:
+    page = visit(serve(api_key="open sesame"))
+    page.wait_for_selector("#key-form:not([hidden])")
+    page.fill("#key", "open sesame")
+    page.keyboard.press("Enter")
+    wait(page, "document.querySelector('#model').textContent.startsWith('vl3edge-demo')")
+    load_clip(page)
+    assert ask(page, "What colour is it?") == "Red."
+
+
+def test_what_is_no_clip_is_said_so(address: str, visit: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "notes.mp4").write_text("no film at all")
+    page = visit(address)
+    page.set_input_files("#file", tmp_path / "notes.mp4")
+    page.wait_for_selector("#messages .note")
+    assert "notes.mp4" in page.inner_text("#messages .note")
+    assert page.locator("#drop").is_visible()
+    load_clip(page)

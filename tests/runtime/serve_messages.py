@@ -1,0 +1,35 @@
+"""What tests send to a server."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+CLIP = Path(__file__).resolve().parents[1] / "fixtures" / "demo_clip.mp4"
+SAID = "A red square on a checkered ground. It waits, moves right, turns down and stops."
+
+
+def data_url(data: bytes, kind: str = "video/mp4") -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def png(shade: int = 80) -> bytes:
+    buffer = io.BytesIO()
+    y, x = np.mgrid[:112, :112]
+    Image.fromarray(np.stack([x + shade, y, x + y], axis=2).astype(np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def user(text: str, *media: tuple[str, str]) -> dict[str, Any]:
+    """A user's message; media: ("video", url) or ("image", url)."""
+    parts: list[dict[str, Any]] = [{"type": f"{kind}_url", f"{kind}_url": {"url": url}} for kind, url in media]
+    return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
+
+
+def about_clip(text: str = "Describe this video.", url: str | None = None) -> list[dict[str, Any]]:
+    return [user(text, ("video", url or data_url(CLIP.read_bytes())))]
