@@ -43,6 +43,8 @@ class KernelDecoder(CachedDecoder):
         self._prompt_row: int | None = None  # the last run was of a prompt in this row
         self._ahead: np.ndarray | None = None  # lengths before the step that runs ahead
         self._tokens: Callable[[], np.ndarray] | None = None  # of the last step, on their way
+        self._coming: Callable[[], np.ndarray]  # of the step launched last
+        self._last = 0  # which of the choices the last step made
         self._widen(1)
 
     @property

@@ -66,7 +66,7 @@ class Choices:
         self.blocks = blocks
         self.logits = zeros(text.vocab_size, dtype=np.float32, staged=True)
         self.tokens = zeros(dtype=np.int64, staged=True)
-        self.lengths = before.lengths if before else zeros(dtype=np.int32, staged=True)
+        self.lengths: Buffer = before.lengths if before else zeros(dtype=np.int32, staged=True)
         self.values, self.ids = zeros(blocks, dtype=np.float32), zeros(blocks, dtype=np.int32)
         self.temperatures, self.top_k = zeros(dtype=np.float32), zeros(dtype=np.int32)
         self.trail, self.draws = zeros(trail, dtype=np.int64), zeros(trail, dtype=np.float32)

@@ -75,7 +75,7 @@ class Decoding:
         """Answers until there has been nothing to do for a while."""
         with closing(self._batch.steps(self._arriving())) as steps:
             while not self._is_closed:
-                with self._model.decoder:
+                with self._model.decoder_turns:
                     outcome = next(steps, _END)
                 if isinstance(outcome, tuple):
                     answer, found = outcome

@@ -110,7 +110,7 @@ class _LiveSession:
         threshold = start.get("threshold")
         pruning = None if threshold is None else PruningConfig(threshold=threshold)
         most = min(_CONTEXT_TOKENS, self._model.bundle.manifest.text.max_position_embeddings)
-        with self._model.decoder:
+        with self._model.decoder_turns:
             return self._model.open_session(start.get("system"), pruning, most)
 
     async def _receive(self) -> None:
@@ -143,7 +143,7 @@ class _LiveSession:
 
         def push() -> dict[str, Any]:
             pixels = _decoded(data, self._limits)
-            with self._model.vision, self._model.decoder:
+            with self._model.vision_turns, self._model.decoder_turns:
                 report = session.push(pixels, time_s)
             return {"time_s": report.timestamp_s, "kept": report.kept_tokens, "of": report.max_tokens}
 
@@ -168,10 +168,10 @@ class _LiveSession:
             if session.num_frames == 0:
                 raise ConfigError("there is no frame yet: send one before you ask")
             reason, last_s, is_first = "stop", time.monotonic(), True
-            with self._model.decoder:
+            with self._model.decoder_turns:
                 chunks = session.ask(text, GenerationConfig(max_new_tokens=asked.get("max_tokens")), keep=False)
             while not self._is_stopped:
-                with self._model.decoder:
+                with self._model.decoder_turns:
                     chunk = next(chunks, None)
                 if chunk is None:
                     break
@@ -179,7 +179,7 @@ class _LiveSession:
                 self._metrics.token(now - last_s, is_first)
                 last_s, is_first, reason = now, False, chunk.finish_reason or reason
                 loop.call_soon_threadsafe(pieces.put_nowait, chunk.text)
-            with self._model.decoder:
+            with self._model.decoder_turns:
                 getattr(chunks, "close", lambda: None)()
             return "cancelled" if self._is_stopped else reason
 

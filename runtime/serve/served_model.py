@@ -69,11 +69,11 @@ class _FramesRead(VideoReader):
 
 
 class ServedModel(VideoLlama3):
-    """vision, decoder: to be held while either computes; who needs both takes them in this order."""
+    """vision_turns, decoder_turns: to be held while either computes; who needs both takes them in this order."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.vision, self.decoder = Turns(), Turns()
+        self.vision_turns, self.decoder_turns = Turns(), Turns()
         self._preparing = Turns()
         self._grammar: JsonGrammar | None = None
 
@@ -100,7 +100,7 @@ class ServedModel(VideoLlama3):
 
     def encoded(self, media: ReadMedia, pruning: PruningConfig, wanted: Callable[[], bool]) -> Clip:
         """The clip. Raises AbandonedError as soon as it is not wanted any more; looks before every frame."""
-        with self.vision:
+        with self.vision_turns:
             pending = self.begin(media.opened, pruning=pruning)
             for index in range(pending.num_frames):
                 if not wanted():

@@ -13,7 +13,8 @@ from fake_tensorrt import FakeDevice
 from vl3edge.runtime import GenerationConfig, VideoLlama3
 from vl3edge.runtime.backends.buffers import DeviceMemory
 from vl3edge.runtime.backends.limited_device import limited
-from vl3edge.runtime.backends.onnxruntime import Backend, select_backend
+from vl3edge.runtime.backends.onnxruntime import Backend
+from vl3edge.runtime.backends.select import select_backend
 from vl3edge.runtime.backends.tensorrt import TensorRtBackend
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, Bundle, open_bundle
 from vl3edge.runtime.bundle.manifest import FP16_DECODER_GRAPH
