@@ -162,7 +162,7 @@ def prepare(work: Path) -> None:
         subprocess.run([sys.executable, "-c", build, *where], check=True, cwd=Path(__file__).parents[1] / "tests")
     settings = json.loads((target / "genai_config.json").read_text(encoding="utf-8"))
     options = settings["model"]["decoder"]["session_options"]
-    from vl3edge.runtime.roofline import cores
+    from vl3edge.runtime.host import cores
 
     options["intra_op_num_threads"] = cores()  # its default of one thread halves it
     (target / "genai_config.json").write_text(json.dumps(settings, indent=4), encoding="utf-8")
