@@ -5,7 +5,7 @@ result of each axis rounded to 8 bits. Pillow rounds its weights to 22 bits, so 
 by a level or two: too little to see, enough to flip a token of DiffFP now and then. Here the same sums are computed
 by matrix products of floating-point numbers, which are exact as long as all partial sums are whole numbers below 2²⁴
 (float32) or 2⁵³ (float64), times a power of two. An axis is cut into bands, as each output needs few inputs, and the
-colours are taken apart first: this takes two thirds of Pillow's time, without a compiled extension.
+colours are taken apart first: this takes about as long as Pillow, without a compiled extension.
 
 Source: aten/src/ATen/native/cpu/UpSampleKernel.cpp of PyTorch 2.
 """
