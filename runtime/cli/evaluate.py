@@ -23,7 +23,7 @@ from ..evaluate.answering import Answering, BundleAnswering, answer_questions
 from ..evaluate.page import page
 from ..evaluate.questions import FORMATS, QuestionSet, read_questions
 from ..evaluate.reference import answer_by_reference, is_checkpoint
-from ..evaluate.report import Comparison, RunReport, compare, report_on
+from ..evaluate.report import RunComparison, RunReport, compare, report_on
 from ..evaluate.results import (
     EvalResult,
     ResultsFile,
@@ -292,7 +292,7 @@ def _reference_arguments(options: argparse.Namespace) -> list[str]:
 
 
 def _show(
-    options: argparse.Namespace, reports: dict[str, RunReport], compared: Comparison | None, questions: QuestionSet
+    options: argparse.Namespace, reports: dict[str, RunReport], compared: RunComparison | None, questions: QuestionSet
 ) -> None:
     notes = [f"{form.title}: {form.differs}" for form in questions.formats if form.differs]
     if options.json is not None:

@@ -23,7 +23,7 @@ from ..terminal import printable
 from .answering import kind_of, opened
 from .item import Asked, EvalItem
 from .paired import PairedDifference
-from .report import Comparison, RunReport
+from .report import RunComparison, RunReport
 from .results import EvalResult
 from .text import difference_words, score_words, verdict
 
@@ -50,7 +50,7 @@ class PageEntry:
 
 def page(
     reports: Sequence[tuple[str, RunReport]],
-    compared: Comparison | None,
+    compared: RunComparison | None,
     results: Mapping[str, EvalResult],
     asked: Sequence[Asked],
     limits: MediaLimits = DEFAULT_LIMITS,
@@ -91,7 +91,7 @@ def _tiles(name: str, report: RunReport) -> list[tuple[str, str]]:
     return tiles + [(f"{100 * share:.1f} %", f"{overlap}: {name}") for overlap, share in report.recalls.items()]
 
 
-def _groups(reports: Sequence[tuple[str, RunReport]], compared: Comparison | None) -> list[tuple[str, list[str]]]:
+def _groups(reports: Sequence[tuple[str, RunReport]], compared: RunComparison | None) -> list[tuple[str, list[str]]]:
     """(group, its score in each run and the difference)."""
     rows = []
     for group in reports[0][1].groups:

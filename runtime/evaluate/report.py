@@ -34,7 +34,7 @@ _NAMES = {
 
 
 @dataclass(frozen=True)
-class Score:
+class MeanScore:
     """The mean of some questions' scores. low, high: its 95 % interval, clips being what is drawn."""
 
     count: int
@@ -52,8 +52,8 @@ class RunReport:
     """
 
     name: str
-    score: Score | None
-    groups: dict[str, Score]
+    score: MeanScore | None
+    groups: dict[str, MeanScore]
     group_mean: float | None
     recalls: dict[str, float]
     answered: int
@@ -92,14 +92,14 @@ def _by_group(results: Sequence[EvalResult]) -> dict[str, list[EvalResult]]:
     return {name or "other": groups[name] for name in sorted(groups)}
 
 
-def _score(results: Sequence[EvalResult]) -> Score:
+def _score(results: Sequence[EvalResult]) -> MeanScore:
     """With Agresti and Coull's two of each kind added, so that the interval is never empty, and the design effect."""
     scores = np.array([result.score for result in results], np.float64)
     count, value = scores.size, float(scores.mean())
     middle = (float(scores.sum()) + 2) / (count + 4)
     spread = (float((scores**2).sum()) + 2) / (count + 4) - middle**2
     error = _Z * sqrt(max(0.0, spread) / (count + 4) * _clustering(scores, [result.clip for result in results]))
-    return Score(count, value, max(0.0, min(value, middle - error)), min(1.0, max(value, middle + error)))
+    return MeanScore(count, value, max(0.0, min(value, middle - error)), min(1.0, max(value, middle + error)))
 
 
 def _clustering(scores: np.ndarray, clips: Sequence[str]) -> float:
@@ -111,15 +111,15 @@ def _clustering(scores: np.ndarray, clips: Sequence[str]) -> float:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RunComparison:
     """This run against another, on the questions that both answered and have a score of.
 
     first, second: the other's score and this one's. difference: second minus first. groups: the same by group.
     recalls: of grounding, the same for each overlap. changed: (other, this) where the score differs.
     """
 
-    first: Score
-    second: Score
+    first: MeanScore
+    second: MeanScore
     difference: PairedDifference
     groups: dict[str, PairedDifference]
     recalls: dict[str, PairedDifference]
@@ -133,7 +133,7 @@ class Comparison:
         return values
 
 
-def compare(first: Mapping[str, EvalResult], second: Mapping[str, EvalResult]) -> Comparison | None:
+def compare(first: Mapping[str, EvalResult], second: Mapping[str, EvalResult]) -> RunComparison | None:
     """None if they share no question that both answered, of the same words and with a score."""
     pairs = [(first[id], b) for id, b in second.items() if id in first and first[id].question == b.question]
     pairs = [(a, b) for a, b in pairs if a.score is not None and b.score is not None]
@@ -143,7 +143,7 @@ def compare(first: Mapping[str, EvalResult], second: Mapping[str, EvalResult]) -
     for a, b in pairs:
         groups.setdefault(b.group or "other", []).append((a, b))
     spans = [(a, b) for a, b in pairs if b.measure == "grounding"]
-    return Comparison(
+    return RunComparison(
         first=_score([a for a, _ in pairs]),
         second=_score([b for _, b in pairs]),
         difference=_difference(pairs),

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from ..terminal import one_line
 from .paired import PairedDifference
-from .report import Comparison, RunReport, Score
+from .report import MeanScore, RunComparison, RunReport
 from .results import EvalResult
 
 _WIDTH = 28
@@ -33,14 +33,14 @@ def report_lines(name: str, report: RunReport, differs: Sequence[str] = ()) -> I
         yield f"  {note}"
 
 
-def score_words(score: Score) -> str:
+def score_words(score: MeanScore) -> str:
     return (
         f"{100 * score.value:6.2f} %  (95 %: {100 * score.low:.1f} to {100 * score.high:.1f}) of "
         f"{score.count:,} question{'s' if score.count != 1 else ''}"
     )
 
 
-def comparison_lines(compared: Comparison) -> Iterator[str]:
+def comparison_lines(compared: RunComparison) -> Iterator[str]:
     """What differs, and whether that could be chance."""
     yield f"  {'difference':{_WIDTH}} {difference_words(compared.difference)}"
     for overlap, difference in compared.recalls.items():
