@@ -1,18 +1,23 @@
-"""What the decoder's kernels are before any of them has run: registers, shared memory, bytes, launches.
+"""What the decoder's kernels are before any of them has run: registers, shared memory, bytes, operations, launches.
 
-    python benchmarks/decoder_kernels.py
+    python benchmarks/decoder_kernels.py [--counts-only]
 
 Compiles the kernels of the released sizes (int4 in groups of 128, a head of 8 bits) for every kind of GPU, without
-one. Says nothing of speed. Writes benchmarks/results/decoder_kernels.json.
+one, and counts what a step and a prompt cannot do without (`decoder_limits.py`). Says nothing of speed. Writes
+benchmarks/results/decoder_kernels.json; --counts-only keeps what was compiled.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from decoder_limits import DEVICES, PROMPT, Counts
 
 from vl3edge.export.graphs.decoder import text_spec
 from vl3edge.export.kernels.compile import compile_kernels
@@ -21,22 +26,55 @@ from vl3edge.models.synthetic.random import preset
 
 RESULTS = Path(__file__).parent / "results" / "decoder_kernels.json"
 SIZES = ("2b", "7b")
-CONTEXT = 1000
-_A_LAYER = ("qkv", "rotation", "attention", "its parts combined", "output", "gate and up", "down")
-_A_STEP = ("embedding", "head", "best of a block", "choice")
+_LONG = 16_000
 
 
 def main() -> None:
-    result = {}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--counts-only", action="store_true", help="compile nothing")
+    options = parser.parse_args()
+    before = json.loads(RESULTS.read_text(encoding="utf-8")) if options.counts_only else {}
+    result: dict[str, Any] = {"devices": DEVICES, "prompt_tokens": PROMPT}
     for size in SIZES:
-        config = preset(size).text
-        shape = uniform_shape(text_spec(config), config.rms_norm_eps, bits=4, group=128, head_bits=8)
-        with tempfile.TemporaryDirectory() as folder:
-            manifest = compile_kernels(
-                shape, Path(folder), progress=lambda done, total: print(done, total, file=sys.stderr)
-            )
-        result[size] = {**versions(manifest), "step": step(shape), "kernels": [line(k) for k in manifest["kernels"]]}
+        shape = released(size)
+        kept = {name: before[size][name] for name in COMPILED} if before else compiled(shape)
+        result[size] = {**counted(shape), **kept}
     RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def released(size: str) -> DecoderShape:
+    """A released decoder, as it is exported by default."""
+    config = preset(size).text
+    return uniform_shape(text_spec(config), config.rms_norm_eps, bits=4, group=128, head_bits=8)
+
+
+def counted(shape: DecoderShape) -> dict[str, Any]:
+    """The launches of a step and of a prompt; of a step also where it reads less, or more."""
+    small_head = replace(shape.head, bits=4)
+    four = replace(shape, head=small_head, embeddings=small_head)
+    layers = {role: frozenset(_in_bits(kinds, 2)) for role, kinds in shape.matrices.items()}
+    return {
+        "step": Counts(shape).step(),
+        "step, context 16,000": Counts(shape).step(_LONG),
+        "step, head of 4 bits": Counts(four).step(),
+        "step, layers of 2 bits": Counts(replace(four, matrices=layers)).step(),
+        "prompt": Counts(shape).prompt(),
+    }
+
+
+def _in_bits(kinds: frozenset[MatrixKind], bits: int) -> list[MatrixKind]:
+    return [replace(kind, bits=bits) for kind in kinds]
+
+
+COMPILED = ("versions", "ptx_version", "archive_bytes", "kernels")
+
+
+def compiled(shape: DecoderShape) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        manifest = compile_kernels(
+            shape, Path(folder), progress=lambda done, total: print(done, total, file=sys.stderr)
+        )
+    return {**versions(manifest), "kernels": [line(kernel) for kernel in manifest["kernels"]]}
 
 
 def versions(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -58,26 +96,6 @@ def line(kernel: dict[str, Any]) -> dict[str, Any]:
             if binary["registers"]
         },
     }
-
-
-def step(shape: DecoderShape) -> dict[str, int]:
-    """Launches of a step of one row, and the bytes that it cannot but read."""
-    text = shape.text
-    (qkv,), (output,), (gate,), (down,) = (shape.matrices[role] for role in ("qkv", "output", "gate", "down"))
-    width = (text.num_heads + 2 * text.num_kv_heads) * text.head_dim
-    layer = stored(qkv, width) + stored(output, text.hidden_size) + stored(down, text.hidden_size)
-    layer += 2 * stored(gate, text.intermediate_size) + 2 * 4 * text.hidden_size + 2 * width
-    position = 2 * text.num_kv_heads * text.head_dim * 2
-    return {
-        "launches": len(_A_LAYER) * text.num_layers + len(_A_STEP),
-        "weight_bytes": text.num_layers * layer + stored(shape.head, text.vocab_size),
-        f"cache_bytes_at_{CONTEXT}": text.num_layers * position * CONTEXT,
-    }
-
-
-def stored(matrix: MatrixKind, outputs: int) -> int:
-    """Bytes of codes and scales."""
-    return outputs * (matrix.inputs * matrix.bits // 8 + 2 * matrix.inputs // matrix.group)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import kernel_tables
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -373,6 +375,19 @@ def reliability_table() -> str:
     return table(["fault or load", "how much", "result"], rows)
 
 
+def kernel_launches(run: str) -> str:
+    return table(*kernel_tables.launches_table(load("decoder_kernels"), run))
+
+
+def kernel_limits() -> str:
+    result = load("decoder_kernels")
+    return f"{table(*kernel_tables.limits_table(result))}\n\n{kernel_tables.sources(result)}"
+
+
+def kernel_registers() -> str:
+    return table(*kernel_tables.registers_table(load("decoder_kernels")))
+
+
 SECTIONS: dict[str, Callable[[], str]] = {
     "headline": headline_table,
     "gpu": gpu_table,
@@ -384,6 +399,10 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "encoder": encoder_table,
     "prefill": prefill_table,
     "reliability": reliability_table,
+    "kernel-step": lambda: kernel_launches("step"),
+    "kernel-prompt": lambda: kernel_launches("prompt"),
+    "kernel-limits": kernel_limits,
+    "kernel-registers": kernel_registers,
 }
 
 

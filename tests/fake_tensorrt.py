@@ -47,6 +47,7 @@ class FakeDevice:
         self.uploaded: list[int] = []
         self.downloaded: list[int] = []
         self.pending = 0
+        self.events: set[int] = set()
         self.lock = FakeLock()
 
     def allocate(self, num_bytes: int) -> int:
@@ -104,6 +105,19 @@ class FakeDevice:
 
     def synchronize(self) -> None:
         self.pending = 0
+
+    def event(self) -> int:
+        self.events.add(max(self.events, default=0) + 1)
+        return max(self.events)
+
+    def drop_event(self, event: int) -> None:
+        self.events.remove(event)
+
+    def record(self, event: int) -> None:
+        assert event in self.events
+
+    def wait(self, event: int) -> None:
+        assert event in self.events
 
 
 class _Severity(enum.IntEnum):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -36,6 +37,13 @@ class Buffer(Protocol):
 
     def read(self) -> np.ndarray:
         """The content, on the host; on a GPU a copy."""
+        ...
+
+    def fetch(self) -> Callable[[], np.ndarray]:
+        """`read` in two halves: the content of now is what the result gives, which waits for it and nothing later.
+
+        On a GPU the buffer must be staged, and what was fetched is void after the next `fetch` or `read`.
+        """
         ...
 
     def write(self, values: np.ndarray) -> None:
@@ -115,6 +123,10 @@ class HostBuffer:
     def read(self) -> np.ndarray:
         return self.array
 
+    def fetch(self) -> Callable[[], np.ndarray]:
+        values = self.array.copy()
+        return lambda: values
+
     def write(self, values: np.ndarray) -> None:
         self.array[...] = values
 
@@ -173,6 +185,7 @@ class DeviceBuffer:
         self._device = device
         self._staging = staging
         self._whole = whole
+        self._event: Any = None
         if whole is None:
             self._finalizer = weakref.finalize(self, _free, device, address, staging)
             self._finalizer.atexit = False  # the process gives everything back
@@ -194,6 +207,24 @@ class DeviceBuffer:
         self._device.download(values, self.address)
         self._device.synchronize()
         return values if self._staging is None else values.copy()  # the staging is the next call's
+
+    def fetch(self) -> Callable[[], np.ndarray]:
+        staging, device, event = self._staging, self._device, (self._whole or self)._mark()
+        assert staging is not None  # it has to outlive the call
+        device.download(staging, self.address)
+        device.record(event)
+
+        def arrived() -> np.ndarray:
+            device.wait(event)
+            return staging.copy()
+
+        return arrived
+
+    def _mark(self) -> Any:
+        if self._event is None:
+            self._event = self._device.event()
+            weakref.finalize(self, self._device.drop_event, self._event).atexit = False
+        return self._event
 
     def write(self, values: np.ndarray) -> None:
         """Call `Memory.synchronize` before the next write, so that the staged data has arrived."""

@@ -79,6 +79,20 @@ class Device(Protocol):
         """Waits until the stream is idle."""
         ...
 
+    def event(self) -> Any:
+        """A new mark for a place in the stream; free it with `drop_event`."""
+        ...
+
+    def drop_event(self, event: Any) -> None: ...
+
+    def record(self, event: Any) -> None:
+        """Puts the mark behind all that is in the stream now."""
+        ...
+
+    def wait(self, event: Any) -> None:
+        """Waits for what is in the stream before the mark, and for nothing behind it."""
+        ...
+
 
 @dataclass(frozen=True)
 class CudaDevice:
@@ -124,6 +138,18 @@ class CudaDevice:
 
     def synchronize(self) -> None:
         self._call(self.runtime.cudaStreamSynchronize, self.stream)
+
+    def event(self) -> Any:
+        return self._call(self.runtime.cudaEventCreateWithFlags, self.runtime.cudaEventDisableTiming)
+
+    def drop_event(self, event: Any) -> None:
+        self._call(self.runtime.cudaEventDestroy, event)
+
+    def record(self, event: Any) -> None:
+        self._call(self.runtime.cudaEventRecord, event, self.stream)
+
+    def wait(self, event: Any) -> None:
+        self._call(self.runtime.cudaEventSynchronize, event)
 
     def _copy(self, target: int, source: int, num_bytes: int, kind: Any) -> None:
         self._call(self.runtime.cudaMemcpyAsync, target, source, num_bytes, kind, self.stream)

@@ -45,7 +45,7 @@ class CudaLauncher:
         self._context = self._call(self._driver.cuDevicePrimaryCtxRetain, self._call(self._driver.cuDeviceGet, 0))
         driver = int(self._call(self._driver.cuDriverGetVersion))
         self.tuned_for = TunedFor(device.name, "{}.{}".format(*device.capability), driver, kernels.digest)
-        finalizer = weakref.finalize(self, _unload, self._driver, self._modules)
+        finalizer = weakref.finalize(self, _unload, self._driver, device.stream, self._modules)
         finalizer.atexit = False  # the process gives everything back
 
     @property
@@ -154,7 +154,8 @@ def _packed(kernel: KernelSpec, arguments: Sequence[int]) -> list[Any]:
     return values + [ctypes.c_void_p() for _ in range(kernel.scratch)]
 
 
-def _unload(driver: Any, modules: list[Any]) -> None:
+def _unload(driver: Any, stream: int, modules: list[Any]) -> None:
+    driver.cuStreamSynchronize(stream)  # a step that ran ahead may be in it yet
     for module in modules:
         driver.cuModuleUnload(module)
 

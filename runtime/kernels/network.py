@@ -56,24 +56,24 @@ class Network:
     def row_bytes(self) -> int:
         """Memory of one row of steps, but for its cache."""
         choice = 2 * 4 * self.text.vocab_size + 12 * self._choose.constants["TRAIL"]  # logits are staged
-        return Vectors.bytes_of(self.text, self._splits) + choice
+        return Vectors.bytes_of(self.text, self._splits) + 2 * choice  # of this step and of the next
 
     @property
     def _splits(self) -> int:
         return max(kernel.tile["SPLITS"] for kernel in self._find("attend", self._heads))
 
-    def choices(self, rows: int) -> Choices:
+    def choices(self, rows: int, before: Choices | None = None) -> Choices:
         blocks = -(-self.text.vocab_size // self._block)
-        return Choices(self.launcher.memory, self.text, rows, blocks, self._choose.constants["TRAIL"])
+        return Choices(self.launcher.memory, self.text, rows, blocks, self._choose.constants["TRAIL"], before)
 
-    def step(self, rows: int, vectors: Vectors, chosen: Choices, cache: int) -> None:
-        """A token more in each of the first rows: that in `chosen.tokens`, or the vector in x where it is negative.
+    def step(self, rows: int, vectors: Vectors, given: Choices, chosen: Choices, cache: int) -> None:
+        """A token more in each of the first rows: that in `given.tokens`, or the vector in x where it is negative.
 
         Chooses the next tokens. x is then in a step's order up to three rows, in natural order from four on.
         """
         many = rows >= MANY_ROWS
         if self.weights.embeddings is not None:
-            self._embed(rows, vectors, chosen, self.weights.embeddings, strands=not many)
+            self._embed(rows, vectors, given, self.weights.embeddings, strands=not many)
         for number, layer in enumerate(self.weights.layers):
             if many:
                 self._normalize(rows, vectors, layer.input_norm)
@@ -125,12 +125,12 @@ class Network:
         tables = {"cos_ptr": self.weights.cos, "sin_ptr": self.weights.sin}
         self._launch(kernel, grid, **tables, cache_ptr=cache, **where)
 
-    def _embed(self, rows: int, vectors: Vectors, chosen: Choices, table: DeviceMatrix, strands: bool) -> None:
+    def _embed(self, rows: int, vectors: Vectors, given: Choices, table: DeviceMatrix, strands: bool) -> None:
         constants = {"K": table.spec.inputs, "STRANDS": strands, **table.spec.constants()}
         del constants["ORDER"]
         kernel = self._find("embed", constants)[0]
         stored = {"codes_ptr": table.codes, "scales_ptr": table.scales, "zeros_ptr": table.zeros}
-        ends = {"tokens_ptr": chosen.tokens.address, "x_ptr": vectors.x.address}
+        ends = {"tokens_ptr": given.tokens.address, "x_ptr": vectors.x.address}
         self._launch(kernel, (rows,), **stored, **ends, vocabulary=self.text.vocab_size)
 
     def _qkv(self, rows: int, vectors: Vectors, layer: StoredLayer) -> None:

@@ -55,13 +55,18 @@ class Choices:
     are values and ids. trail, draws: [rows, trail]: of what the kernels can do beside, not used.
     """
 
-    def __init__(self, memory: Memory, text: TextSpec, rows: int, blocks: int, trail: int) -> None:
+    def __init__(
+        self, memory: Memory, text: TextSpec, rows: int, blocks: int, trail: int, before: Choices | None = None
+    ) -> None:
+        """before: choices of the same rows, a step earlier, whose lengths these go on from."""
+
         def zeros(*shape: int, dtype: Any, staged: bool = False) -> Buffer:
             return memory.zeros((rows, *shape), dtype, staged)
 
         self.blocks = blocks
         self.logits = zeros(text.vocab_size, dtype=np.float32, staged=True)
-        self.tokens, self.lengths = zeros(dtype=np.int64, staged=True), zeros(dtype=np.int32, staged=True)
+        self.tokens = zeros(dtype=np.int64, staged=True)
+        self.lengths: Buffer = before.lengths if before else zeros(dtype=np.int32, staged=True)
         self.values, self.ids = zeros(blocks, dtype=np.float32), zeros(blocks, dtype=np.int32)
         self.temperatures, self.top_k = zeros(dtype=np.float32), zeros(dtype=np.int32)
         self.trail, self.draws = zeros(trail, dtype=np.int64), zeros(trail, dtype=np.float32)

@@ -124,7 +124,7 @@ class Tuner:
         vectors, chosen = network.vectors(_ROWS, steps=True), network.choices(_ROWS)
         chosen.lengths.write(np.full(_ROWS, self._context))
         for rows, up_to, functions in ((1, MANY_ROWS - 1, _STEP), (_ROWS, _MOST_ROWS, _STEP_OF_MANY)):
-            yield _Load(up_to, functions, partial(network.step, rows, vectors, chosen, table))
+            yield _Load(up_to, functions, partial(network.step, rows, vectors, chosen, chosen, table))
 
     def _of_prompts(self) -> Iterator[_Load]:
         network, most = self._network, self._prompts[-1]

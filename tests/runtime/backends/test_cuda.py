@@ -23,6 +23,7 @@ class FakeRuntime:
 
     cudaError_t = Status
     cudaHostAllocDefault = 0
+    cudaEventDisableTiming = 2
 
     class cudaMemcpyKind:
         cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDefault = 1, 2, 4
@@ -51,6 +52,21 @@ def device() -> CudaDevice:
     runtime = FakeRuntime()
     runtime.device = CudaDevice(runtime, "Fake", (8, 9), 7)
     return runtime.device
+
+
+def test_an_event_marks_a_place_in_the_stream(device: CudaDevice) -> None:
+    device.runtime.results = ("event",)
+    event = device.event()
+    device.record(event)
+    device.wait(event)
+    device.drop_event(event)
+    assert device.runtime.calls == [
+        ("cudaEventCreateWithFlags", 2),
+        ("cudaEventRecord", "event", 7),
+        ("cudaEventSynchronize", "event"),
+        ("cudaEventDestroy", "event"),
+    ]
+    assert all(device.runtime.held)
 
 
 def test_copies_are_in_the_stream_and_hold_the_lock(device: CudaDevice) -> None:

@@ -1,0 +1,82 @@
+"""The tables of docs/gpu.md about the decoder's kernels, from benchmarks/results/decoder_kernels.json."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+Json = Mapping[str, Any]
+_SHORT = {"Orin Nano Super": "Orin Nano", "AGX Orin 64 GB": "AGX Orin", "Thor T5000": "Thor"}
+
+
+def least_s(launch: Json, device: Json) -> float:
+    """The least time of one launch on a device, by what it reads and computes."""
+    rate = device["tensor" if launch["tensor_cores"] else "vector"]
+    return max(launch["bytes"] / device["bandwidth"], launch["operations"] / rate)
+
+
+def total_s(launches: Iterable[Json], device: Json) -> float:
+    return sum(launch["count"] * least_s(launch, device) for launch in launches)
+
+
+def launches_table(result: Json, run: str) -> tuple[list[str], list[list[str]]]:
+    """A run of the 2B sizes launch by launch: what each takes on each device at least, in µs; ° by operations."""
+    devices: Json = result["devices"]
+    rows = []
+    for launch in result["2b"][run]:
+        times = []
+        for device in devices.values():
+            bound = launch["bytes"] / device["bandwidth"] < least_s(launch, device)
+            times.append(f"{least_s(launch, device) * 1e6:,.1f}{'°' if bound else ''}")
+        size, operations = launch["bytes"] / 1e6, launch["operations"] / 1e6
+        rows.append([launch["name"], str(launch["count"]), f"{size:,.3f}", f"{operations:,.2f}", *times])
+    everything = [launch["count"] * launch["bytes"] / 1e6 for launch in result["2b"][run]]
+    work = [launch["count"] * launch["operations"] / 1e6 for launch in result["2b"][run]]
+    totals = [f"{total_s(result['2b'][run], device) * 1e3:,.2f} ms" for device in devices.values()]
+    count = sum(launch["count"] for launch in result["2b"][run])
+    rows.append(["**all**", str(count), f"{sum(everything):,.0f}", f"{sum(work):,.0f}", *totals])
+    return ["launch", "times", "MB", "MFLOP", *(_SHORT.get(name, name) for name in devices)], rows
+
+
+def limits_table(result: Json) -> tuple[list[str], list[list[str]]]:
+    """Tokens a second that no kernel can pass, and what other ways of storing would make of them."""
+    works = {
+        "step": "written, context 1,000, {size}",
+        "step, context 16,000": "written, context 16,000, {size}",
+        "step, head of 4 bits": "written, head in 4 bits, {size}",
+        "step, layers of 2 bits": "written, layers in 2 bits, head in 4, {size}",
+        "prompt": "read, a chunk of 2,048, {size}",
+    }
+    rows = []
+    for size in ("2b", "7b"):
+        for run, name in works.items():
+            tokens = result["prompt_tokens"] if run == "prompt" else 1
+            times = [total_s(result[size][run], device) for device in result["devices"].values()]
+            rows.append([name.format(size=size.upper()), *(f"{tokens / seconds:,.0f}" for seconds in times)])
+    return ["tokens a second, at most", *(_SHORT.get(name, name) for name in result["devices"])], rows
+
+
+def registers_table(result: Json) -> tuple[list[str], list[list[str]]]:
+    """Of every function's variants at both sizes: registers and shared memory, the least and the most; spills."""
+    targets = [name for name in result["2b"]["kernels"][0] if name.startswith("cubin-")]
+    found: dict[str, list[Json]] = {}
+    for size in ("2b", "7b"):
+        for kernel in result[size]["kernels"]:
+            found.setdefault(kernel["function"], []).append(kernel)
+    rows = []
+    for function, kernels in sorted(found.items()):
+        registers = [_range(kernel[target][0] for kernel in kernels) for target in targets]
+        spilled = sum(kernel[target][1] for kernel in kernels for target in targets)
+        shared = _range(kernel[target][2] >> 10 for kernel in kernels for target in targets)
+        rows.append([f"`{function}`", str(len(kernels)), *registers, shared, str(spilled)])
+    header = ["kernel", "variants", *(f"registers, {target.removeprefix('cubin-')}" for target in targets)]
+    return [*header, "shared, KiB", "spilled"], rows
+
+
+def sources(result: Json) -> str:
+    return "\n".join(f"- {name}: {device['source']}." for name, device in result["devices"].items())
+
+
+def _range(values: Iterable[int]) -> str:
+    ordered = sorted(values)
+    return f"{ordered[0]}" if ordered[0] == ordered[-1] else f"{ordered[0]}–{ordered[-1]}"
