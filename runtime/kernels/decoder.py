@@ -1,4 +1,4 @@
-"""The decoder on kernels of our own: prompts part by part, then steps that are captured once for each number of rows.
+"""The decoder on kernels of our own: prompts part by part, then steps that are captured for each number of rows.
 
 The host has the books: lengths and tokens are written to the device before a run, 12 bytes a row, and the greedy token
 is read after it, 8 bytes. Logits come down where they are asked for, as when tokens are drawn.
@@ -38,13 +38,12 @@ class KernelDecoder(CachedDecoder):
         self._network, self._memory, self._prompts = network, memory, prompts
         self._cache_table = CacheTable(memory, network.text)
         self._prompted = network.choices(1)  # arrays of a launch begin at aligned addresses, as rows of others do not
-        self._room = 0
+        self._room = self._last = 0  # rows there is memory for; which of the choices are those of the last step
         self._captures: dict[tuple[int, int], Callable[[], None]] = {}  # by the number of rows, and where they begin
         self._prompt_row: int | None = None  # the last run was of a prompt in this row
         self._ahead: np.ndarray | None = None  # lengths before the step that runs ahead
         self._tokens: Callable[[], np.ndarray] | None = None  # of the last step, on their way
-        self._coming: Callable[[], np.ndarray]  # of the step launched last
-        self._last = 0  # which of the choices the last step made
+        self._coming: Callable[[], np.ndarray] | None = None  # of the step launched last
         self._widen(1)
 
     @property

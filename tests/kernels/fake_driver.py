@@ -143,6 +143,9 @@ class FakeDriver:
     def cuStreamSynchronize(self, stream: int) -> tuple[Status]:
         return self._result("cuStreamSynchronize", stream == self._device.stream)
 
+    def cuStreamSynchronize(self, stream: int) -> tuple[Status]:
+        return self._result("cuStreamSynchronize", stream == self._device.stream)
+
     def cuGraphDestroy(self, graph: Handle) -> tuple[Status]:
         return self._gone("cuGraphDestroy", "graph", graph)
 
