@@ -3,6 +3,8 @@
     python benchmarks/backends.py BUNDLE CLIP [--backends cpu cuda cuda+kernels] [--checkpoint CKPT] [--name NAME]
                                               [--max-frames 32] [--new-tokens 64] [--repeat 5] [--json FILE]
 
+All the figures of one GPU in one call, peers included, are `gpu.py`'s; here is one clip, stage by stage.
+
 Each runs in a process of its own, one after the other; `+kernels` decodes with the bundle's own. The first backend is
 the reference of the differences: the others get its features for the projector and its prompt and tokens for the
 decoder, so that a difference is of the stage it stands at. Times are medians after one call that is not counted,

@@ -14,9 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tables.accuracy import demo_table, encoder_table, prefill_table, pruning_table, quantization_table
+from tables.gpu import gpu_table
 from tables.kernels import kernel_launches, kernel_limits, kernel_registers
 from tables.reliability import reliability_table
-from tables.speed import gpu_table, headline_table, real_size_table, speed_table
+from tables.speed import headline_table, real_size_table, speed_table
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

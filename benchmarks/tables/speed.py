@@ -31,26 +31,6 @@ def headline_table() -> str:
     return f"{table(['work', 'vl3edge', 'against', 'the other', 'ratio'], rows)}\n\n{machine_line(entry)}"
 
 
-def gpu_table() -> str:
-    """The first run on a GPU, each figure beside the best of the peers."""
-    result = load("gpu_h200")
-    works = {
-        "decode_tokens_per_s": "tokens written a second",
-        "prefill_1000_tokens_per_s": "tokens of a prompt of 1,000 read a second",
-        "encoder_680_patches_ms_per_frame": "ms a frame of 680 patches",
-    }
-    rows = []
-    for key, work in works.items():
-        runs = dict(result[key])
-        mine = runs.pop("vl3edge")
-        ratios = {peer: mine / other if key.endswith("per_s") else other / mine for peer, other in runs.items()}
-        nearest = min(ratios, key=lambda peer: ratios[peer])
-        rows.append([work, f"{mine:,}", nearest, f"{runs[nearest]:,}", f"{ratios[nearest]:.2f}×"])
-    answers = result["answers_equal"]
-    equal = f"{answers['equal']} of {answers['asked']} answers equal those of {answers['against']}."
-    return f"{table(['work', 'vl3edge', 'against', 'the other', 'ratio'], rows)}\n\n{machine_line(result)} {equal}"
-
-
 def real_size_table() -> str:
     """Time and peak memory of every step at the released sizes."""
     result = load("real_size")

@@ -141,10 +141,7 @@ class FakeDriver:
         return self._result("cuGraphLaunch", graph.kind == "executable" and stream == self.device.stream)
 
     def cuStreamSynchronize(self, stream: int) -> tuple[Status]:
-        return self._result("cuStreamSynchronize", stream == self._device.stream)
-
-    def cuStreamSynchronize(self, stream: int) -> tuple[Status]:
-        return self._result("cuStreamSynchronize", stream == self._device.stream)
+        return self._result("cuStreamSynchronize", stream == self.device.stream)
 
     def cuGraphDestroy(self, graph: Handle) -> tuple[Status]:
         return self._gone("cuGraphDestroy", "graph", graph)
