@@ -32,6 +32,7 @@ from vl3edge.models.demo.clips import encode_mp4
 from vl3edge.models.demo.render import HELD_OUT_SEED, random_scene, source_frames
 from vl3edge.runtime import VideoLlama3
 
+PARTS = ("load", "attacks", "restart")
 QUESTIONS = ("Describe this video.", "What colour is it?", "What shape is it?", "When does it stop?")
 
 
@@ -300,12 +301,13 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--requests", type=int, default=10_000, help="of one attack, at once")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "serve.json")
     options = parser.parse_args()
-    result: dict[str, Any] = {"machine": describe(), "seconds": options.seconds, "clients": options.clients}
+    result: dict[str, Any] = json.loads(options.json.read_text(encoding="utf-8")) if options.json.is_file() else {}
 
     def note(**found: Any) -> None:
-        """Writes what is known by now."""
+        """Writes what is known by now; parts that are not measured anew stay as they are."""
         result.update(found)
         options.json.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         print(json.dumps(found, indent=2), flush=True)
@@ -313,22 +315,30 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         paths = clips_of(root, options.clients)
-        expected = expectations(paths)
         names = [path.name for path in paths]
         with server(root, "--queue", str(options.clients), "--allow-urls") as (process, address):
-            alone = Load(address, expected)
-            seconds = max(5.0, options.seconds / 10)
-            asyncio.run(loaded(alone, process, names[:1], seconds))
-            note(one_client=alone.summary(seconds))
-            together = Load(address, expected)
-            memory = asyncio.run(loaded(together, process, names, options.seconds))
-            note(
-                all_clients=together.summary(options.seconds),
-                differing=together.differing[:20],
-                memory_mb={"after_a_third": memory[len(memory) // 3], "at_the_end": memory[-1], "most": max(memory)},
-            )
-            note(attacks=attacks(address, process, paths[0], options.requests))
-        note(killed_and_restarted=restarted(root, paths[0]))
+            if "load" in options.parts:
+                expected = expectations(paths)
+                asyncio.run(loaded(Load(address, expected), process, names[:1], 2.0))  # its first clip starts a process
+                alone = Load(address, expected)
+                seconds = max(10.0, options.seconds / 10)
+                asyncio.run(loaded(alone, process, names[:1], seconds))
+                together = Load(address, expected)
+                memory = asyncio.run(loaded(together, process, names, options.seconds))
+                sizes = {"after_a_third": memory[len(memory) // 3], "at_the_end": memory[-1], "most": max(memory)}
+                note(
+                    machine=describe(),
+                    clients=options.clients,
+                    seconds=options.seconds,
+                    one_client=alone.summary(seconds),
+                    all_clients=together.summary(options.seconds),
+                    differing=together.differing[:20],
+                    memory_mb=sizes,
+                )
+            if "attacks" in options.parts:
+                note(attacks=attacks(address, process, paths[0], options.requests))
+        if "restart" in options.parts:
+            note(killed_and_restarted=restarted(root, paths[0]))
 
 
 if __name__ == "__main__":
