@@ -32,6 +32,7 @@ from vl3edge.models.demo.clips import encode_mp4
 from vl3edge.models.demo.render import HELD_OUT_SEED, random_scene, source_frames
 from vl3edge.runtime import VideoLlama3
 
+PARTS = ("load", "attacks", "restart")
 QUESTIONS = ("Describe this video.", "What colour is it?", "What shape is it?", "When does it stop?")
 
 
@@ -162,7 +163,7 @@ def expectations(clips: list[Path]) -> dict[tuple[str, str], str]:
     return found
 
 
-def attacks(address: str, process: Any, clip: Path) -> list[dict[str, str]]:
+def attacks(address: str, process: Any, clip: Path, count: int) -> list[dict[str, str]]:
     """Each attack, what came of it, and whether the server answered rightly after it."""
     port = int(address.rsplit(":", 1)[1])
     url = f"{address}/v1/chat/completions"
@@ -196,7 +197,7 @@ def attacks(address: str, process: Any, clip: Path) -> list[dict[str, str]]:
         async def all_of_them() -> list[str]:
             limits = httpx.Limits(max_connections=500)
             async with httpx.AsyncClient(timeout=300, limits=limits) as http:
-                return await asyncio.gather(*(one(http) for _ in range(10_000)))
+                return await asyncio.gather(*(one(http) for _ in range(count)))
 
         counts: dict[str, int] = {}
         for status in asyncio.run(all_of_them()):
@@ -234,7 +235,7 @@ def attacks(address: str, process: Any, clip: Path) -> list[dict[str, str]]:
         "half a head, 50 clients": lambda: raw(half[:50], 50),
         "5 GB, announced": lambda: raw(half + b"Content-Length: 5368709120\r\n\r\n"),
         "5 GB, not announced": huge,
-        "10,000 requests": many,
+        f"{count:,} requests": many,
         "32 clients that vanish": vanishing,
         "JSON nested 1,000,000 deep": lambda: str(
             httpx.post(url, content=b"[" * 1_000_000, headers=json_type).status_code
@@ -299,34 +300,45 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--requests", type=int, default=10_000, help="of one attack, at once")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "serve.json")
     options = parser.parse_args()
+    result: dict[str, Any] = json.loads(options.json.read_text(encoding="utf-8")) if options.json.is_file() else {}
+
+    def note(**found: Any) -> None:
+        """Writes what is known by now; parts that are not measured anew stay as they are."""
+        result.update(found)
+        options.json.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        print(json.dumps(found, indent=2), flush=True)
+
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         paths = clips_of(root, options.clients)
-        expected = expectations(paths)
         names = [path.name for path in paths]
-        queue = ("--queue", str(options.clients), "--allow-urls")
-        with server(root, *queue) as (process, address):
-            alone = Load(address, expected)
-            seconds = max(5.0, options.seconds / 10)
-            asyncio.run(loaded(alone, process, names[:1], seconds))
-            together = Load(address, expected)
-            memory = asyncio.run(loaded(together, process, names, options.seconds))
-            table = attacks(address, process, paths[0])
-        result = {
-            "machine": describe(),
-            "seconds": options.seconds,
-            "clients": options.clients,
-            "one_client": alone.summary(seconds),
-            "all_clients": together.summary(options.seconds),
-            "differing": together.differing[:20],
-            "memory_mb": {"after_a_third": memory[len(memory) // 3], "at_the_end": memory[-1], "most": max(memory)},
-            "attacks": table,
-            "killed_and_restarted": restarted(root, paths[0]),
-        }
-    options.json.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(json.dumps({name: value for name, value in result.items() if name != "attacks"}, indent=2))
+        with server(root, "--queue", str(options.clients), "--allow-urls") as (process, address):
+            if "load" in options.parts:
+                expected = expectations(paths)
+                asyncio.run(loaded(Load(address, expected), process, names[:1], 2.0))  # its first clip starts a process
+                alone = Load(address, expected)
+                seconds = max(10.0, options.seconds / 10)
+                asyncio.run(loaded(alone, process, names[:1], seconds))
+                together = Load(address, expected)
+                memory = asyncio.run(loaded(together, process, names, options.seconds))
+                sizes = {"after_a_third": memory[len(memory) // 3], "at_the_end": memory[-1], "most": max(memory)}
+                note(
+                    machine=describe(),
+                    clients=options.clients,
+                    seconds=options.seconds,
+                    one_client=alone.summary(seconds),
+                    all_clients=together.summary(options.seconds),
+                    differing=together.differing[:20],
+                    memory_mb=sizes,
+                )
+            if "attacks" in options.parts:
+                note(attacks=attacks(address, process, paths[0], options.requests))
+        if "restart" in options.parts:
+            note(killed_and_restarted=restarted(root, paths[0]))
 
 
 if __name__ == "__main__":

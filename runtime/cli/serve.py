@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, MediaWarning
 from ..memory_budget import parse_bytes
 from ..serve.settings import MEDIA_LIMITS, ServeSettings
 from . import options as shared
@@ -80,6 +81,7 @@ def run(options: argparse.Namespace) -> int:
     model = shared.load_model_as(ServedModel, options)
     if not settings.is_local and settings.api_key is None:
         progress("warning: everyone who reaches this address can use the server: give it an --api-key")
+    warnings.simplefilter("ignore", MediaWarning)  # of files that are not ours, with the names that clients gave them
     server = Server(model, settings)
     progress(f"serving on {server.address} (Ctrl-C ends it)")
     server.run()

@@ -14,7 +14,6 @@ ended answers leave in their rows (`kept_rows.py`), so that a second question ab
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -32,9 +31,9 @@ from .cached_decoder import CachedDecoder
 from .generate import Answer
 from .kept_rows import KeptRows
 from .kv_cache import capacity_for
+from .row_budget import RowBudget
 from .sequence import SequenceState
 
-_USABLE_SHARE = 0.9  # of the memory available: other processes want some, too
 _END = object()
 Outcome = tuple[Any, Answer | Exception]
 
@@ -91,7 +90,7 @@ class BatchGenerator:
         requests: may give None when there is none now; it is asked again after the next step. It ends, not the batch.
         """
         self._max_rows = self._told_rows = self._wanted_rows
-        self._budget = self._usable_bytes() if self._memory_bytes is None else self._memory_bytes
+        self._budget = RowBudget(self._decoder, self._memory_bytes, self._reserve_bytes)
         source = iter(requests)
         try:
             while True:
@@ -100,6 +99,8 @@ class BatchGenerator:
                     yield from self._step()
                 elif ended:
                     return
+                else:
+                    self._max_rows = self._wanted_rows  # what was too much at a time need not be any more
                 yield None
         finally:
             self._waiting.clear()
@@ -111,7 +112,7 @@ class BatchGenerator:
         """Answers under way."""
         return sum(sequence is not None for sequence in self._rows)
 
-    def _admit(self, source: Iterator[BatchRequest | None]) -> Generator[Outcome, None, bool]:
+    def _admit(self, source: Iterator[BatchRequest | None]) -> Generator[Outcome | None, None, bool]:
         """Fills the free rows, as long as there are requests and memory; leaves no gaps. Whether the source ended."""
         while self.num_active < self._max_rows:
             if not self._waiting:
@@ -129,13 +130,14 @@ class BatchGenerator:
                 if not self._make_room(sequence.answer.max_length):
                     self._waiting.appendleft(sequence)
                     break
-                row = self._start(sequence)
+                row = yield from self._start(sequence)
             except ContextLengthError as e:
                 yield sequence.request.key, e
             except (BackendError, MemoryError) as e:
                 yield from self._retreat(e, sequence)
             else:
-                yield from self._choose(row)
+                if row is not None:
+                    yield from self._choose(row)
         self._close_gaps()
         return False
 
@@ -144,16 +146,41 @@ class BatchGenerator:
         state = SequenceState(request.prompt, request.config, self._eos_ids, limit, self._defaults, constraint)
         return BatchSequence(request, state)
 
-    def _start(self, sequence: BatchSequence) -> int:
-        """Prefills a prompt into a free row; returns the row."""
-        row = next((i for i, other in enumerate(self._rows) if other is None), len(self._rows))
-        prompt, reused = sequence.prompt, 0
+    def _start(self, sequence: BatchSequence) -> Generator[Outcome | None, None, int | None]:
+        """Prefills a prompt into a free row; returns the row, None where it did not come to that."""
         if self._kept is not None:
-            gaps = [i for i, other in enumerate(self._rows) if other is None]
-            reused = self._kept.prepare(row, [*gaps, *range(len(self._rows), self._decoder.cache.rows)], prompt)
-        self._decoder.prefill(prompt.embeddings(self._table, reused), row=row)
-        sequence.prefilled(reused)
+            return (yield from self._start_beside(sequence, self._kept))
+        row = next((i for i, other in enumerate(self._rows) if other is None), len(self._rows))
+        self._decoder.prefill(sequence.prompt.embeddings(self._table), row=row)
+        sequence.prefilled(0)
         self._rows[row : row + 1] = [sequence]
+        return row
+
+    def _start_beside(self, sequence: BatchSequence, kept: KeptRows) -> Generator[Outcome | None, None, int | None]:
+        """`_start` of what no row holds yet; between the chunks of a long prompt the others have their steps."""
+        self._close_gaps()
+        row, prompt, chunk = len(self._rows), sequence.prompt, self._decoder.prefill_chunk
+        reused = kept.prepare(row, range(row, self._decoder.cache.rows), prompt)
+        embeddings = prompt.embeddings(self._table, reused)
+        for start in range(0, len(embeddings), chunk):
+            if start:
+                if self._rows:
+                    yield from self._step()
+                    self._close_gaps()
+                yield None
+                if not self._decoder.cache.rows:  # the step failed, and with it went what was prefilled
+                    self._waiting.append(sequence)
+                    return None
+                if row > len(self._rows):  # answers ended meanwhile
+                    kept.exchange(row, len(self._rows))
+                    row = len(self._rows)
+                if not sequence.is_wanted:
+                    yield sequence.request.key, sequence.finished(self._tokenizer, "cancelled")
+                    return None
+            end = start + chunk
+            self._decoder.prefill(embeddings[start:end], end >= len(embeddings), row)
+        sequence.prefilled(reused)
+        self._rows.append(sequence)
         return row
 
     def _step(self) -> Iterator[Outcome]:
@@ -196,17 +223,15 @@ class BatchGenerator:
         if self._check is not None:
             self._check(capacity_for(self._decoder.spec, capacity))
         longest = max([capacity, *(s.answer.max_length for s in self._rows if s is not None)])
-        # A capacity whose steps are captured once for all, unless more rows fit with the smallest.
-        capacity, least = self._decoder.roomiest(longest), capacity_for(self._decoder.spec, longest)
-        if self._affordable(capacity, longest) < max(1, self._affordable(least, longest)):
-            capacity = least
-        rows = max(1, self._affordable(capacity, longest))
+        capacity = self._budget.capacity(longest, self._max_rows)
+        rows = self._budget.rows(capacity, longest, self._max_rows)
         if self.num_active + 1 > rows:
             if rows < self._told_rows:
                 self._told_rows = rows
+                row_bytes = self._budget.row_bytes(capacity, longest)
                 _warn(
                     f"not enough memory for a batch of {self._wanted_rows}: continuing with {rows} at a time "
-                    f"({_gigabytes(self._row_bytes(capacity, longest))} each, of {_gigabytes(self._budget)})"
+                    f"({_gigabytes(row_bytes)} each, of {_gigabytes(self._budget.num_bytes)})"
                 )
             return False
         cache = self._decoder.cache
@@ -219,19 +244,6 @@ class BatchGenerator:
         if self._kept is not None:
             self._kept.resize(rows, capacity)
         self._decoder.resize(rows, capacity)
-
-    def _affordable(self, capacity: int, tokens: int) -> int:
-        """How many rows of a capacity fit the memory, of the rows wanted."""
-        return min(self._max_rows, self._budget // self._row_bytes(capacity, tokens))
-
-    def _row_bytes(self, capacity: int, tokens: int) -> int:
-        """The cache of one row, and the prompt's own embeddings, which are kept beside it until it is answered."""
-        rounded = capacity_for(self._decoder.spec, tokens)
-        return self._decoder.cache.bytes_per_row(capacity) + rounded * self._decoder.spec.hidden_size * 4
-
-    def _usable_bytes(self) -> int:
-        available = self._decoder.available_bytes()
-        return sys.maxsize if available is None else int(_USABLE_SHARE * available) - self._reserve_bytes
 
     def _close_gaps(self) -> None:
         """Moves the last sequences into free rows."""

@@ -20,15 +20,16 @@ from .sequence import Constraint, FinishReason, SequenceState
 class BatchRequest:
     """A prompt to be answered; key is what its answer is known by.
 
-    listener: is told every token as it is chosen, the end token among them. When it says False, the answer ends there,
-        with the finish_reason "cancelled", and its row is free for another.
+    listener: is told every token as it is chosen, the end token among them; and None between the chunks of a long
+        prompt. When it says False, the answer ends there, with the finish_reason "cancelled", and its row is free for
+        another.
     constraint: of the tokens that may be chosen.
     """
 
     key: Any
     prompt: SplicedPrompt
     config: GenerationConfig
-    listener: Callable[[int], bool] | None = None
+    listener: Callable[[int | None], bool] | None = None
     constraint: Constraint | None = None
 
 
@@ -49,6 +50,11 @@ class BatchSequence:
         """What has to be in the row: the request's prompt, and what was said before the row was lost."""
         prompt, said = self.request.prompt, np.array(self.answer.tokens, np.int64)
         return SplicedPrompt(np.append(prompt.ids, said), np.append(prompt.keys, said), prompt.spans)
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether somebody still waits for the first token."""
+        return self.request.listener is None or self.request.listener(None)
 
     def prefilled(self, reused: int) -> None:
         """Notes the time at which the first token is known, and how much of the prompt was there already."""

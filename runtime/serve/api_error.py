@@ -39,7 +39,7 @@ class ApiError(Vl3EdgeError):
         headers = {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
-        if self.status in (408, 413):  # what is left of the request is not waited for
+        if self.status == 408:  # what is left of the request is not waited for
             headers["Connection"] = "close"
         return headers
 

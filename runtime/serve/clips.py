@@ -22,7 +22,7 @@ from .sources.media_source import MediaSources
 from .sources.uploads import MediaFile
 
 T = TypeVar("T")
-_READERS = 3
+_READERS, _FETCHERS, _HELPERS = 3, 4, 2
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,10 @@ class Clips:
         self._sources = sources
         self.cache = ClipCache(cache_bytes)
         self._making: dict[tuple[ClipKey, bool], _Making] = {}
+        # Apart, so that slow servers and slow films hold up nothing but others of their kind.
+        self._fetchers = ThreadPoolExecutor(_FETCHERS, "vl3edge-fetch")
         self._readers = ThreadPoolExecutor(_READERS, "vl3edge-read")
+        self._helpers = ThreadPoolExecutor(_HELPERS, "vl3edge-help")
         self._encoder = ThreadPoolExecutor(1, "vl3edge-encode")
 
     async def clip(
@@ -131,21 +134,21 @@ class Clips:
             return file
 
         try:
-            return await self.in_thread(enter)
+            return await _in(self._fetchers, enter)
         except asyncio.CancelledError:
             is_gone = True
             held.close()
             raise
 
     async def in_thread(self, work: Callable[[], T]) -> T:
-        """What a function gives that blocks, called in one of the readers' threads."""
-        return await asyncio.get_running_loop().run_in_executor(self._readers, work)
+        """What a function gives that takes a moment, called in a thread."""
+        return await _in(self._helpers, work)
 
     def close(self) -> None:
         """Waits for nothing but the frame that is being encoded."""
         for making in self._making.values():
             making.waiting = 0
-        for pool in (self._readers, self._encoder):
+        for pool in (self._fetchers, self._readers, self._helpers, self._encoder):
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _begin(self, key: ClipKey, file: MediaFile, previews: bool, held: ExitStack) -> _Making:
@@ -177,11 +180,14 @@ class Clips:
         def encode(media: ReadMedia) -> Clip:
             return self._model.encoded(media, key.pruning, lambda: making.waiting > 0)
 
-        media = await self.in_thread(read)
+        media = await _in(self._readers, read)
         known = self.cache.get(key)
-        loop = asyncio.get_running_loop()
-        clip = known.clip if known is not None else await loop.run_in_executor(self._encoder, encode, media)
+        clip = known.clip if known is not None else await _in(self._encoder, lambda: encode(media))
         shown = await self.in_thread(lambda: self._model.previews(media, clip)) if previews else None
         prepared = PreparedClip(replace(clip, name=file.name), shown)
         self.cache.put(key, prepared)
         return prepared
+
+
+async def _in(pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
+    return await asyncio.get_running_loop().run_in_executor(pool, work)

@@ -14,6 +14,7 @@ def patient_protocol(patience_s: float) -> type[H11Protocol]:
     class PatientProtocol(H11Protocol):
         _head: asyncio.TimerHandle | None = None
         _unread: asyncio.TimerHandle | None = None
+        _is_upgraded = False  # to a WebSocket, which may be silent
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -21,10 +22,12 @@ def patient_protocol(patience_s: float) -> type[H11Protocol]:
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
-            if self._is_idle and self._head is None and self.timeout_keep_alive_task is None:
+            is_waited_for = self._is_idle and not self._is_upgraded and self.timeout_keep_alive_task is None
+            if is_waited_for and self._head is None:
                 self._head = self.loop.call_later(patience_s, self._cut_head)
 
         def handle_websocket_upgrade(self, event: Any) -> None:
+            self._is_upgraded = True
             self._forget()
             super().handle_websocket_upgrade(event)
 

@@ -90,8 +90,10 @@ class RunningAnswer:
         """Whether there is somebody to hear it, and time left."""
         return not self.is_cancelled and time.monotonic() < self._deadline_s
 
-    def hear(self, token: int) -> bool:
-        """Takes a token; False when no more is wanted."""
+    def hear(self, token: int | None) -> bool:
+        """Takes a token, or None while there is none yet; False when no more is wanted."""
+        if token is None:
+            return self.is_wanted
         now = time.monotonic()
         self._on_token(now - self._last_s, self._is_first)
         self._last_s, self._is_first = now, False

@@ -10,6 +10,7 @@ let stream = null;
 let timer = null;
 let handler = null; // of the answer under way
 let isReady = false;
+let trouble = "";
 
 export const isOn = () => isReady;
 
@@ -31,7 +32,10 @@ async function start() {
   socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/v1/live`);
   socket.addEventListener("open", () => send({ type: "start", key: currentKey() }));
   socket.addEventListener("message", (event) => receive(JSON.parse(event.data)));
-  socket.addEventListener("close", (event) => event.target === socket && stop("The session has ended: the server closed it, or cannot be reached."));
+  trouble = "";
+  socket.addEventListener("close", (event) => {
+    if (event.target === socket) stop(trouble || "The session has ended: the server closed it, or cannot be reached.");
+  });
   element("camera-switch").textContent = "Stop the camera";
 }
 
@@ -45,7 +49,8 @@ function receive(message) {
     facts(`${message.time_s.toFixed(0)} s: ${message.frames} frames remembered, ${message.kept} of ${message.of} tokens new${dropped}.`);
     element("live-kept").style.width = `${(100 * message.kept) / message.of}%`;
   } else if (message.type === "error" && !handler) {
-    stop(message.error.message);
+    trouble = message.error.message; // the server closes the session where it cannot go on
+    facts(trouble);
   } else if (handler) {
     handler(message);
   }

@@ -71,8 +71,8 @@ def outcomes_of(batch: BatchGenerator, requests: Any) -> dict[Any, Any]:
 def test_listeners_hear_every_token_once_and_in_order(parts: Parts, keep_rows: bool) -> None:
     heard: dict[int, list[int]] = {key: [] for key in range(5)}
 
-    def listen(key: int, token: int) -> bool:
-        heard[key].append(token)
+    def listen(key: int, token: int | None) -> bool:
+        heard[key] += [] if token is None else [token]
         return True
 
     requests = [BatchRequest(k, text_prompt(9 + k, k), CONFIG, partial(listen, k)) for k in range(5)]
@@ -88,7 +88,8 @@ def test_listeners_hear_every_token_once_and_in_order(parts: Parts, keep_rows: b
 def test_whoever_stops_listening_frees_the_row_at_once(parts: Parts, leaves: int, after: int) -> None:
     left: list[int] = []
 
-    def listen(token: int) -> bool:
+    def listen(token: int | None) -> bool:
+        assert token is not None  # the prompt is short
         left.append(token)
         return len(left) < after
 
@@ -105,7 +106,7 @@ def test_whoever_stops_listening_frees_the_row_at_once(parts: Parts, leaves: int
 
 
 def test_a_listener_that_fails_costs_its_own_answer(parts: Parts) -> None:
-    def fail(token: int) -> bool:
+    def fail(token: int | None) -> bool:
         raise RuntimeError("the listener fell over")
 
     requests = [BatchRequest(k, text_prompt(9, k), CONFIG, fail if k == 1 else None) for k in range(3)]
@@ -128,6 +129,60 @@ def test_requests_come_while_others_are_answered(parts: Parts) -> None:
 
     found = outcomes_of(batch, source())
     assert max(active) > 1
+    assert all(found[r.key].token_ids == parts.alone(r).token_ids for r in requests)
+
+
+def test_others_go_on_while_a_long_prompt_is_read(parts: Parts) -> None:
+    """Between its chunks each has a step, some end, and what is read is then moved; all answers are right."""
+    told: list[int] = []
+    config = GenerationConfig(max_new_tokens=6)
+    long = text_prompt(2000, 99)
+
+    def listen(token: int | None) -> bool:
+        if token is not None:
+            told.append(token)
+        return True
+
+    short = [BatchRequest(k, text_prompt(10 + k, k), replace(config, max_new_tokens=3 + k), listen) for k in range(3)]
+    batch = parts.batch(4, keep_rows=True)
+    before: list[int] = []  # tokens of the others when the long prompt's first comes
+
+    def first(token: int | None) -> bool:
+        if token is not None and not before:
+            before.append(len(told))
+        return True
+
+    requests = [*short, BatchRequest("long", long, config, first), BatchRequest("after", text_prompt(9, 9), config)]
+    found = outcomes_of(batch, requests)
+    assert before[0] > 3  # the first ones of the three came before the prompt was begun
+    assert all(found[r.key].token_ids == parts.alone(r).token_ids for r in requests)
+
+
+def test_a_long_prompt_is_given_up_between_its_chunks(parts: Parts) -> None:
+    asked = 0
+
+    def leave(token: int | None) -> bool:
+        nonlocal asked
+        asked += 1
+        assert token is None
+        return asked < 2
+
+    requests = [
+        BatchRequest("long", text_prompt(2000, 5), CONFIG, leave),
+        BatchRequest("next", text_prompt(8, 6), CONFIG),
+    ]
+    found = outcomes_of(parts.batch(2, keep_rows=True), requests)
+    assert (found["long"].finish_reason, found["long"].token_ids) == ("cancelled", ())
+    assert asked == 2
+    assert found["next"].token_ids == parts.alone(requests[1]).token_ids
+
+
+@pytest.mark.parametrize("run", [6, 7, 8, 9])
+def test_a_failure_while_a_long_prompt_is_read(parts: Parts, run: int) -> None:
+    short = [BatchRequest(k, text_prompt(9 + k, k), CONFIG) for k in range(2)]
+    requests = [*short, BatchRequest("long", text_prompt(1800, 7), CONFIG)]
+    with pytest.warns(BatchWarning, match="Failed to allocate"):
+        found = outcomes_of(parts.batch(4, True, FailingOnce(parts.session, run)), requests)
     assert all(found[r.key].token_ids == parts.alone(r).token_ids for r in requests)
 
 
@@ -188,8 +243,8 @@ class FailingOnce:
 def test_after_a_failure_nothing_is_said_twice(parts: Parts, run: int) -> None:
     heard: dict[int, list[int]] = {key: [] for key in range(4)}
 
-    def listen(key: int, token: int) -> bool:
-        heard[key].append(token)
+    def listen(key: int, token: int | None) -> bool:
+        heard[key] += [] if token is None else [token]
         return True
 
     requests = [BatchRequest(k, text_prompt(9 + k, k), CONFIG, partial(listen, k)) for k in range(4)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ def frames_of_clip() -> list[bytes]:
 
 @pytest.fixture(scope="module")
 def address(serve: Callable[..., str]) -> str:
-    return serve(api_key="k", live_sessions=1).replace("http", "ws") + "/v1/live"
+    return serve(api_key="k", live_sessions=1, patience_s=0.5).replace("http", "ws") + "/v1/live"
 
 
 def said(socket: Any) -> dict[str, Any]:
@@ -103,6 +104,14 @@ def test_what_is_no_frame_costs_itself(address: str) -> None:
             assert said(socket)["type"] == "error"
         socket.send(json.dumps({"type": "dance"}))
         assert said(socket)["type"] == "error"
+        socket.send(png())
+        assert said(socket)["type"] == "frame"
+
+
+def test_a_camera_may_be_silent_for_longer_than_a_request(address: str) -> None:
+    with client.connect(address) as socket:
+        assert start(socket)["type"] == "ready"
+        time.sleep(0.8)
         socket.send(png())
         assert said(socket)["type"] == "frame"
 

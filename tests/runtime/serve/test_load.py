@@ -25,7 +25,7 @@ LONG = {
 @pytest.fixture(scope="module")
 def client(serve: Callable[..., str]) -> Iterator[Any]:
     """Of a server with two rows and two more places."""
-    with httpx.Client(base_url=serve(batch=2, queue=2), timeout=60) as client:
+    with httpx.Client(base_url=serve(batch=2, queue=2, patience_s=60), timeout=60) as client:
         yield client
 
 

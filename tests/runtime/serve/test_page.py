@@ -76,7 +76,7 @@ def wait(page: Any, condition: str) -> None:
     """Until a condition in JavaScript is true; Playwright's own wait needs what the page forbids itself."""
     end = time.monotonic() + 30
     while not page.evaluate(condition):
-        assert time.monotonic() < end, condition
+        assert time.monotonic() < end, f"{condition}: {page.inner_text('body')}"
         page.wait_for_timeout(50)
 
 
@@ -182,6 +182,7 @@ def test_a_camera(address: str, visit: Callable[..., Any], tmp_path: Path) -> No
     page.click("#camera-switch")
     wait(page, "/ [3-9] frames remembered/.test(document.querySelector('#live-facts').textContent)")
     assert ask(page, "What shape is it?").strip(" …")
+    assert "remembered" in page.inner_text("#live-facts")
     picture(page, "serve-camera.png", tmp_path)
     page.click("#camera-switch")
     assert page.inner_text("#live-facts") == "The camera is off."
