@@ -21,7 +21,7 @@ from backends import median_s, peak_memory
 from peers import import_transformers
 
 from vl3edge.runtime import GenerationConfig, PruningConfig, SamplingPlan, VideoLlama3
-from vl3edge.runtime.backends.onnxruntime import select_backend
+from vl3edge.runtime.backends.select import select_backend
 from vl3edge.runtime.bundle.bundle import open_bundle
 
 Figure = tuple[str, Any]
