@@ -25,7 +25,7 @@ from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.decoder import TextDecoder
 from vl3edge.models.projector import Projector
 from vl3edge.models.vision import VisionEncoder
-from vl3edge.runtime.cli import evaluate as shared
+from vl3edge.runtime.cli import question_set as shared
 from vl3edge.runtime.cli.stderr import exit_status, progress
 from vl3edge.runtime.config import GenerationConfig, MediaKind, SamplingPlan
 from vl3edge.runtime.decode.sampler import Sampler

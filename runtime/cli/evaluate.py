@@ -8,39 +8,39 @@ have the words of the VideoLLaMA3 release's evaluation; videos are sampled at 1 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import tempfile
 from contextlib import closing, nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ..bundle.bundle import bundle_folder, read_manifest
-from ..config import GenerationConfig, SamplingPlan
+from ..config import GenerationConfig
 from ..errors import ConfigError
-from ..evaluate.answering import Answering, BundleAnswering, answer_questions
+from ..evaluate.answering import BundleAnswering
 from ..evaluate.page import page
-from ..evaluate.questions import FORMATS, QuestionSet, read_questions
+from ..evaluate.questions import QuestionSet
 from ..evaluate.reference import answer_by_reference, is_checkpoint
 from ..evaluate.report import RunComparison, RunReport, compare, report_on
-from ..evaluate.results import (
-    EvalResult,
-    ResultsFile,
-    ResultsInMemory,
-    ResultStore,
-    Settings,
-    differences,
-    read_results,
-)
-from ..evaluate.text import comparison_lines, report_lines, result_words
+from ..evaluate.results import Settings, differences, read_results
+from ..evaluate.text import comparison_lines, report_lines
 from ..files import write_whole
 from ..terminal import one_line
 from . import options as shared
+from .question_set import (
+    Results,
+    add_output,
+    add_questions,
+    answered,
+    generation_config,
+    is_done,
+    open_store,
+    read,
+    sampling_plan,
+    settings_of,
+    sha256,
+)
 from .stderr import progress
-
-FPS, MAX_FRAMES = 1.0, 180  # of the release's evaluation
-Results = dict[str, EvalResult]
 
 
 def add_to(commands: Any) -> None:
@@ -69,40 +69,6 @@ def add_to(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
-def add_questions(parser: argparse.ArgumentParser, pruned: bool = True) -> None:
-    """The set, and how its videos are sampled; pruned: and how they are pruned."""
-    group = parser.add_argument_group("questions")
-    group.add_argument(
-        "--data", type=Path, nargs="+", action="extend", required=True, metavar="FILE", help="files of questions"
-    )
-    group.add_argument(
-        "--format",
-        choices=FORMATS,
-        metavar="NAME",
-        help=f"form of the files, if not told by their fields: {', '.join(FORMATS)}",
-    )
-    group.add_argument("--media-root", type=Path, metavar="DIR", help="folder of the media (default: the file's own)")
-    group.add_argument("--limit", type=int, metavar="N", help="ask N questions only, drawn from all of them")
-    group.add_argument("--limit-seed", type=int, default=0, metavar="S", help="draws others (default: 0)")
-    group = parser.add_argument_group("frames")
-    group.add_argument("--fps", type=float, default=FPS, help="frames sampled per second (default: %(default)g)")
-    group.add_argument(
-        "--max-frames", type=int, default=MAX_FRAMES, metavar="N", help="at most N frames (default: %(default)s)"
-    )
-    shared.add_rule(group)
-    if pruned:
-        shared.add_pruning(group)
-
-
-def add_output(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    output = parser.add_argument_group("output")
-    output.add_argument("-o", "--output", type=Path, metavar="FILE", help="keep every answer here, as JSON lines")
-    output.add_argument("--resume", action="store_true", help="continue FILE: ask what has no answer there")
-    output.add_argument("--retry-failed", action="store_true", help="like --resume, and retry what failed")
-    output.add_argument("--force", action="store_true", help="replace FILE")
-    return output
-
-
 def run(options: argparse.Namespace) -> int:
     _check(options)
     questions, others = read(options), _other_output(options)
@@ -125,71 +91,6 @@ def run(options: argparse.Namespace) -> int:
         write_whole(options.page, [content.encode("utf-8")])
         progress(f"page: {options.page}")
     return 1 if any(report.failed for report in reports.values()) else 0
-
-
-def read(options: argparse.Namespace) -> QuestionSet:
-    """The set asked for; says what it is, and which rows are none."""
-    found = read_questions(options.data, options.format, options.media_root, options.limit, options.limit_seed)
-    titles = ", ".join(form.title for form in found.formats)
-    progress(f"{len(found.asked):,} questions of {titles}")
-    return found
-
-
-def generation_config(options: argparse.Namespace, questions: QuestionSet) -> GenerationConfig:
-    """Greedy, if not asked for otherwise, as the release evaluates."""
-    longest = max((form.max_new_tokens or 0 for form in questions.formats), default=0)
-    return GenerationConfig(
-        max_new_tokens=options.max_new_tokens or longest or None,
-        temperature=0.0 if options.temperature is None else options.temperature,
-        top_p=options.top_p,
-        top_k=options.top_k,
-        repetition_penalty=options.repetition_penalty,
-        seed=options.seed,
-    )
-
-
-def settings_of(options: argparse.Namespace, generation: GenerationConfig) -> Settings:
-    """All that an answer or a score depends on but for what answers."""
-    return {
-        "data": [{"name": path.name, "sha256": _sha256(path)} for path in options.data],
-        "form": options.format,
-        "media_root": None if options.media_root is None else str(options.media_root),
-        "limit": options.limit,
-        "limit_seed": options.limit_seed if options.limit is not None else None,
-        "sampling": asdict(sampling_plan(options)),
-        "pruning": asdict(shared.pruning_config(options)),
-        "generation": asdict(generation),
-        "system": options.system,
-        "add_system_prompt": options.add_system_prompt,
-    }
-
-
-def sampling_plan(options: argparse.Namespace) -> SamplingPlan:
-    return SamplingPlan(options.fps, options.max_frames, rule=options.sampling_rule)
-
-
-def answered(
-    options: argparse.Namespace, questions: QuestionSet, model: Answering | None, store: ResultStore
-) -> Results:
-    """The results of the whole set, those of before among them; a line of progress for each new one."""
-    wanted = {one.id for one in questions.asked}
-    if model is not None:
-        left = len(wanted) - sum(id in wanted for id in store.results)
-        for number, result in enumerate(answer_questions(questions.asked, model, store, options.retry_failed), 1):
-            progress(f"[{number}/{max(left, number)}] {result.id}: {result_words(result)}")
-    return {id: store.results[id] for id in (one.id for one in questions.asked) if id in store.results}
-
-
-def open_store(options: argparse.Namespace, path: Path | None, settings: Settings) -> ResultStore:
-    if path is None:
-        return ResultsInMemory()
-    return ResultsFile(path, settings, options.resume or options.retry_failed, options.force)
-
-
-def is_done(options: argparse.Namespace, questions: QuestionSet, store: ResultStore) -> bool:
-    """Whether there is nothing left to ask, so that no model has to be loaded."""
-    known = [store.results.get(one.id) for one in questions.asked]
-    return all(result is not None and not (options.retry_failed and result.error) for result in known)
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -229,7 +130,7 @@ def _same(first: Path, second: Path) -> bool:
 
 def _bundle_settings(bundle: str | None) -> Settings:
     manifest = bundle_folder(bundle) / "bundle.json"
-    return {"model": read_manifest(bundle_folder(bundle)).name, "bundle_sha256": _sha256(manifest)}
+    return {"model": read_manifest(bundle_folder(bundle)).name, "bundle_sha256": sha256(manifest)}
 
 
 def _answered_by_bundle(
@@ -311,11 +212,3 @@ def _show(
     if compared is not None:
         print("\n".join(comparison_lines(compared)))
     print("\n".join(one_line(f"note: {note}") for note in notes), end="\n" if notes else "")
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()
