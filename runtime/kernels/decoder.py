@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ..config import MAX_DRAFTS
 from ..decode.cached_decoder import CachedDecoder, unchecked
 from ..decode.kv_cache import KvCache
 from ..decode.rope import Rotary
@@ -41,6 +42,8 @@ class KernelDecoder(CachedDecoder):
         self._room = self._last = 0  # rows there is memory for; which of the choices are those of the last step
         self._captures: dict[tuple[int, int], Callable[[], None]] = {}  # by the number of rows, and where they begin
         self._prompt_row: int | None = None  # the last run was of a prompt in this row
+        self._checked: Choices | None = None  # where drafts are checked
+        self._num_checked = 0  # tokens that the last run checked
         self._ahead: np.ndarray | None = None  # lengths before the step that runs ahead
         self._tokens: Callable[[], np.ndarray] | None = None  # of the last step, on their way
         self._coming: Callable[[], np.ndarray] | None = None  # of the step launched last
@@ -49,6 +52,10 @@ class KernelDecoder(CachedDecoder):
     @property
     def prefill_chunk(self) -> int:
         return self._prompts.x.shape[0]
+
+    @property
+    def checks_drafts(self) -> bool:
+        return True
 
     def advance(self, ids: np.ndarray, table: EmbeddingTable) -> None:
         if not self._network.looks_up:
@@ -76,7 +83,7 @@ class KernelDecoder(CachedDecoder):
         self._ahead, self._tokens = None, self._coming
         self._last = 1 - self._last
         self.cache.lengths[:count] += 1
-        self._prompt_row = None
+        self._prompt_row, self._num_checked = None, 0
         if followed and self._network.launcher.captures and self.cache.lengths[:count].max() < self.capacity:
             self._launch(count)
             self._ahead = self.cache.lengths[:count].copy()
@@ -106,15 +113,23 @@ class KernelDecoder(CachedDecoder):
             self._memory.synchronize()
 
     def _prefill(self, embeddings: np.ndarray, logits: bool, row: int) -> None:
+        self._append(embeddings, row, self._prompted if logits else None)
+
+    def _check_drafts(self, embeddings: np.ndarray) -> None:
+        self._checked = self._checked or self._network.choices(1 + MAX_DRAFTS)
+        self._append(embeddings, 0, self._checked, len(embeddings))
+
+    def _append(self, embeddings: np.ndarray, row: int, chosen: Choices | None, checked: int = 0) -> None:
+        """Runs embeddings [S, hidden_size] as a prompt. checked: the last ones after each of which a token is chosen."""
         count = len(embeddings)
         self._settle()
         self._prompts.x.rows(0, count).write(embeddings)
         self._given.lengths.rows(0, self.cache.rows).write(self.cache.lengths)
         lengths, table = self._given.lengths.address, self._cache_table.address
-        self._network.prompt(count, self._prompts, lengths, table, row, self._prompted if logits else None)
+        self._network.prompt(count, self._prompts, lengths, table, row, chosen, checked or 1)
         self._memory.synchronize()
         self.cache.lengths[row] += count
-        self._prompt_row = row
+        self._prompt_row, self._num_checked = row, checked
 
     def _append_moved(self, source: int, count: int, rotary: Rotary) -> None:
         self._settle()
@@ -143,6 +158,9 @@ class KernelDecoder(CachedDecoder):
         self._room = rows
 
     def _read(self, name: str) -> np.ndarray:
+        if self._num_checked and self._checked is not None:
+            checked: np.ndarray = getattr(self._checked, name).rows(0, self._num_checked).read()
+            return checked
         if self._prompt_row is None:
             if name == "tokens" and self._tokens is not None:
                 return self._tokens()

@@ -94,9 +94,19 @@ class Network:
         self._pick(rows, chosen)
 
     def prompt(
-        self, count: int, vectors: Vectors, lengths: int, cache: int, row: int, chosen: Choices | None = None
+        self,
+        count: int,
+        vectors: Vectors,
+        lengths: int,
+        cache: int,
+        row: int,
+        chosen: Choices | None = None,
+        results: int = 1,
     ) -> None:
-        """`count` tokens more in one row, their embeddings in x; chooses the token after them if `chosen` is given."""
+        """`count` tokens more in one row, their embeddings in x; chooses the token after them if `chosen` is given.
+
+        results: the last ones after each of which a token is chosen.
+        """
         x, attended = vectors.x.address, vectors.attended.address
         for number, layer in enumerate(self.weights.layers):
             self._normalize(count, vectors, layer.input_norm)
@@ -106,12 +116,17 @@ class Network:
             if last and chosen is None:  # keys and values are all that is wanted of it
                 return
             self._attend_prompt(count, vectors, lengths, cache, number, row)
-            if last:  # what follows is wanted of the last token alone
-                x += (count - 1) * self.text.hidden_size * 4
-                attended += (count - 1) * self.text.num_heads * self.text.rotary_dim * 2
-                count = 1
+            if last:  # what follows is wanted of the last tokens alone
+                x += (count - results) * self.text.hidden_size * 4
+                attended += (count - results) * self.text.num_heads * self.text.rotary_dim * 2
+                count = results
             self._rest_of_many(count, vectors, layer, x, attended)
         assert chosen is not None  # or the last layer would have returned
+        if results > 1:
+            self._normalize(results, vectors, self.weights.norm, x)
+            self._of_many(self.weights.head, results, vectors.normed.address, chosen.logits.address, "*fp32")
+            self._pick(results, chosen)
+            return
         order = self._find("to_step_order")[0]
         self._launch(order, (1,), x_ptr=x, y_ptr=vectors.last.address)
         self._head(1, vectors.last.address, chosen)

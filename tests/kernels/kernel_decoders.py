@@ -90,6 +90,12 @@ class Pair:
         self.tell(lambda decoder: decoder.step(self._table.rows(ids)))
         self.compare(slice(len(ids)))
 
+    def check(self, ids: np.ndarray) -> None:
+        """Several tokens at once, with what is chosen after each."""
+        self.tell(lambda decoder: decoder.check(ids, self._table))
+        assert len(self.both[1].logits) == len(ids)
+        self.compare(slice(len(ids)))
+
     def compare(self, rows: slice) -> None:
         expected, found = self.both
         assert_near(found.logits[rows], expected.logits[rows], BOUND)

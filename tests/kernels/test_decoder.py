@@ -105,6 +105,18 @@ def test_going_back_and_growing_beyond_the_capacity(small: tuple[Path, TextSpec]
     pair.prefill(ids_of(text, 3, 9))
 
 
+def test_drafts_are_checked(small: tuple[Path, TextSpec]) -> None:
+    folder, text = small
+    pair = pair_of(folder, text)
+    pair.prefill(ids_of(text, 20))
+    for count in (2, 5, 9):
+        pair.advance(ids_of(text, 1, count))
+        pair.check(ids_of(text, count, 10 + count))
+        pair.tell(lambda decoder: decoder.rewind(decoder.length - 1))
+    pair.prefill(ids_of(text, 2, 30))
+    pair.advance(ids_of(text, 1, 31))
+
+
 def test_what_follows_moves_up_and_its_keys_turn(small: tuple[Path, TextSpec]) -> None:
     folder, text = small
     pair = pair_of(folder, text)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from vl3edge.runtime import GenerationConfig, VideoLlama3
 from vl3edge.runtime.backends.buffers import DeviceMemory
 from vl3edge.runtime.backends.select import select_backend
-from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE
+from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, open_bundle
 from vl3edge.runtime.bundle.manifest import FP16_DECODER_GRAPH
 from vl3edge.runtime.config import MAX_DRAFTS
 from vl3edge.runtime.decode import drafts
@@ -24,6 +24,7 @@ from vl3edge.runtime.decode.drafts import Corpus, DraftAccount
 from vl3edge.runtime.decode.graph import DecoderGraph
 from vl3edge.runtime.errors import ConfigError
 from vl3edge.runtime.kernels import select
+from vl3edge.runtime.prompt.splice import EmbeddingTable
 
 CLIP = Path(__file__).parents[2] / "fixtures" / "demo_clip.mp4"
 QUESTIONS = [
@@ -135,6 +136,29 @@ def test_on_a_gpu(model: VideoLlama3, clip: Any, monkeypatch: pytest.MonkeyPatch
     checks = always(monkeypatch)
     assert said(ours, clip, CONFIGS["greedy"]) == wanted
     assert checks
+
+
+def test_a_check_is_as_many_steps(model: VideoLlama3) -> None:
+    """What is chosen after each token, and what is cached; then on as if nothing had been."""
+    decoder, table, ids = model.decoder, EmbeddingTable.of(open_bundle(DEMO_BUNDLE)), np.arange(20, 40)
+    logits, caches = [], []
+    for counts in ([1] * 9, [2, 7], [9]):
+        decoder.rewind(0)
+        decoder.prefill(table.rows(ids))
+        rows, start = [], 100
+        for count in counts:
+            tokens = np.arange(start, start + count)
+            (decoder.check if count > 1 else decoder.advance)(tokens, table)
+            assert decoder.tokens.tolist() == decoder.logits.argmax(axis=1).tolist()
+            rows.append(decoder.logits.copy())
+            start += count
+        decoder.advance(np.array([7]), table)
+        logits.append(np.concatenate([*rows, decoder.logits]))
+        caches.append([buffer.read_positions(0, 0, decoder.length) for buffer in decoder.cache.buffers])
+    for found, cache in zip(logits[1:], caches[1:], strict=True):
+        np.testing.assert_allclose(found, logits[0], atol=2e-2 * np.abs(logits[0]).max())
+        for ours, theirs in zip(cache, caches[0], strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=2e-2 * np.abs(theirs).max())
 
 
 @pytest.mark.parametrize("count", [-1, 9])
