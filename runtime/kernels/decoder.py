@@ -120,7 +120,7 @@ class KernelDecoder(CachedDecoder):
         self._append(embeddings, 0, self._checked, len(embeddings))
 
     def _append(self, embeddings: np.ndarray, row: int, chosen: Choices | None, checked: int = 0) -> None:
-        """Runs embeddings [S, hidden_size] as a prompt. checked: how many of the last have a token chosen after them."""
+        """Runs embeddings [S, hidden_size] as a prompt. checked: how many of the last have a choice after them."""
         count = len(embeddings)
         self._settle()
         self._prompts.x.rows(0, count).write(embeddings)
