@@ -29,7 +29,7 @@ class JsonGrammar:
         self._library = llguidance
         self._vocab_size = bundle.manifest.text.vocab_size
         source = bundle.path("tokenizer.json").read_text(encoding="utf-8")
-        eos = list(bundle.manifest.tokens.eos_ids)
+        eos = bundle.manifest.tokens.eos_ids[0]  # one way to end is enough
         self._tokenizer = llguidance.LLTokenizer(source, n_vocab=self._vocab_size, eos_token=eos)
 
     def constraint(self, schema: dict[str, Any]) -> JsonConstraint:

@@ -34,7 +34,7 @@ class Files:
     async def create(self, request: Request) -> JSONResponse:
         if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
             raise ApiError(415, "a file is uploaded as multipart/form-data, in the field `file`")
-        async with request.form(max_files=1, max_fields=8, max_part_size=1 << 16) as form:
+        async with request.form(max_files=1, max_fields=8) as form:
             file, purpose = form.get("file"), form.get("purpose", "user_data")
             if not isinstance(file, UploadFile) or not isinstance(purpose, str):
                 raise ApiError(400, "the form has no file in the field `file`")

@@ -74,8 +74,9 @@ def test_beyond_the_queue_there_is_a_429_that_says_when(client: Any) -> None:
 
         def occupy(_: int) -> None:
             with endless(client) as answer:
-                next(answer.iter_lines())
-                taken.wait(20)
+                lines = answer.iter_lines()  # which closes the connection when it is forgotten
+                next(lines)
+                taken.wait(60)
 
         taken = threading.Event()
         occupied = [pool.submit(occupy, n) for n in range(4)]
