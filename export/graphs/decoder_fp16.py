@@ -44,7 +44,7 @@ from .token_lookup import emit_lookup, tied_table
 
 _IN_HALF = {"MatMulNBits", "MatMul", "Gemm", "GroupQueryAttention", "Add", "QuickGelu", "Mul", "Concat"}
 _IN_FLOAT = {"SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization"}
-_AS_GIVEN = {"Gather", "Slice", "Reshape"}
+_AS_GIVEN = {"Gather", "Slice", "Squeeze", "Reshape"}
 _WIDEST_ROW, _NARROWEST_ROW = 256, 64  # of a vocabulary: what one block of threads takes; what is worth a second stage
 
 

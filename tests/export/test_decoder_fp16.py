@@ -135,7 +135,7 @@ def test_the_nodes_of_a_step(exported: tuple[TextSpec, Path]) -> None:
     assert ops["Cast"] == 4 * spec.num_layers + 2  # the head's input, and the logits
     assert ops["Identity"] == 0
     token = ("IsNaN", "Where", "Reshape", "TopK", "GatherElements")
-    assert [ops[op] for op in token] == [1, 1 + looked_up[1], 1, 2, 1]
+    assert [ops[op] for op in token] == [1, 1 + looked_up[1], 2, 2, 1]  # the head's input is reshaped, too
 
 
 def test_the_nodes_of_the_demo_model() -> None:
