@@ -5,7 +5,8 @@
 # make fine-model trains the second demo model (hours, in the background; the same command goes on after an interruption)
 # make fuzz   damages media for FUZZ_SECONDS and reads it, then bundles, templates and records; make test: for seconds
 # make mutation changes single operators of four modules: do their tests notice? (MUTANTS=30: of each only 30)
-# make kernels the decoder's kernels: their tests in Triton's interpreter, and what they compile to (minutes)
+# make test-kernels the decoder's kernels in Triton's interpreter, and compiled (minutes); make test leaves them out
+# make kernels counts what the kernels compile to: registers, bytes, launches
 # make coverage which lines of runtime/ the tests run, child processes included
 # Everything is installed into virtual environments inside this folder.
 
@@ -22,7 +23,7 @@ FUZZ_SECONDS ?= 1200
 BIN := $(VENV)/bin
 RUN := OMP_NUM_THREADS=1 $(BIN)/python -m
 
-.PHONY: coverage demo demo-bundle fine-model fuzz kernels matrix mutation test test-runtime test-long test-interchange lint format clean
+.PHONY: coverage demo demo-bundle fine-model fuzz kernels matrix mutation test test-runtime test-kernels test-long test-interchange lint format clean
 
 demo: $(DEMO_VENV)/.installed
 	$(DEMO_VENV)/bin/vl3edge caption tests/fixtures/demo_clip.mp4
@@ -36,7 +37,7 @@ fine-model: $(VENV)/.installed
 	OMP_NUM_THREADS=1 nice -n 19 $(BIN)/python -m vl3edge.models.demo.fine.train --out .cache/fine-model
 
 test: $(VENV)/.installed
-	$(RUN) pytest -n $(WORKERS) -m "not long" $(PYTEST_OPTIONS)
+	$(RUN) pytest -n $(WORKERS) -m "not long" --ignore tests/kernels $(PYTEST_OPTIONS)
 
 # On another Python: make test-runtime PYTHON=python3.13 RUNTIME_VENV=.venv-313
 test-runtime: $(RUNTIME_VENV)/.installed
@@ -62,8 +63,10 @@ mutation: $(VENV)/.installed
 	$(BIN)/pip install --quiet cosmic-ray==8.7.0
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mutation.py $(if $(MUTANTS),--count $(MUTANTS))
 
+test-kernels: $(VENV)/.installed
+	$(RUN) pytest -n $(WORKERS) tests/kernels $(PYTEST_OPTIONS)
+
 kernels: $(VENV)/.installed
-	$(RUN) pytest tests/kernels
 	$(BIN)/python benchmarks/decoder_kernels.py
 
 # The tests with the runtime in them; those of the demo model, the torch modules and the quantizer are left out.
