@@ -87,7 +87,7 @@ class BatchGenerator:
     def steps(self, requests: Iterable[BatchRequest | None]) -> Generator[Outcome | None]:
         """`answers` a step at a time: None after every step, so that the caller may let others have the device.
 
-        requests: may give None when there is none now; it is asked again after the next step. It ends, not the batch.
+        requests: may give None when there is none now; it is asked again after the next step. The steps end with it.
         """
         self._max_rows = self._told_rows = self._wanted_rows
         self._budget = RowBudget(self._decoder, self._memory_bytes, self._reserve_bytes)
