@@ -1,6 +1,6 @@
 """Which tokens may go? The fine model, whose tokens know their own place alone, on held-out clips through H.264.
 
-    python benchmarks/fine_pruning.py --checkpoint DIR [--clips 256] [--json benchmarks/results/fine_pruning.json]
+    python benchmarks/fine_pruning.py [--checkpoint DIR] [--clips 256] [--json benchmarks/results/fine_pruning.json]
 
 Rules, at 50, 25 and 15 % of a clip's tokens where they take a share:
 
@@ -34,6 +34,7 @@ from tokenizers import Tokenizer
 from vl3edge.models.demo.clips import MERGE, PATCH_PX, keep_above
 from vl3edge.models.demo.fine.answers import EncodedWorld, encode_clip, random_keep, right_answers
 from vl3edge.models.demo.fine.clips import held_out_clip
+from vl3edge.models.demo.fine.evaluate import CHECKPOINT
 from vl3edge.models.demo.fine.questions import ask_all
 from vl3edge.models.demo.fine.world import World
 from vl3edge.models.demo.questions import Question
@@ -205,7 +206,7 @@ def measure(model: FineModel, clips: Sequence[FineClip]) -> list[Row]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
     parser.add_argument("--clips", type=int, default=256)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()

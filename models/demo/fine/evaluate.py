@@ -1,6 +1,6 @@
 """The held-out evaluation of the fine model, and paired tests between ways to run it.
 
-    python -m vl3edge.models.demo.fine.evaluate --checkpoint DIR [--clips N] [--seed S] [--json FILE] [WAY ...]
+    python -m vl3edge.models.demo.fine.evaluate [--checkpoint DIR] [--clips N] [--seed S] [--json FILE] [WAY ...]
 
 See ways.py for how ways are written; by default "torch" is compared with "torch:random" and "torch:0.1". All answer the
 same questions, one of each kind that a clip allows, about the same files (H.264 in MP4, from seeds that training never
@@ -35,6 +35,7 @@ from .questions import KINDS, ask_all
 from .ways import make_way
 
 ALL = "[all]"
+CHECKPOINT = Path(__file__).parent / "checkpoint"
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def print_lines(way: str, lines: dict[str, PairedLine]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Evaluate the fine model on held-out clips.")
     parser.add_argument("ways", nargs="*", default=["torch", "torch:random", "torch:0.1"], metavar="WAY")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="the folder that 'torch' reads")
+    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="the folder that 'torch' reads")
     parser.add_argument("--clips", type=int, default=256)
     parser.add_argument("--seed", type=int, default=0, help="first held-out clip, 0 to 400,000")
     parser.add_argument("--json", type=Path, help="write the lines to this file, too")
