@@ -61,7 +61,7 @@ def add_decoder(group: argparse._ActionsContainer) -> None:
         choices=DECODERS,
         default="auto",
         help="what writes the answer: ONNX Runtime, or the bundle's own kernels for NVIDIA GPUs (default: auto, the "
-        "kernels with rtx and jetson where the bundle has them)",
+        "kernels with rtx, jetson and tensorrt where the bundle has them)",
     )
 
 

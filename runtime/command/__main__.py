@@ -1,4 +1,4 @@
-"""`python -m vl3edge`: installed as `vl3edge/__main__.py`, the only file of the namespace; see pyproject.toml."""
+"""`python -m vl3edge`: installed as `vl3edge/__main__.py`, the only file of the namespace; see setup.py."""
 
 import sys
 

@@ -43,8 +43,8 @@ class CachedDecoder(ABC):
         """Tokens of a prompt in one run, at most."""
 
     @property
-    def checks_drafts(self) -> bool:
-        """Whether `check` can be called."""
+    def verifies_drafts(self) -> bool:
+        """Whether `verify` can be called."""
         return False
 
     @property
@@ -129,7 +129,7 @@ class CachedDecoder(ABC):
         """Appends a token to each of the first n rows by their ids int64 [n]; table: what embeddings they have."""
         self.step(table.rows(ids))
 
-    def check(self, ids: np.ndarray, table: EmbeddingTable) -> None:
+    def verify(self, ids: np.ndarray, table: EmbeddingTable) -> None:
         """Appends tokens int64 [n], 2 to 1 + MAX_DRAFTS, to the only row.
 
         `logits` [n, vocab_size] and `tokens` [n] are then of what comes after each of them.
@@ -137,7 +137,7 @@ class CachedDecoder(ABC):
         self._make_room(0, len(ids))
         self._answered = True
         self._results.clear()
-        self._check_drafts(table.rows(ids))
+        self._verify_drafts(table.rows(ids))
 
     def rewind(self, length: int) -> None:
         """Forgets everything of the first row after its first `length` tokens."""
@@ -181,9 +181,9 @@ class CachedDecoder(ABC):
     def _step(self, embeddings: np.ndarray) -> None:
         """`step` where there is room; sets the cache's lengths."""
 
-    def _check_drafts(self, embeddings: np.ndarray) -> None:
-        """`check` where there is room; sets the cache's length."""
-        raise NotImplementedError("this decoder checks no drafts")
+    def _verify_drafts(self, embeddings: np.ndarray) -> None:
+        """`verify` where there is room; sets the cache's length."""
+        raise NotImplementedError("this decoder verifies no drafts")
 
     @abstractmethod
     def _read(self, name: str) -> np.ndarray:

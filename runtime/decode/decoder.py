@@ -56,8 +56,8 @@ class Decoder(CachedDecoder):
         return self.graph.prefill_chunk
 
     @property
-    def checks_drafts(self) -> bool:
-        return self.graph.checks_drafts
+    def verifies_drafts(self) -> bool:
+        return self.graph.verifies_drafts
 
     def available_bytes(self) -> int | None:
         return self.graph.available_bytes()
@@ -86,7 +86,7 @@ class Decoder(CachedDecoder):
         self._append(self.graph.prompts, row, embeddings[:last])
         self._append(self.graph, row, embeddings[last:])
 
-    def _check_drafts(self, embeddings: np.ndarray) -> None:
+    def _verify_drafts(self, embeddings: np.ndarray) -> None:
         if not self._checked:
             zeros, most = self.graph.memory.zeros, 1 + MAX_DRAFTS
             self._checked = {

@@ -127,7 +127,7 @@ class DraftedSteps:
 
     def begin(self, prompt: np.ndarray, most: int | None) -> None:
         """After a prompt's prefill: ids int64 [S]. most: drafts in one pass; None is as many as can be checked."""
-        self._most = min(MAX_DRAFTS if most is None else most, MAX_DRAFTS) if self._decoder.checks_drafts else 0
+        self._most = min(MAX_DRAFTS if most is None else most, MAX_DRAFTS) if self._decoder.verifies_drafts else 0
         self._drafts, self._place = [], 0
         if self._most:
             placeholders = np.append(False, prompt[1:] == prompt[:-1])  # of thousands of visual tokens one is enough
@@ -162,7 +162,7 @@ class DraftedSteps:
         if self._account.open and room > 1:
             self._drafts = self._corpus.continuation(min(self._most, room - 1))
         if self._drafts:
-            self._decoder.check(np.array([token, *self._drafts]), self._table)
+            self._decoder.verify(np.array([token, *self._drafts]), self._table)
         else:
             self._decoder.advance(np.array([token]), self._table)
         _ = self._decoder.tokens  # waits for a GPU

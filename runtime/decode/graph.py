@@ -86,7 +86,7 @@ class DecoderGraph:
         self._options: dict[int, Any] = {}
 
     @cached_property
-    def checks_drafts(self) -> bool:
+    def verifies_drafts(self) -> bool:
         """Whether the last few positions can have logits."""
         return any(value.name == LOGITS_FROM for value in self.session.get_inputs())
 
@@ -119,7 +119,7 @@ class DecoderGraph:
     ) -> Binding:
         """Binds all tensors, and `total` int32 [] as total_sequence_length; their addresses are kept, not they.
 
-        results: the last positions that have logits, more than one if the graph takes it (`checks_drafts`).
+        results: the last positions that have logits, more than one if the graph takes it (`verifies_drafts`).
 
         captured: this binding will be run often; nothing but the content of its buffers will change.
         """
@@ -128,7 +128,7 @@ class DecoderGraph:
             for name, tensor in tensors.items():
                 buffer = tensor.buffer
                 bind(name, self.memory.kind, 0, buffer.dtype.type, tensor.shape, buffer.address)
-        on_host = {"total_sequence_length": total} | ({LOGITS_FROM: _FROM[results]} if self.checks_drafts else {})
+        on_host = {"total_sequence_length": total} | ({LOGITS_FROM: _FROM[results]} if self.verifies_drafts else {})
         for name, array in on_host.items():
             handle.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
         if not (captured and self.captures):

@@ -54,7 +54,7 @@ class KernelDecoder(CachedDecoder):
         return self._prompts.x.shape[0]
 
     @property
-    def checks_drafts(self) -> bool:
+    def verifies_drafts(self) -> bool:
         return True
 
     def advance(self, ids: np.ndarray, table: EmbeddingTable) -> None:
@@ -115,7 +115,7 @@ class KernelDecoder(CachedDecoder):
     def _prefill(self, embeddings: np.ndarray, logits: bool, row: int) -> None:
         self._append(embeddings, row, self._prompted if logits else None)
 
-    def _check_drafts(self, embeddings: np.ndarray) -> None:
+    def _verify_drafts(self, embeddings: np.ndarray) -> None:
         self._checked = self._checked or self._network.choices(1 + MAX_DRAFTS)
         self._append(embeddings, 0, self._checked, len(embeddings))
 

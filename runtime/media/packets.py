@@ -1,8 +1,6 @@
-"""The packets of a video file: its best video stream, when its frames are shown, what must be decoded for
-some.
+"""The packets of a video file: its best video stream, when its frames are shown, what must be decoded for some of them.
 
-Packets are read without being decoded, which costs a few percent of decoding. All times are ticks of the
-stream.
+Packets are read without being decoded, which costs a few percent of decoding. All times are ticks of the stream.
 """
 
 from __future__ import annotations

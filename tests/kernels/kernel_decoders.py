@@ -92,7 +92,7 @@ class Pair:
 
     def check(self, ids: np.ndarray) -> None:
         """Several tokens at once, with what is chosen after each."""
-        self.tell(lambda decoder: decoder.check(ids, self._table))
+        self.tell(lambda decoder: decoder.verify(ids, self._table))
         assert len(self.both[1].logits) == len(ids)
         self.compare(slice(len(ids)))
 

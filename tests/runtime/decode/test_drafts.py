@@ -67,13 +67,13 @@ def repeated(corpus: Any, limit: int) -> list[int]:
 def always(monkeypatch: pytest.MonkeyPatch, draft: Draft | None = None) -> list[int]:
     """Drafts are tried whenever there are some; returns how many tokens each check had."""
     checks: list[int] = []
-    check = CachedDecoder.check
+    verify = CachedDecoder.verify
 
     def counted(self: CachedDecoder, ids: np.ndarray, table: Any) -> None:
         checks.append(len(ids))
-        check(self, ids, table)
+        verify(self, ids, table)
 
-    monkeypatch.setattr(CachedDecoder, "check", counted)
+    monkeypatch.setattr(CachedDecoder, "verify", counted)
     monkeypatch.setattr(DraftAccount, "open", True)
     if draft is not None:
         monkeypatch.setattr(Corpus, "continuation", draft)
@@ -148,7 +148,7 @@ def test_a_check_is_as_many_steps(model: VideoLlama3) -> None:
         rows, start = [], 100
         for count in counts:
             tokens = np.arange(start, start + count)
-            (decoder.check if count > 1 else decoder.advance)(tokens, table)
+            (decoder.verify if count > 1 else decoder.advance)(tokens, table)
             assert decoder.tokens.tolist() == decoder.logits.argmax(axis=1).tolist()
             rows.append(decoder.logits.copy())
             start += count
