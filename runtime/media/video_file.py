@@ -1,14 +1,14 @@
 """A video file read through FFmpeg: when its frames are shown, and the pixels of those that are wanted.
 
 Only the packets that the wanted frames depend on are decoded: from the last keyframe shown at or before each, and, for
-H.264, without the frames in between that no other frame refers to. The file is read a second time rather than sought in:
+H.264, without the frames in between that no other frame refers to. The file is read a second time, not sought in:
 seeking is inexact in several containers, and reading costs a few percent of decoding.
 
 The frames are those that decoding everything would give. At the first sign of damage, or if the times of the packets do
 not tell the frames apart, everything is decoded from the start; a frame that cannot be decoded is replaced by the last
 one before it (at the beginning, by the first that can), and counted.
 
-A packet without a frame is damage only where decoding failed, or where the lengths of its units say that it is not whole
+A packet without a frame is damage only where decoding failed, or where the lengths of its units do not fill it
 (`packets.py`): pictures that were never meant to be shown, or repeat the one before, are none. PyAV keeps FFmpeg's messages off stderr unless a program asks for them; nothing here changes
 that.
 """
