@@ -1,4 +1,4 @@
-"""The backends "rtx", "jetson", "tensorrt": vision in TensorRT, the decoder beside it in ONNX Runtime or our own kernels.
+"""The backends "rtx", "jetson", "tensorrt": vision in TensorRT, the decoder in ONNX Runtime or our own kernels.
 
 Whatever is missing is an error that says which command to run; nothing falls back to the CPU.
 """
