@@ -9,8 +9,8 @@ not tell the frames apart, everything is decoded from the start; a frame that ca
 one before it (at the beginning, by the first that can), and counted.
 
 A packet without a frame is damage only where decoding failed, or where the lengths of its units do not fill it
-(`packets.py`): pictures that were never meant to be shown, or repeat the one before, are none. PyAV keeps FFmpeg's messages off stderr unless a program asks for them; nothing here changes
-that.
+(`packets.py`): pictures that were never meant to be shown, or repeat the one before, are none. PyAV keeps FFmpeg's
+messages off stderr unless a program asks for them; nothing here changes that.
 """
 
 from __future__ import annotations
