@@ -59,8 +59,8 @@ class VideoLlama3(LoadedBundle):
 
         bundle: the folder `vl3edge export` wrote; None is the small demo bundle that comes with the package.
         backend: "cpu", "cuda", or "auto": CUDA where ONNX Runtime has it, else the CPU. "rtx", "jetson" and
-            "tensorrt" run the vision path in TensorRT plans of the bundle. There is no silent fallback; `info` says what
-            runs.
+            "tensorrt" run the vision path in TensorRT plans of the bundle. There is no silent fallback; `info` says
+            what runs.
         num_threads: of one operator; 0 leaves it to ONNX Runtime (one per physical core). Clips are decoded with as
             many, unless `limits` has a number of its own.
         memory_limit: bytes that this process may take, by estimate, on a CPU; None is what is available now. On a GPU
