@@ -190,6 +190,7 @@ def _parser() -> argparse.ArgumentParser:
         threshold=None,
         no_pruning=False,
         max_visual_tokens=None,
+        keep_ratio=None,
     )
     return parser
 

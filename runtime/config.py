@@ -124,8 +124,9 @@ class GenerationConfig:
     repetition_penalty: 1.0 is off; applied to every token of the prompt and the answer so far; to those of the answer
         alone in the authors' layout, whose release gives transformers no ids of the prompt.
     seed: of the sampler; None draws one. The same seed gives the same text on the same machine.
-    draft_tokens: tokens looked up in what was said before and checked in one pass, 0 (off) to 8. They change no answer;
-        where they do not pay, none are tried. None is 8 where the bundle's decoder can check them. Batches have none.
+    draft_tokens: tokens looked up in what was said before and checked in one pass, 0 (off) to 8. They change no answer,
+        but for rounding: products of several tokens sum in another order. Where they do not pay, none are tried. Batches
+        have none, and neither have decoders of older bundles.
     """
 
     max_new_tokens: int | None = None
@@ -134,11 +135,11 @@ class GenerationConfig:
     top_k: int | None = None
     repetition_penalty: float | None = None
     seed: int | None = None
-    draft_tokens: int | None = None
+    draft_tokens: int = 0
 
     def __post_init__(self) -> None:
         _check_types(self)
-        if self.draft_tokens is not None and not 0 <= self.draft_tokens <= MAX_DRAFTS:
+        if not 0 <= self.draft_tokens <= MAX_DRAFTS:
             raise ConfigError(f"draft_tokens must be 0 to {MAX_DRAFTS}, not {self.draft_tokens}")
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
@@ -155,7 +156,7 @@ class GenerationConfig:
             raise ConfigError(f"seed must be a whole number, 0 or more, not {self.seed}")
 
     def filled(self, model: GenerationSpec) -> GenerationConfig:
-        """A copy whose open fields are filled from the model's defaults; seed and draft_tokens may still be None."""
+        """A copy whose open fields are filled from the model's defaults; only seed may still be None."""
         own = {"temperature": model.temperature if model.do_sample else 0.0, "top_p": model.top_p, "top_k": model.top_k}
         own["repetition_penalty"] = model.repetition_penalty
         taken: dict[str, Any] = {name: value for name, value in own.items() if getattr(self, name) is None}

@@ -76,7 +76,7 @@ def test_a_step_that_fails_or_lasts_leaves_its_reason(tmp_path: Path) -> None:
 
 def test_a_second_gpu_stands_beside_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    readme = importlib.import_module("readme")
+    gpu, markdown = (importlib.import_module(f"tables.{name}") for name in ("gpu", "markdown"))
     for number, name in enumerate(("NVIDIA A", "NVIDIA B"), 1):
         figures = {
             "decode_1_at_1000_tokens_per_s": {"vl3edge": 600 * number, "peer": 400},
@@ -85,8 +85,9 @@ def test_a_second_gpu_stands_beside_the_first(tmp_path: Path, monkeypatch: pytes
         machine = {"cpu": "c", "cores": 2, "memory_gb": 3, "versions": {}}
         path = tmp_path / f"gpu_{name[-1].lower()}.json"
         path.write_text(json.dumps({"machine": machine, "device": name, "figures": figures, "failed": {}}))
-    monkeypatch.setattr(readme, "RESULTS", tmp_path)
-    found = readme.gpu_table()
+    for module in (gpu, markdown):
+        monkeypatch.setattr(module, "RESULTS", tmp_path)
+    found = gpu.gpu_table()
     assert "| tokens written a second, context 1,000 | 600 | peer | 400 | 1.50× |" in found
     assert "| tokens written a second, context 1,000 | 1,200 | peer | 400 | 3.00× |" in found
     assert "| seconds to caption 1 of a folder | 2.5 | – | – | – |" in found

@@ -27,6 +27,7 @@ from ..captions.outputs import (
 from ..captions.parquet import check_pyarrow
 from ..captions.segments import plan_segments
 from ..captions.sidecar import SUFFIXES, SidecarOutput
+from ..config import MAX_DRAFTS
 from ..errors import ConfigError, OutputError, no_such_file
 from ..jobs import CaptionResult
 from ..media.addresses import is_address
@@ -161,7 +162,7 @@ def _request(options: argparse.Namespace) -> CaptionRequest:
     return CaptionRequest(
         shared.sampling_plan(options),
         shared.pruning_config(options),
-        shared.generation_config(options),
+        shared.generation_config(options, 0 if options.segment is None else MAX_DRAFTS),  # segments are alike
         options.prompt,
         options.find,
         options.segment,

@@ -177,7 +177,7 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
         "--draft-tokens",
         type=int,
         metavar="N",
-        help="check up to N tokens at once that were said before; same answers, sooner (0: off; default: 8)",
+        help="check up to N tokens at once that were said before, 0 to 8 (default: 8 for watch and --segment, else 0)",
     )
 
 
@@ -249,7 +249,8 @@ def pruning_config(options: argparse.Namespace) -> PruningConfig:
     return PruningConfig(threshold, enabled, options.max_visual_tokens, options.keep_ratio)
 
 
-def generation_config(options: argparse.Namespace) -> GenerationConfig:
+def generation_config(options: argparse.Namespace, draft_tokens: int = 0) -> GenerationConfig:
+    """draft_tokens: where the option is not given."""
     return GenerationConfig(
         max_new_tokens=options.max_new_tokens,
         temperature=options.temperature,
@@ -257,7 +258,7 @@ def generation_config(options: argparse.Namespace) -> GenerationConfig:
         top_k=options.top_k,
         repetition_penalty=options.repetition_penalty,
         seed=options.seed,
-        draft_tokens=options.draft_tokens,
+        draft_tokens=draft_tokens if options.draft_tokens is None else options.draft_tokens,
     )
 
 

@@ -71,6 +71,7 @@ def generation_config(options: argparse.Namespace, questions: QuestionSet) -> Ge
         top_k=options.top_k,
         repetition_penalty=options.repetition_penalty,
         seed=options.seed,
+        draft_tokens=options.draft_tokens or 0,
     )
 
 

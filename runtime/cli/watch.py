@@ -104,7 +104,7 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     watch_config, generation, pruning = (
         _watch_config(options),
-        shared.generation_config(options),
+        shared.generation_config(options, MAX_DRAFTS),  # most answers are like those before
         shared.pruning_config(options),
     )
     source = SourceOptions(

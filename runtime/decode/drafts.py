@@ -17,7 +17,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..config import MAX_DRAFTS
 from ..prompt.splice import EmbeddingTable
 from .cached_decoder import CachedDecoder
 
@@ -125,9 +124,9 @@ class DraftedSteps:
         self._place = 0  # as many of them were chosen
         self._seconds = 0.0  # of the last pass
 
-    def begin(self, prompt: np.ndarray, most: int | None) -> None:
-        """After a prompt's prefill: ids int64 [S]. most: drafts in one pass; None is as many as can be checked."""
-        self._most = min(MAX_DRAFTS if most is None else most, MAX_DRAFTS) if self._decoder.verifies_drafts else 0
+    def begin(self, prompt: np.ndarray, most: int) -> None:
+        """After a prompt's prefill: ids int64 [S]. most: drafts in one pass, at most MAX_DRAFTS."""
+        self._most = most if self._decoder.verifies_drafts else 0
         self._drafts, self._place = [], 0
         if self._most:
             placeholders = np.append(False, prompt[1:] == prompt[:-1])  # of thousands of visual tokens one is enough

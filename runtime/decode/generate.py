@@ -149,7 +149,7 @@ class Generator:
     def _state_of(self, prompt: SplicedPrompt, config: GenerationConfig) -> SequenceState:
         return SequenceState(prompt, config, self._eos_ids, self._decoder.spec.max_position_embeddings, self._defaults)
 
-    def _tokens(self, prompt: SplicedPrompt, answer: SequenceState, drafts: int | None) -> Iterator[int]:
+    def _tokens(self, prompt: SplicedPrompt, answer: SequenceState, drafts: int) -> Iterator[int]:
         self._run += 1
         run = self._run
         decoder, steps = self._decoder, self._steps

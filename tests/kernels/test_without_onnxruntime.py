@@ -21,7 +21,7 @@ from gpu_bundles import gpu_bundle
 from wheel_sizes import EXTRA, JETPACKS, RESULTS, requirements
 
 from vl3edge.runtime import GenerationConfig, VideoLlama3
-from vl3edge.runtime.backends import onnxruntime, tensorrt
+from vl3edge.runtime.backends import select, tensorrt
 from vl3edge.runtime.backends.onnxruntime import PatchLimit
 from vl3edge.runtime.backends.select import select_backend
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, Bundle, hash_file, open_bundle
@@ -62,7 +62,7 @@ def test_an_answer_on_a_jetson_needs_no_onnx_runtime(
     device = CapturingDevice()
     driver = FakeDriver(device, kernels, functions, "cubin-8.9")
     monkeypatch.setattr(cuda_launcher, "_import_driver", lambda: driver)
-    monkeypatch.setattr(onnxruntime, "open_device", lambda: device)
+    monkeypatch.setattr(select, "open_device", lambda: device)
     monkeypatch.setattr(tensorrt, "import_tensorrt", lambda target: object())
     monkeypatch.setattr(tensorrt.TensorRtBackend, "frame_limits", lambda self, bundle: PatchLimit())  # of its plans
     kind = chosen_decoder("auto", name, bundle)
