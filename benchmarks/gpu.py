@@ -44,7 +44,8 @@ STEPS: dict[str, tuple[str, Step, int]] = {  # whose figures they are, what give
 
 def alone(step: str, limit: float) -> tuple[dict[str, Any], str | None]:
     """The figures of a step in a process of its own, and why there are no more of them."""
-    limit = max(1.0, limit)
+    if limit <= 0:
+        return {}, "no time was left"
     command = [sys.executable, __file__, *sys.argv[1:], "--worker", step]
     try:
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=limit, check=False)

@@ -191,6 +191,7 @@ def _parser() -> argparse.ArgumentParser:
         no_pruning=False,
         max_visual_tokens=None,
         keep_ratio=None,
+        draft_tokens=None,
     )
     return parser
 

@@ -71,7 +71,7 @@ def test_a_step_that_fails_or_lasts_leaves_its_reason(tmp_path: Path) -> None:
     assert "FAILED genai" in shown
     assert "encoder_24_patches_ms_per_frame" in result["figures"]
     status, result, _ = gpu_figures(tmp_path, "--steps", "encoder", "--seconds", "0")
-    assert (status, result["failed"], result["figures"]) == (1, {"encoder": "stopped after 1 s"}, {})
+    assert (status, result["failed"], result["figures"]) == (1, {"encoder": "no time was left"}, {})
 
 
 def test_a_second_gpu_stands_beside_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from ..config import MAX_DRAFTS
 from ..live.change import DEFAULT_SHARE, ChangeDetector
 from ..live.events import LiveEvent
 from ..live.output import FORMATS, AnswerWriter, WatchState, clock_text
