@@ -125,8 +125,8 @@ class GenerationConfig:
         alone in the authors' layout, whose release gives transformers no ids of the prompt.
     seed: of the sampler; None draws one. The same seed gives the same text on the same machine.
     draft_tokens: tokens looked up in what was said before and checked in one pass, 0 (off) to 8. They change no answer,
-        but for rounding: products of several tokens sum in another order. Where they do not pay, none are tried. Batches
-        have none, and neither have decoders of older bundles.
+        but for rounding: products of several tokens sum in another order. Where they do not pay, none are tried.
+        Batches have none, and neither have decoders of older bundles.
     """
 
     max_new_tokens: int | None = None
