@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -33,6 +34,9 @@ _CLASSES = {
 }
 
 
+_NOTHING = 0.1  # weight of tokens that show nothing: they are most, and easily told
+
+
 class TokenHeads(nn.Module):
     """Linear read-outs of every merged token, used in the vision stage and then dropped.
 
@@ -51,8 +55,11 @@ class TokenHeads(nn.Module):
         for name, logits in zip(_CLASSES, parts, strict=True):
             target = getattr(labels, name)
             known = target != UNKNOWN
+            weights = torch.ones(logits.shape[-1])
+            if name == "kind":
+                weights[0] = _NOTHING
             result[name] = (
-                F.cross_entropy(logits[known], target[known]),
+                F.cross_entropy(logits[known], target[known], weights),
                 (logits[known].argmax(-1) == target[known]).float().mean(),
             )
         return result
