@@ -245,7 +245,7 @@ def test_closing_does_not_wait_for_a_silent_source() -> None:
     with http_stream(lambda _: script) as (url, _):
         reader = LiveReader(url, 5.0)
         with reader:
-            taken(reader, 2)
+            taken(reader, 1)  # a slow machine may have dropped all but the last
             begin = time.monotonic()
         assert time.monotonic() - begin < 1.0
 
