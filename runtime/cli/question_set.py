@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from ..config import GenerationConfig, SamplingPlan
@@ -64,14 +64,11 @@ def read(options: argparse.Namespace) -> QuestionSet:
 def generation_config(options: argparse.Namespace, questions: QuestionSet) -> GenerationConfig:
     """Greedy, if not asked for otherwise, as the release evaluates."""
     longest = max((form.max_new_tokens or 0 for form in questions.formats), default=0)
-    return GenerationConfig(
-        max_new_tokens=options.max_new_tokens or longest or None,
-        temperature=0.0 if options.temperature is None else options.temperature,
-        top_p=options.top_p,
-        top_k=options.top_k,
-        repetition_penalty=options.repetition_penalty,
-        seed=options.seed,
-        draft_tokens=options.draft_tokens or 0,
+    asked = shared.generation_config(options)
+    return replace(
+        asked,
+        max_new_tokens=asked.max_new_tokens or longest or None,
+        temperature=0.0 if asked.temperature is None else asked.temperature,
     )
 
 

@@ -43,9 +43,9 @@ class CachedDecoder(ABC):
         """Tokens of a prompt in one run, at most."""
 
     @property
+    @abstractmethod
     def verifies_drafts(self) -> bool:
         """Whether `verify` can be called."""
-        return False
 
     @property
     def logits(self) -> np.ndarray:
@@ -181,9 +181,9 @@ class CachedDecoder(ABC):
     def _step(self, embeddings: np.ndarray) -> None:
         """`step` where there is room; sets the cache's lengths."""
 
+    @abstractmethod
     def _verify_drafts(self, embeddings: np.ndarray) -> None:
         """`verify` where there is room; sets the cache's length."""
-        raise NotImplementedError("this decoder verifies no drafts")
 
     @abstractmethod
     def _read(self, name: str) -> np.ndarray:

@@ -215,18 +215,14 @@ class Decoder(CachedDecoder):
         lengths = part(self._buffers.seqlens.buffer)
         inputs = {"inputs_embeds": embeddings, "seqlens_k": lengths}
         outputs: dict[str, BoundTensor] = {}
-        if checked:
-            outputs |= {
-                name: BoundTensor(self._checked[results], (checked, *self._checked[results].shape[1:]))
-                for name, results in (("logits", "logits"), ("token", "tokens"), (NEXT_LENGTHS, "lengths"))
-            }
-        elif graph is self.graph:
-            outputs |= {"logits": part(self._buffers.logits), "token": part(self._buffers.tokens.buffer)}
-            outputs[NEXT_LENGTHS] = lengths
-        if graph is self.graph and self._looks_up:
-            inputs[TOKENS_INPUT] = BoundTensor(tokens.rows(0, count), (count, 1))
-        else:
-            outputs.pop(NEXT_LENGTHS, None)
+        if graph is self.graph:
+            results = [part(self._buffers.logits), part(self._buffers.tokens.buffer), lengths]
+            if checked:
+                results = [BoundTensor(buffer, (checked, *buffer.shape[1:])) for buffer in self._checked.values()]
+            outputs["logits"], outputs["token"], next_lengths = results
+            if self._looks_up:
+                inputs[TOKENS_INPUT] = BoundTensor(tokens.rows(0, count), (count, 1))
+                outputs[NEXT_LENGTHS] = next_lengths
         for layer in range(self.spec.num_layers):
             for kind, name in enumerate(("key", "value")):
                 buffer = part(self.cache.buffers[2 * layer + kind])
