@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import numbers
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -127,6 +128,13 @@ class GenerationConfig:
     draft_tokens: tokens looked up in what was said before and checked in one pass, 0 (off) to 8. They change no answer,
         but for rounding: products of several tokens sum in another order. Where they do not pay, none are tried.
         Batches have none, and neither have decoders of older bundles.
+    prefix: what the answer begins with; the model goes on from there. Its tokens stand after the prompt's, and count as
+        the prompt's but in the answer's text and token_ids.
+    json_schema: a JSON schema, as a dictionary, that the answer has to fit: of the tokens that do, the best is taken, or
+        one is drawn. Needs llguidance, of the extra [schema].
+    best_of: so many answers are drawn, with seed, seed + 1, …, after one prefill, and the one with the highest mean
+        log-probability per token is given: by the model's own probabilities, without temperature, top-k, top-p, penalty
+        or schema, of the tokens generated, the end token among them. Needs a temperature above 0.
     """
 
     max_new_tokens: int | None = None
@@ -136,6 +144,9 @@ class GenerationConfig:
     repetition_penalty: float | None = None
     seed: int | None = None
     draft_tokens: int = 0
+    prefix: str = ""
+    json_schema: Mapping[str, Any] | None = None
+    best_of: int = 1
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -154,6 +165,12 @@ class GenerationConfig:
             raise ConfigError(f"repetition_penalty must be above 0 (1.0 is off), not {penalty}")
         if self.seed is not None and self.seed < 0:
             raise ConfigError(f"seed must be a whole number, 0 or more, not {self.seed}")
+        if not isinstance(self.prefix, str) or any("\ud800" <= c <= "\udfff" for c in self.prefix):
+            raise ConfigError(f"prefix must be text, not {self.prefix!r}")
+        if self.json_schema is not None and not isinstance(self.json_schema, Mapping):
+            raise ConfigError(f"json_schema must be a dictionary, the JSON schema itself, not {self.json_schema!r}")
+        if self.best_of < 1:
+            raise ConfigError(f"best_of must be at least 1, not {self.best_of}")
 
     def filled(self, model: GenerationSpec) -> GenerationConfig:
         """A copy whose open fields are filled from the model's defaults; only seed may still be None."""

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from .bundle.manifest import GREEDY, GenerationSpec
 from .config import GenerationConfig, MediaKind, PruningConfig, SamplingPlan
 from .decode.batch import BatchGenerator
 from .decode.batch_sequence import BatchRequest
+from .decode.best_of import best_answers
 from .decode.generate import Answer, Chunk, join
-from .errors import BackendError, ConfigError, ContextLengthError, MediaError, unexpected
+from .errors import BackendError, ConfigError, ContextLengthError, MediaError, Vl3EdgeError, unexpected
 from .media.addresses import clip_key
 from .prompt.chat_template import DESCRIBE, question_about
 from .prompt.splice import SplicedPrompt
@@ -24,7 +26,7 @@ from .vision.pending_clip import AnyClip, PendingClip
 
 Key = tuple[str, "int | None"]
 _WRITTEN = (
-    *("finish_reason", "num_frames", "num_tokens", "seconds"),
+    *("data", "score", "finish_reason", "num_frames", "num_tokens", "seconds"),
     *("start_s", "end_s", "segment", "segments", "seen_start_s", "seen_end_s"),
 )
 
@@ -58,6 +60,9 @@ class CaptionResult:
     """What became of one job; also what a file says of it. error is None for an answer, else it says why there is none.
 
     media: the job's name. caption: what the model wrote; to `find`, its answer.
+    data: the answer's value, where a JSON schema was asked for. An answer that was cut off, so that it is no JSON, is an
+        error; `answer` has its text.
+    score: of the answer, where it is the best of several; see `GenerationConfig`.
     seconds: from the beginning of its encoding (or of opening the clip) to the end of the answer; in a batch, other
         jobs had their share of them.
     start_s, end_s: the part of the clip the caption is about, or the event found, in seconds on the clip's clock.
@@ -84,6 +89,8 @@ class CaptionResult:
     seen_start_s: float | None = None
     seen_end_s: float | None = None
     error: str | None = None
+    data: Any = None
+    score: float | None = None
     index: int = 0
     job: CaptionJob | None = None
     clip: Clip | None = None
@@ -141,13 +148,17 @@ def sequential(model: Answerer, jobs: Iterable[CaptionJob], config: GenerationCo
         except Exception as e:  # whatever is wrong with a clip costs that clip only
             yield _failed(index, job, e, begin)
         else:
-            yield _answered(index, job, whole, answer, begin)
+            yield _answered(index, job, whole, answer, begin, config)
 
 
 def batched(
-    model: Answerer, generator: BatchGenerator, jobs: Iterable[CaptionJob], config: GenerationConfig
+    model: Answerer,
+    generator: BatchGenerator,
+    jobs: Iterable[CaptionJob],
+    config: GenerationConfig,
+    defaults: GenerationSpec = GREEDY,
 ) -> Iterator[CaptionResult]:
-    """The results as they are ready, from a batch that is kept full."""
+    """The results as they are ready, from a batch that is kept full. defaults: the model's own settings."""
     begun: dict[int, tuple[CaptionJob, Clip, float]] = {}
     failed: list[CaptionResult] = []
 
@@ -165,21 +176,43 @@ def batched(
                 begun[index] = job, whole, begin
                 yield BatchRequest(index, prompt, config)
 
-    for index, outcome in generator.answers(requests()):
+    for index, outcome in best_answers(generator, requests(), defaults):
         yield from failed
         failed.clear()
         job, clip, begin = begun.pop(index)
         if isinstance(outcome, Answer):
-            yield _answered(index, job, clip, outcome, begin)
+            yield _answered(index, job, clip, outcome, begin, config)
         else:
             yield _failed(index, job, outcome, begin)
     yield from failed
 
 
-def _answered(index: int, job: CaptionJob, clip: Clip, answer: Answer, begin: float) -> CaptionResult:
+def in_order(results: Iterable[CaptionResult]) -> Iterator[CaptionResult]:
+    """The results in the order of their jobs, each as soon as those before it have come."""
+    held: dict[int, CaptionResult] = {}
+    index = 0
+    for result in results:
+        held[result.index] = result
+        while index in held:
+            yield held.pop(index)
+            index += 1
+
+
+def _answered(
+    index: int, job: CaptionJob, clip: Clip, answer: Answer, begin: float, config: GenerationConfig
+) -> CaptionResult:
+    data = error = None
+    if config.json_schema is not None:
+        try:
+            data = answer.json()
+        except Vl3EdgeError as e:
+            error = f"{_name(job)}: {e}"
     return CaptionResult(
         media=_name(job),
-        caption=answer.text,
+        caption=answer.text if error is None else None,
+        data=data,
+        score=answer.stats.score,
+        error=error,
         finish_reason=answer.finish_reason,
         num_frames=clip.num_frames,
         num_tokens=clip.num_tokens,

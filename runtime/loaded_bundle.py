@@ -11,6 +11,7 @@ from .bundle.bundle import Bundle
 from .decode.batch import BatchGenerator
 from .decode.cached_decoder import CachedDecoder
 from .decode.generate import Generator
+from .decode.json_grammar import JsonGrammar
 from .kernels.select import chosen_decoder, open_decoders
 from .media.limits import DEFAULT_LIMITS, MediaLimits
 from .memory_budget import MemoryBudget
@@ -52,6 +53,7 @@ class LoadedBundle:
         self._tokenizer = Tokenizer.of(bundle)
         self._template = PromptTemplate.of(bundle, self._tokenizer)
         self._table = EmbeddingTable.of(bundle)
+        self._grammar = JsonGrammar(bundle)
         self._decoders = open_decoders(chosen_decoder(decoder, backend.name, bundle), backend, bundle, vision.wait)
         self.decoder = self._decoders.make(self._memory.check_context)
         self._generator = self._new_generator(self.decoder)
@@ -86,7 +88,8 @@ class LoadedBundle:
 
     def _new_generator(self, decoder: CachedDecoder) -> Generator:
         manifest = self.bundle.manifest
-        return Generator(decoder, self._table, self._tokenizer, manifest.tokens.eos_ids, manifest.generation)
+        eos_ids, defaults = manifest.tokens.eos_ids, manifest.generation
+        return Generator(decoder, self._table, self._tokenizer, eos_ids, defaults, self._grammar)
 
     def _batch_generator(self, batch: int, memory_bytes: int | None, keep_rows: bool = False) -> BatchGenerator:
         manifest = self.bundle.manifest
@@ -101,6 +104,7 @@ class LoadedBundle:
             self._memory.check_context,
             manifest.generation,
             keep_rows,
+            self._grammar,
         )
 
     def _prompts(

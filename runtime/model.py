@@ -15,7 +15,7 @@ from .decode.generate import Answer, Chunk, join
 from .decode.rope import Rotary
 from .errors import ConfigError
 from .host import trimmed
-from .jobs import CaptionJob, CaptionResult, batched, sequential
+from .jobs import CaptionJob, CaptionResult, batched, in_order, sequential
 from .kernels.select import chosen_decoder
 from .live.session import Session
 from .live.session_prompt import StreamFormat, StreamLayout
@@ -176,13 +176,18 @@ class VideoLlama3(LoadedBundle):
             `batch.py`); they come in the order they are finished, with 1 in the order of the jobs.
         memory_bytes: what the KV cache of a batch may take; None is most of what is available. A batch that does not
             fit is made smaller, with a BatchWarning.
+        With best_of, that many answers of each job are drawn side by side, beside those of the batch's other jobs.
+        Raises ConfigError for a config that cannot be followed.
         """
         if batch < 1:
             raise ConfigError(f"batch must be at least 1, not {batch}")
         config = config or GenerationConfig()
-        if batch == 1:
+        self._generator.check(config)
+        if batch == config.best_of == 1:
             return sequential(self, trimmed(jobs), config)
-        return batched(self, self._batch_generator(batch, memory_bytes), trimmed(jobs), config)
+        generator = self._batch_generator(batch * config.best_of, memory_bytes, keep_rows=config.best_of > 1)
+        results = batched(self, generator, trimmed(jobs), config, self.bundle.manifest.generation)
+        return in_order(results) if batch == 1 else results
 
     def generate(
         self,

@@ -15,6 +15,7 @@ from typing import get_args
 from ..config import GenerationConfig, MediaKind, PruningConfig, SamplingPlan
 from ..errors import ConfigError, MediaError
 from ..jobs import CaptionJob, CaptionResult
+from ..jobs import in_order as in_job_order
 from ..model import VideoLlama3
 from ..vision.opened_media import OpenedMedia
 from .grounding import grounding_question, read_span
@@ -74,7 +75,7 @@ class CollectionCaptioner:
         """
         jobs = (job for name in media for job in self._jobs(name))
         results = self._model.caption_all(jobs, self._request.generation, self._request.batch)
-        return map(self._placed, _in_order(results) if in_order and self._request.batch > 1 else results)
+        return map(self._placed, in_job_order(results) if in_order and self._request.batch > 1 else results)
 
     def _jobs(self, media: str) -> Iterator[CaptionJob]:
         begin = time.perf_counter()
@@ -154,14 +155,3 @@ class CollectionCaptioner:
             seen_start_s=result.start_s,
             seen_end_s=result.end_s,
         )
-
-
-def _in_order(results: Iterable[CaptionResult]) -> Iterator[CaptionResult]:
-    """The results in the order of their jobs, each as soon as those before it have come."""
-    held: dict[int, CaptionResult] = {}
-    index = 0
-    for result in results:
-        held[result.index] = result
-        while index in held:
-            yield held.pop(index)
-            index += 1

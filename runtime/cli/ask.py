@@ -17,6 +17,7 @@ from ..model import VideoLlama3
 from ..terminal import printable
 from ..vision.clip import Clip
 from . import options as shared
+from .labelling import add_labelling, add_prompt_file, check_json, labelled, prompt_of
 from .repl import Conversation, questions_from
 from .stderr import progress
 
@@ -30,24 +31,26 @@ def add_to(commands: Any) -> None:
         help="file, folder, pattern or address; all of them are part of one question",
     )
     parser.add_argument("-q", "--question", help="question to ask (default: a conversation, with questions from stdin)")
+    add_prompt_file(parser, "-q")
     shared.add_system(parser)
     shared.add_model(parser)
     shared.add_sampling(parser)
     shared.add_generation(parser)
+    add_labelling(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     sampling, pruning = shared.sampling_plan(options), shared.pruning_config(options)
-    generation = shared.generation_config(options)
-    if options.question is not None and not options.media:
-        raise ConfigError("-q needs MEDIA: name a file, or leave out -q for a conversation")
+    generation, question = labelled(options, shared.generation_config(options)), prompt_of(options, "question")
+    if question is not None and not options.media:
+        raise ConfigError("a question needs MEDIA: name a file, or leave it out for a conversation")
     limits = shared.media_limits(options)
     media = expand(options.media, shared.folder_kind(options), limits)
     model = shared.load_model(options)
     clips = model.encode_all(media, sampling, pruning, options.kind)
-    if options.question is not None:
-        _answer_once(model, clips, options, generation)
+    if question is not None:
+        _answer_once(model, clips, question, options, generation)
         return 0
 
     def load(names: Sequence[str]) -> list[Clip]:
@@ -58,12 +61,15 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _answer_once(
-    model: VideoLlama3, clips: list[Clip], options: argparse.Namespace, generation: GenerationConfig
+    model: VideoLlama3, clips: list[Clip], question: str, options: argparse.Namespace, generation: GenerationConfig
 ) -> None:
     instructions = {"system": options.system, "add_system_prompt": options.add_system_prompt}
-    for chunk in model.stream(clips, options.question, generation, **instructions):
+    chunks = []
+    for chunk in model.stream(clips, question, generation, **instructions):
+        chunks.append(chunk)
         print(printable(chunk.text), end="", flush=True)
         if chunk.stats is not None:
             print(flush=True)
             for clip in clips:
                 progress(f"{clip.name}: {shared.time_report(clip, chunk.stats)}")
+    check_json(chunks, generation)

@@ -33,6 +33,7 @@ from ..jobs import CaptionResult
 from ..media.addresses import is_address
 from ..media.discovery import WANTED, matches
 from . import options as shared
+from .labelling import add_labelling, add_prompt_file, labelled, prompt_of
 from .stderr import progress
 
 
@@ -40,6 +41,7 @@ def add_to(commands: Any) -> None:
     parser = commands.add_parser("caption", help="caption videos and images", description=__doc__)
     parser.add_argument("media", nargs="+", metavar="MEDIA", help="file, folder, pattern or address")
     parser.add_argument("-p", "--prompt", help='what to ask (default: "Describe this video." or "… image.")')
+    add_prompt_file(parser, "--prompt")
     parser.add_argument(
         "--find",
         metavar="EVENT",
@@ -65,6 +67,7 @@ def add_to(commands: Any) -> None:
     shared.add_model(parser)
     shared.add_sampling(parser)
     shared.add_generation(parser)
+    add_labelling(parser)
     parser.set_defaults(run=run)
 
 
@@ -153,8 +156,10 @@ def _folders(names: Sequence[str]) -> set[str]:
 
 
 def _request(options: argparse.Namespace) -> CaptionRequest:
-    if options.find is not None and options.prompt is not None:
-        raise ConfigError("--find and --prompt are mutually exclusive")
+    prompt = prompt_of(options, "prompt")
+    for name, given in (("prompt", prompt), ("json-schema", options.json_schema)):
+        if options.find is not None and given is not None:
+            raise ConfigError(f"--find and --{name} are mutually exclusive")
     if options.find is not None and not options.find.strip():
         raise ConfigError("--find needs an event to look for")
     if options.segment is not None:
@@ -162,8 +167,8 @@ def _request(options: argparse.Namespace) -> CaptionRequest:
     return CaptionRequest(
         shared.sampling_plan(options),
         shared.pruning_config(options),
-        shared.generation_config(options, 0 if options.segment is None else MAX_DRAFTS),  # segments are alike
-        options.prompt,
+        labelled(options, shared.generation_config(options, 0 if options.segment is None else MAX_DRAFTS)),
+        prompt,
         options.find,
         options.segment,
         options.batch,

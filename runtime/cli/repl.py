@@ -19,6 +19,7 @@ from ..config import GenerationConfig
 from ..errors import ConfigError, Vl3EdgeError
 from ..terminal import one_line, printable
 from ..vision.clip import Clip
+from .labelling import check_json
 from .stderr import progress
 
 PROMPT = "> "
@@ -127,9 +128,12 @@ class Conversation:
         turns, self._asked = len(self._chat.turns), True
         try:
             with contextlib.closing(self._chat.stream(question, *self._waiting, config=self._generation)) as chunks:
+                said = []
                 for chunk in chunks:
+                    said.append(chunk)
                     print(printable(chunk.text), end="", flush=True)
             print(flush=True)
+            check_json(said, self._generation)
         finally:
             if len(self._chat.turns) > turns:  # else the media wait for the next question
                 self._waiting = []

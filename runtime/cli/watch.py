@@ -24,6 +24,7 @@ from ..live.session import Session
 from ..live.source import Reconnection, SourceOptions
 from ..live.watch import WatchConfig, watch
 from . import options as shared
+from .labelling import add_labelling, add_prompt_file, labelled, read_prompt
 from .stderr import progress
 
 DEFAULT_EVERY_S = 10.0
@@ -40,9 +41,10 @@ def add_to(commands: Any) -> None:
         "-q",
         "--question",
         action="append",
-        required=True,
+        default=[],
         help="question to ask; may be repeated, and each is asked every time",
     )
+    add_prompt_file(parser, "-q")
     shared.add_system(parser)
     asking = parser.add_argument_group("when to ask")
     asking.add_argument("--every", type=float, metavar="S", help=f"every S seconds (default: {DEFAULT_EVERY_S:g})")
@@ -71,6 +73,7 @@ def add_to(commands: Any) -> None:
         "--context", type=int, metavar="N", help="remember at most N tokens (default: the model's context)"
     )
     shared.add_generation(parser)
+    add_labelling(parser)
     parser.set_defaults(
         run=run, max_visual_tokens=None, keep_ratio=None
     )  # no one knows how much of a stream is to come
@@ -105,7 +108,7 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     watch_config, generation, pruning = (
         _watch_config(options),
-        shared.generation_config(options, MAX_DRAFTS),  # most answers are like those before
+        labelled(options, shared.generation_config(options, MAX_DRAFTS)),  # most answers are like those before
         shared.pruning_config(options),
     )
     source = SourceOptions(
@@ -121,7 +124,12 @@ def run(options: argparse.Namespace) -> int:
             options.system, pruning, options.context, add_system_prompt=options.add_system_prompt
         )
         writer = AnswerWriter(
-            reader.name, stream, options.format, len(watch_config.questions) > 1, bool(options.output)
+            reader.name,
+            stream,
+            options.format,
+            len(watch_config.questions) > 1,
+            bool(options.output),
+            generation.json_schema is not None,
         )
         progress(f"{_when(watch_config)}; Ctrl-C ends the watch")
         try:
@@ -131,6 +139,8 @@ def run(options: argparse.Namespace) -> int:
                         progress(f"[{clock_text(item.time_s)}] {item.message}")
                     else:
                         writer.write(item, _state(reader, session))
+                        if item.chunk.finish_reason is not None and writer.error is not None:
+                            progress(f"[{clock_text(item.time_s)}] {writer.error}")
         finally:
             writer.interrupt(_state(reader, session))
             progress(_summary(reader, session, writer.num_answers))
@@ -142,7 +152,8 @@ def _watch_config(options: argparse.Namespace) -> WatchConfig:
     every_s = options.every
     if every_s is None and change is None:
         every_s = DEFAULT_EVERY_S
-    return WatchConfig(tuple(options.question), every_s, change, options.keep_answers, options.duration)
+    from_file = [] if options.prompt_file is None else [read_prompt(options.prompt_file)]
+    return WatchConfig((*options.question, *from_file), every_s, change, options.keep_answers, options.duration)
 
 
 def _when(watch_config: WatchConfig) -> str:

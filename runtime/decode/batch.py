@@ -26,9 +26,11 @@ from ..bundle.manifest import GREEDY, GenerationSpec
 from ..errors import BackendError, BatchWarning, ContextLengthError
 from ..prompt.splice import EmbeddingTable
 from ..prompt.tokenizer import Tokenizer
+from .answer_start import AnswerStart
 from .batch_sequence import BatchRequest, BatchSequence
 from .cached_decoder import CachedDecoder
 from .generate import Answer
+from .json_grammar import JsonGrammar
 from .kept_rows import KeptRows
 from .kv_cache import capacity_for
 from .row_budget import RowBudget
@@ -46,6 +48,7 @@ class BatchGenerator:
     check: is told the capacity that each sequence needs; it raises ContextLengthError if that is too much for one.
     defaults: the model's own settings, for what a GenerationConfig leaves open.
     keep_rows: what ended answers leave in the cache is kept for prompts that begin with it, until its row is needed.
+    grammar: for answers of a JSON schema.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class BatchGenerator:
         check: Callable[[int], None] | None = None,
         defaults: GenerationSpec = GREEDY,
         keep_rows: bool = False,
+        grammar: JsonGrammar | None = None,
     ) -> None:
         self._decoder = decoder
         self._table = table
@@ -70,6 +74,7 @@ class BatchGenerator:
         self._reserve_bytes = reserve_bytes
         self._check = check
         self._defaults = defaults
+        self._grammar = grammar
         self._kept = KeptRows(decoder.cache) if keep_rows else None
         self._waiting: deque[BatchSequence] = deque()
         self._rows: list[BatchSequence | None] = []  # None is free; the last one is not
@@ -142,9 +147,11 @@ class BatchGenerator:
         return False
 
     def _sequence(self, request: BatchRequest) -> BatchSequence:
-        limit, constraint = self._decoder.spec.max_position_embeddings, request.constraint
-        state = SequenceState(request.prompt, request.config, self._eos_ids, limit, self._defaults, constraint)
-        return BatchSequence(request, state)
+        limit, config = self._decoder.spec.max_position_embeddings, request.config
+        start = AnswerStart(config, self._tokenizer, self._grammar, request.constraint)
+        prompt = request.prompt.followed_by(start.ids)
+        state = SequenceState(prompt, config, self._eos_ids, limit, self._defaults, start.constraint)
+        return BatchSequence(request, state, start)
 
     def _start(self, sequence: BatchSequence) -> Generator[Outcome | None, None, int | None]:
         """Prefills a prompt into a free row; returns the row, None where it did not come to that."""

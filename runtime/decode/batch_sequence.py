@@ -12,6 +12,7 @@ import numpy as np
 from ..config import GenerationConfig
 from ..prompt.splice import SplicedPrompt
 from ..prompt.tokenizer import Detokenizer, Tokenizer
+from .answer_start import AnswerStart
 from .generate import Answer, GenerationStats
 from .sequence import Constraint, FinishReason, SequenceState
 
@@ -36,20 +37,21 @@ class BatchRequest:
 class BatchSequence:
     """A request in a row of the batch, or on its way back to one.
 
+    start: what the answer begins with, which stands after the prompt.
     reused_tokens: of the prompt, which the row had already.
     """
 
-    def __init__(self, request: BatchRequest, answer: SequenceState) -> None:
+    def __init__(self, request: BatchRequest, answer: SequenceState, start: AnswerStart) -> None:
         self.request = request
         self.answer = answer
+        self._start = start
         self.reused_tokens = 0
         self._begin = self._first = time.perf_counter()
 
     @property
     def prompt(self) -> SplicedPrompt:
         """What has to be in the row: the request's prompt, and what was said before the row was lost."""
-        prompt, said = self.request.prompt, np.array(self.answer.tokens, np.int64)
-        return SplicedPrompt(np.append(prompt.ids, said), np.append(prompt.keys, said), prompt.spans)
+        return self.request.prompt.followed_by([*self._start.ids, *self.answer.tokens])
 
     @property
     def is_wanted(self) -> bool:
@@ -73,7 +75,8 @@ class BatchSequence:
         detokenizer = Detokenizer(tokenizer)
         tokens = self.answer.tokens
         shown = tokens[:-1] if reason == "stop" else tokens
-        text = "".join([detokenizer.push(token) for token in shown]) + detokenizer.flush()
+        text = self._start.pushed(detokenizer) + "".join([detokenizer.push(token) for token in shown])
         prefill_s, decode_s = self._first - self._begin, time.perf_counter() - self._first
-        stats = GenerationStats(self.answer.prompt_length, self.reused_tokens, len(tokens), prefill_s, decode_s)
-        return Answer(text, reason, stats, tuple(shown))
+        counts = self.answer.prompt_length, self.reused_tokens, len(tokens)
+        stats = GenerationStats(*counts, prefill_s, decode_s, self.answer.score)
+        return Answer(text + detokenizer.flush(), reason, stats, (*self._start.ids, *shown))

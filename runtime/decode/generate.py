@@ -6,9 +6,12 @@ longest prefix it shares with what is cached, so a second question about a clip 
 
 from __future__ import annotations
 
+import json
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -17,8 +20,11 @@ from ..config import GenerationConfig
 from ..errors import BackendError, Vl3EdgeError
 from ..prompt.splice import EmbeddingTable, SplicedPrompt, common_prefix
 from ..prompt.tokenizer import Detokenizer, Tokenizer
+from .answer_start import AnswerStart
+from .best_of import attempts, best
 from .cached_decoder import CachedDecoder
 from .drafts import DraftedSteps
+from .json_grammar import JsonGrammar
 from .sequence import FinishReason, SequenceState, check_room
 
 
@@ -27,6 +33,8 @@ class GenerationStats:
     """What one answer cost. reused_tokens of the prompt's tokens were in the cache already.
 
     prefill_s: in the decoder until the first token is known; where encoding and prefilling alternate, without encoding.
+    score: the mean log-probability per token by which `GenerationConfig.best_of` chose it; then the other costs are the
+        chosen answer's own, the prompt's those of the one prefill.
     """
 
     prompt_tokens: int
@@ -34,6 +42,7 @@ class GenerationStats:
     generated_tokens: int
     prefill_s: float
     decode_s: float
+    score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -42,7 +51,8 @@ class Chunk:
 
     text may be empty. finish_reason and stats are None but in the last chunk, which always has both: "stop" when the
     model ended its answer, "length" when max_new_tokens or the context did. token_ids: what the text was made of,
-    without the end token; those of all chunks are the answer as it was generated.
+    without the end token; those of all chunks are the answer as it was generated. The prefix of a config comes first.
+    With best_of there is one chunk.
     """
 
     text: str
@@ -60,11 +70,26 @@ class Answer:
     stats: GenerationStats
     token_ids: tuple[int, ...] = ()
 
+    def json(self) -> Any:
+        """The value of an answer that had to fit a JSON schema. Raises Vl3EdgeError if it was cut off before its end."""
+        try:
+            value = json.loads(self.text)
+        except ValueError:
+            value = None
+        # Of a number, who knows whether more digits were to come.
+        cut = self.finish_reason != "stop" and type(value) in (int, float)
+        if cut or (value is None and self.text.strip() != "null"):
+            raise Vl3EdgeError(
+                f"the answer was cut off after {self.stats.generated_tokens} tokens and is no whole JSON: allow more "
+                "(max_new_tokens, --max-new-tokens)"
+            )
+        return value
+
 
 class Generator:
     """Answers prompts with one decoder, one at a time: starting an answer ends the one before.
 
-    defaults: the model's own settings, for what a GenerationConfig leaves open.
+    defaults: the model's own settings, for what a GenerationConfig leaves open. grammar: for answers of a JSON schema.
     """
 
     def __init__(
@@ -74,12 +99,14 @@ class Generator:
         tokenizer: Tokenizer,
         eos_ids: tuple[int, ...],
         defaults: GenerationSpec = GREEDY,
+        grammar: JsonGrammar | None = None,
     ) -> None:
         self._decoder = decoder
         self._table = table
         self._tokenizer = tokenizer
         self._eos_ids = frozenset(eos_ids)
         self._defaults = defaults
+        self._grammar = grammar
         self._steps = DraftedSteps(decoder, table)
         self._keys = np.zeros(0, np.int64)  # what stands at the decoder's positions; valid up to its length
         self._run = 0
@@ -89,21 +116,42 @@ class Generator:
 
         prompt: whole, or its beginnings while it is being made, each continuing the one before and the last one whole.
         These are prefilled as they come, in the same steps as a whole prompt would be.
-        Raises ContextLengthError if the prompt leaves no room for an answer: at the call if it is whole.
+        Raises ConfigError for a config that cannot be followed. ContextLengthError if the prompt leaves no room for an
+        answer: at the call if it is whole.
         """
-        if not isinstance(prompt, SplicedPrompt):
-            return self._stream(prompt, config)
-        self._state_of(prompt, config)
-        return self._stream(iter([prompt]), config)
+        self.check(config)
+        if isinstance(prompt, SplicedPrompt):
+            self._state_of(prompt, config, self._start(config))
+            prompt = iter([prompt])
+        return self._stream(prompt, config) if config.best_of == 1 else self._best(prompt, config)
+
+    def check(self, config: GenerationConfig) -> None:
+        """Raises ConfigError for a config that cannot be followed with this model."""
+        attempts(config, self._defaults)
+        self._start(config)
+
+    def _best(self, prompts: Iterator[SplicedPrompt], config: GenerationConfig) -> Iterator[Chunk]:
+        """The best of several answers. Each after the first finds the prompt in the cache."""
+        prompt = deque(prompts, maxlen=1).pop()
+        chosen = best([join(self._stream(iter([prompt]), one)) for one in attempts(config, self._defaults)])
+        yield Chunk(chosen.text, chosen.finish_reason, chosen.stats, chosen.token_ids)
 
     def _stream(self, prompts: Iterator[SplicedPrompt], config: GenerationConfig) -> Iterator[Chunk]:
-        prompt, reused, prefill_s = self._prefilled(prompts)
+        start = self._start(config)
+        prompt, reused, prefill_s = self._prefilled(start.after(prompts))
         detokenizer = Detokenizer(self._tokenizer)
         finish_reason: FinishReason = "length"
-        unshown: list[int] = []
+        unshown = [*start.ids]
+        if text := start.pushed(detokenizer):
+            self._run += 1
+            run = self._run
+            yield Chunk(text, token_ids=tuple(unshown))
+            self._check_run(run)
+            unshown = []
         count = 0
+        state = self._state_of(prompt, config, start)
         begin = first = time.perf_counter()
-        for token in self.tokens(prompt, config):
+        for token in self._tokens(prompt, state, config.draft_tokens):
             if count == 0:
                 first = time.perf_counter()
             count += 1
@@ -114,7 +162,8 @@ class Generator:
             if text := detokenizer.push(token):
                 yield Chunk(text, token_ids=tuple(unshown))
                 unshown = []
-        stats = GenerationStats(len(prompt), reused, count, prefill_s + first - begin, time.perf_counter() - first)
+        prefill_s += first - begin
+        stats = GenerationStats(len(prompt), reused, count, prefill_s, time.perf_counter() - first, state.score)
         yield Chunk(detokenizer.flush(), finish_reason, stats, tuple(unshown))
 
     def _prefilled(self, prompts: Iterator[SplicedPrompt]) -> tuple[SplicedPrompt, int, float]:
@@ -140,14 +189,25 @@ class Generator:
 
         Raises ContextLengthError if the prompt leaves no room for an answer, at the call.
         """
-        return self._tokens(prompt, self._state_of(prompt, config), config.draft_tokens)
+        start = self._start(config)
+        prompt = prompt.followed_by(start.ids)
+        return self._tokens(prompt, self._state_of(prompt, config, start), config.draft_tokens)
 
     def new_tokens(self, config: GenerationConfig, prompt_tokens: int) -> int:
         """The upper limit of tokens after a prompt of so many, by the config or else the model."""
         return config.new_tokens(self._defaults, prompt_tokens)
 
-    def _state_of(self, prompt: SplicedPrompt, config: GenerationConfig) -> SequenceState:
-        return SequenceState(prompt, config, self._eos_ids, self._decoder.spec.max_position_embeddings, self._defaults)
+    def prefix_tokens(self, config: GenerationConfig) -> int:
+        """How many tokens the prefix of a config has."""
+        return len(self._tokenizer.encode(config.prefix))
+
+    def _start(self, config: GenerationConfig) -> AnswerStart:
+        return AnswerStart(config, self._tokenizer, self._grammar)
+
+    def _state_of(self, prompt: SplicedPrompt, config: GenerationConfig, start: AnswerStart) -> SequenceState:
+        """prompt: with the prefix, if it has one."""
+        limit = self._decoder.spec.max_position_embeddings
+        return SequenceState(prompt, config, self._eos_ids, limit, self._defaults, start.constraint)
 
     def _tokens(self, prompt: SplicedPrompt, answer: SequenceState, drafts: int) -> Iterator[int]:
         self._run += 1
@@ -163,13 +223,16 @@ class Generator:
                 decoder.wipe()
                 raise
             yield token
-            if self._run != run:
-                raise Vl3EdgeError("another question to the same model interrupted this answer")
+            self._check_run(run)
             if answer.finish_reason is not None:
                 steps.settle()
                 return
             held = steps.advance(token, answer.max_length - answer.length)
             self._keys[answer.length - 1 :][: len(held)] = held
+
+    def _check_run(self, run: int) -> None:
+        if self._run != run:
+            raise Vl3EdgeError("another question to the same model interrupted this answer")
 
     def reusable(self, prompt: SplicedPrompt) -> int:
         """How many of the prompt's tokens are in the cache; its last one is always run, for its logits."""

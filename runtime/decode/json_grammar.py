@@ -6,6 +6,8 @@ The work is llguidance's, of the extra [schema]. The best token that is allowed 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,26 +21,36 @@ ANY_OBJECT: dict[str, Any] = {"type": "object"}
 
 
 class JsonGrammar:
-    """Makes constraints for one bundle's tokenizer. Raises ConfigError where llguidance is not installed."""
+    """Makes constraints for one bundle's tokenizer, which llguidance reads when the first is asked for."""
 
     def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+        self._vocab_size = bundle.manifest.text.vocab_size
+
+    @cached_property
+    def _library(self) -> Any:
         try:
             import llguidance
         except ImportError as e:
             raise ConfigError(INSTALL) from e
-        self._library = llguidance
-        self._vocab_size = bundle.manifest.text.vocab_size
-        source = bundle.path("tokenizer.json").read_text(encoding="utf-8")
-        eos = bundle.manifest.tokens.eos_ids[0]  # one way to end is enough
-        self._tokenizer = llguidance.LLTokenizer(source, n_vocab=self._vocab_size, eos_token=eos)
+        return llguidance
 
-    def constraint(self, schema: dict[str, Any]) -> JsonConstraint:
-        """A new constraint, for one answer. Raises ConfigError for a schema that cannot be used, saying why."""
+    @cached_property
+    def _tokenizer(self) -> Any:
+        source = self._bundle.path("tokenizer.json").read_text(encoding="utf-8")
+        eos = self._bundle.manifest.tokens.eos_ids[0]  # one way to end is enough
+        return self._library.LLTokenizer(source, n_vocab=self._vocab_size, eos_token=eos)
+
+    def constraint(self, schema: Mapping[str, Any]) -> JsonConstraint:
+        """A new constraint, for one answer.
+
+        Raises ConfigError where llguidance is not installed, and for a schema that cannot be used, saying why.
+        """
         matcher = self._library.LLMatcher
         try:
             grammar = matcher.grammar_from_json_schema(json.dumps(schema), overrides=_COMPACT)
             problem = matcher.validate_grammar(grammar, self._tokenizer)
-        except (ValueError, RecursionError) as e:
+        except (ValueError, TypeError, RecursionError) as e:
             problem = str(e)
         if problem:
             raise ConfigError(f"the JSON schema cannot be used: {' '.join(problem.split())}")

@@ -43,6 +43,13 @@ def check_logits(logits: np.ndarray) -> None:
         )
 
 
+def log_probability(logits: np.ndarray, token: int) -> float:
+    """Natural logarithm of what the softmax of logits float32 [vocab] gives a token."""
+    scores = logits.astype(np.float64)
+    scores -= scores.max()
+    return float(scores[token] - np.log(np.exp(scores).sum()))
+
+
 def penalize_repetition(logits: np.ndarray, history: np.ndarray, penalty: float | None) -> np.ndarray:
     """Logits with those of ids that occurred divided by penalty if positive, multiplied if negative; None is 1.0."""
     if penalty in (None, 1.0):

@@ -11,7 +11,7 @@ from ..bundle.manifest import GREEDY, GenerationSpec
 from ..config import GenerationConfig
 from ..errors import ContextLengthError
 from ..prompt.splice import SplicedPrompt
-from .sampler import Sampler, check_logits
+from .sampler import Sampler, check_logits, log_probability
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -69,6 +69,8 @@ class SequenceState:
         self._penalized_from = 0 if model.penalize_prompt else self.prompt_length
         self._eos_ids = eos_ids
         self._constraint = constraint
+        self._is_scored = config.best_of > 1
+        self._log_probability = 0.0
         wanted = config.new_tokens(model, self.prompt_length)
         if wanted < 1:
             raise ContextLengthError(
@@ -96,6 +98,11 @@ class SequenceState:
         return int(self._history[self.length - 1])
 
     @property
+    def score(self) -> float | None:
+        """Mean log-probability of the tokens chosen, as the model has it; None where nothing is compared."""
+        return self._log_probability / max(1, len(self.tokens)) if self._is_scored else None
+
+    @property
     def finish_reason(self) -> FinishReason | None:
         """Why the answer has ended: the end token came, or there is no room for more; None while it has not."""
         if self.length > self.prompt_length and self.last in self._eos_ids:
@@ -119,6 +126,8 @@ class SequenceState:
             check_logits(logits())
         if self._constraint is not None:
             self._constraint.accept(token)
+        if self._is_scored:
+            self._log_probability += log_probability(logits(), token)
         self._history[self.length] = token
         self.length += 1
         return token

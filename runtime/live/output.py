@@ -7,8 +7,10 @@ import os
 import time
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import TextIO
+from typing import Any, TextIO
 
+from ..decode.generate import Chunk, join
+from ..errors import Vl3EdgeError
 from ..terminal import one_line, printable
 from .watch import AnswerPart, Cause
 
@@ -36,7 +38,7 @@ class AnswerRecord:
     complete.
 
     cause: why it was asked ("time", "change", "end"). finish_reason: "stop", "length", or "interrupted" by the user.
-    seconds: that it took.
+    seconds: that it took. data: the answer's value, where it had to fit a JSON schema; error: why it has none.
     """
 
     source: str
@@ -51,6 +53,13 @@ class AnswerRecord:
     dropped_frames: int
     forgotten_frames: int
     seconds: float
+    data: Any = None
+    error: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Its fields, without those that only answers of a JSON schema have, where it has none."""
+        values = asdict(self)
+        return {name: value for name, value in values.items() if name not in ("data", "error") or value is not None}
 
 
 class AnswerWriter:
@@ -58,28 +67,40 @@ class AnswerWriter:
 
     source: what records call it.
     format: one of FORMATS. name_questions: whether text names the question before each answer.
-    on_disk: whether the stream is a file, which is then synced after each answer.
+    on_disk: whether the stream is a file, which is then synced after each answer. has_schema: whether answers have to
+    be JSON. error: of the last answer, why it is none.
     """
 
-    def __init__(self, source: str, stream: TextIO, format: str, name_questions: bool, on_disk: bool) -> None:
+    def __init__(
+        self,
+        source: str,
+        stream: TextIO,
+        format: str,
+        name_questions: bool,
+        on_disk: bool,
+        has_schema: bool = False,
+    ) -> None:
         self._source = source
         self._stream = stream
         self._format = format
         self._name_questions = name_questions
         self._on_disk = on_disk
+        self._has_schema = has_schema
         self._first: AnswerPart | None = None  # of the answer that is being written
-        self._texts: list[str] = []
+        self._chunks: list[Chunk] = []
+        self.error: str | None = None
         self._begin_s = 0.0
         self.num_answers = 0
 
     def write(self, part: AnswerPart, state: WatchState) -> None:
         """Takes the next piece; state: as it is now."""
         if self._first is None:
-            self._first, self._texts, self._begin_s = part, [], time.monotonic()
+            self._first, self._chunks, self._begin_s = part, [], time.monotonic()
+            self.error = None
             if self._format == "text":
                 asked = f"{one_line(part.question)} " if self._name_questions else ""
                 self._stream.write(f"[{clock_text(part.time_s)}] {asked}")
-        self._texts.append(part.chunk.text)
+        self._chunks.append(part.chunk)
         if self._format == "text":
             self._stream.write(printable(part.chunk.text))
             self._stream.flush()
@@ -94,6 +115,12 @@ class AnswerWriter:
     def _end(self, finish_reason: str, state: WatchState) -> None:
         assert self._first is not None
         self.num_answers += 1
+        data = None
+        if self._has_schema and self._chunks[-1].finish_reason is not None:
+            try:
+                data = join(iter(self._chunks)).json()
+            except Vl3EdgeError as e:
+                self.error = str(e)
         if self._format == "text":
             self._stream.write(" …\n" if finish_reason == "interrupted" else "\n")
         else:
@@ -102,13 +129,15 @@ class AnswerWriter:
                 time_s=round(self._first.time_s, 3),
                 at=datetime.now().astimezone().isoformat(timespec="seconds"),
                 question=self._first.question,
-                answer="".join(self._texts),
+                answer="".join(chunk.text for chunk in self._chunks),
                 finish_reason=finish_reason,
                 cause=self._first.cause,
                 seconds=round(time.monotonic() - self._begin_s, 3),
+                data=data,
+                error=self.error,
                 **asdict(state),
             )
-            self._stream.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
+            self._stream.write(json.dumps(record.to_json(), ensure_ascii=False) + "\n")
         self._first = None
         self._stream.flush()
         if self._on_disk:

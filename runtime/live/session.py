@@ -145,17 +145,21 @@ class Session:
 
         keep: question and answer stay in the context, as far as the answer was taken. False leaves no trace of them.
         Where question and answer need more room than is kept free of frames, the oldest frames leave.
-        Raises ConfigError for a question that is no text, ContextLengthError if it does not fit, both at the call.
+        Raises ConfigError for a question that is no text, or a config that cannot be followed, ContextLengthError if it
+        does not fit, all at the call.
         """
         self._run += 1
         media_items([{"role": "user", "content": question}])  # refuses what is no text
         config = config or GenerationConfig()
-        entry = AnswerEntry(question)
+        self._generator.check(config)
+        entry, prefix = AnswerEntry(question), self._generator.prefix_tokens(config)
+        if prefix >= self._room_for_answers:
+            raise ContextLengthError(f"a prefix of {prefix} tokens leaves no room for an answer: use a shorter one")
         wanted = self._generator.new_tokens(config, 0)  # the model's max_length is about prompts, not about streams
-        self._make_room(entry, min(wanted, self._room_for_answers), self.max_tokens)
+        self._make_room(entry, min(wanted + prefix, self._room_for_answers), self.max_tokens)
         prompt = self._after(entry)
         self._check_cache(prompt)
-        limit = min(wanted, self.max_tokens - len(prompt))
+        limit = min(wanted, self.max_tokens - len(prompt) - prefix)
         chunks = self._generator.stream(prompt, replace(config, max_new_tokens=limit))
         return self._answer(entry, prompt, chunks, keep, self._run)
 
@@ -181,8 +185,7 @@ class Session:
             self._keep(entry, prompt, ids)
 
     def _keep(self, entry: Entry, prompt: SplicedPrompt, ids: list[int]) -> None:
-        said = np.array(ids, np.int64)
-        self._append(entry, SplicedPrompt(np.append(prompt.ids, said), np.append(prompt.keys, said), ()), len(ids))
+        self._append(entry, replace(prompt, spans=()).followed_by(ids), len(ids))
 
     def _notes(
         self, frame: np.ndarray, frames: StreamFrames, timestamp_s: float, clock: SessionClock

@@ -177,6 +177,11 @@ class SplicedPrompt:
         spans = tuple((at, tokens[: length - at]) for at, tokens in self.spans if at < length)
         return SplicedPrompt(self.ids[:length], self.keys[:length], spans)
 
+    def followed_by(self, ids: Sequence[int] | np.ndarray) -> SplicedPrompt:
+        """With text tokens of these ids after it."""
+        more = np.array(ids, np.int64)
+        return SplicedPrompt(np.append(self.ids, more), np.append(self.keys, more), self.spans)
+
     def embeddings(self, table: EmbeddingTable, start: int = 0) -> np.ndarray:
         """Decoder inputs float32 [S − start, hidden] of the positions from `start` on."""
         result = table.rows(self.ids[start:])

@@ -99,7 +99,7 @@ class Completions:
         constraint = None
         if asked.schema is not None:
             schema = asked.schema
-            constraint = await self._clips.in_thread(lambda: self._model.grammar().constraint(schema))
+            constraint = await self._clips.in_thread(lambda: self._model.constraint(schema))
         eos_ids = self._model.bundle.manifest.tokens.eos_ids
         answer = RunningAnswer(self._model.tokenizer, eos_ids, asked.stop, since_s, self._limit_s, self._metrics.token)
         self._decoding.submit(answer, prompt, asked.generation, constraint)

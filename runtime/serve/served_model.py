@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ..config import MediaKind, PruningConfig, SamplingPlan
 from ..decode.batch import BatchGenerator
-from ..decode.json_grammar import JsonGrammar
+from ..decode.json_grammar import JsonConstraint
 from ..errors import Vl3EdgeError
 from ..inspect.frames import jpeg, veil
 from ..loaded_bundle import Messages
@@ -75,7 +75,6 @@ class ServedModel(VideoLlama3):
         super().__init__(*arguments)
         self.vision_turns, self.decoder_turns = Turns(), Turns()
         self._preparing = Turns()
-        self._grammar: JsonGrammar | None = None
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -127,9 +126,7 @@ class ServedModel(VideoLlama3):
         with self._preparing:
             return self.prompt(messages, clips, add_system_prompt=add_system_prompt)
 
-    def grammar(self) -> JsonGrammar:
-        """Raises ConfigError where llguidance is not installed."""
+    def constraint(self, schema: Mapping[str, Any]) -> JsonConstraint:
+        """For one answer that has to fit a JSON schema. Raises ConfigError as `JsonGrammar.constraint`."""
         with self._preparing:
-            if self._grammar is None:
-                self._grammar = JsonGrammar(self.bundle)
-            return self._grammar
+            return self._grammar.constraint(schema)
