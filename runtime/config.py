@@ -130,8 +130,8 @@ class GenerationConfig:
         Batches have none, and neither have decoders of older bundles.
     prefix: what the answer begins with; the model goes on from there. Its tokens stand after the prompt's, and count as
         the prompt's but in the answer's text and token_ids.
-    json_schema: a JSON schema, as a dictionary, that the answer has to fit: of the tokens that do, the best is taken, or
-        one is drawn. Needs llguidance, of the extra [schema].
+    json_schema: a JSON schema, as a dictionary, that the answer has to fit: of the tokens that do, the best is taken,
+        or one is drawn. Needs llguidance, of the extra [schema].
     best_of: so many answers are drawn, with seed, seed + 1, …, after one prefill, and the one with the highest mean
         log-probability per token is given: by the model's own probabilities, without temperature, top-k, top-p, penalty
         or schema, of the tokens generated, the end token among them. Needs a temperature above 0.

@@ -27,7 +27,7 @@ from .vision.pending_clip import AnyClip, PendingClip
 Key = tuple[str, "int | None"]
 _WRITTEN = (
     *("data", "score", "finish_reason", "num_frames", "num_tokens", "seconds"),
-    *("start_s", "end_s", "segment", "segments", "seen_start_s", "seen_end_s"),
+    *("start_s", "end_s", "segment", "segments", "seen_start_s", "seen_end_s", "kind", "question"),
 )
 
 
@@ -60,8 +60,8 @@ class CaptionResult:
     """What became of one job; also what a file says of it. error is None for an answer, else it says why there is none.
 
     media: the job's name. caption: what the model wrote; to `find`, its answer.
-    data: the answer's value, where a JSON schema was asked for. An answer that was cut off, so that it is no JSON, is an
-        error; `answer` has its text.
+    data: the answer's value, where a JSON schema was asked for. An answer that was cut off, so that it is no JSON, is
+        an error; `answer` has its text.
     score: of the answer, where it is the best of several; see `GenerationConfig`.
     seconds: from the beginning of its encoding (or of opening the clip) to the end of the answer; in a batch, other
         jobs had their share of them.
@@ -69,6 +69,7 @@ class CaptionResult:
     segment, segments: number of the piece, from 1, and of how many.
     find, found: the event looked for, and whether the answer names its time.
     seen_start_s, seen_end_s: the part of the clip in which it was looked for.
+    kind, question: what the media are, and what was asked, in records from which a data set is made.
 
     A file has none of the others. index: the job's place among the jobs, from 0. clip, answer: of a job that has them.
     exception: the error as it was raised.
@@ -89,6 +90,8 @@ class CaptionResult:
     seen_start_s: float | None = None
     seen_end_s: float | None = None
     error: str | None = None
+    kind: MediaKind | None = None
+    question: str | None = None
     data: Any = None
     score: float | None = None
     index: int = 0

@@ -1,7 +1,7 @@
 """Where captions go: a stream as they come, a file of records that can be continued, or one file beside each clip.
 
-A format that cannot be appended to (srt, vtt, parquet) is made at the end, from records kept in FILE.jsonl until then;
-so a run that is stopped loses nothing in any format.
+A format that cannot be appended to (srt, vtt, parquet, data sets) is made at the end, from records kept in FILE.jsonl
+until then; so a run that is stopped loses nothing in any format.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from typing import Protocol, TextIO
 from ..errors import ConfigError, OutputError
 from ..files import LockedFile, write_whole
 from ..jobs import CaptionResult
+from .datasets import DATASETS, dataset, for_dataset
 from .jsonl import RecordFile, State
 from .parquet import parquet_bytes
 from .records import json_line, text_line
 from .subtitles import VTT_HEADER, Cues, is_shown, subtitles
 
-FORMATS = ("text", "jsonl", "srt", "vtt", "parquet")
-DOCUMENTS = ("srt", "vtt", "parquet")
+FORMATS = ("text", "jsonl", "srt", "vtt", "parquet", *DATASETS)
+DOCUMENTS = ("srt", "vtt", "parquet", *DATASETS)
 """Formats that are written as a whole."""
 
 
@@ -99,8 +100,8 @@ class FinishedOutput(Output):
 class DocumentOutput(RecordFile):
     """A document made at the end, from records in a file of JSON lines beside it.
 
-    The records of subtitles are deleted when all is well; those of a Parquet file are kept, so that a later run can add
-    clips to it. Raises ConfigError if it exists and is neither to be replaced nor continued.
+    The records of subtitles are deleted when all is well; those of a Parquet file or a data set are kept, so that a
+    later run can add clips to it. Raises ConfigError if it exists and is neither to be replaced nor continued.
     """
 
     def __init__(self, path: Path, format: str, keep: bool, force: bool) -> None:
@@ -111,9 +112,12 @@ class DocumentOutput(RecordFile):
             raise ConfigError(f"{path} exists; replace it with --force, or choose another file")
         super().__init__(journal, keep, force)
 
+    def write(self, record: CaptionResult) -> None:
+        super().write(for_dataset(record) if self._format in DATASETS else record)
+
     def finish(self) -> None:
-        write_whole(self._document, document(self.records, self._format))
-        if self._format != "parquet" and not any(record.error for record in self.records()):
+        write_whole(self._document, document(self.records, self._format, self._document.absolute().parent))
+        if self._format in ("srt", "vtt") and not any(record.error for record in self.records()):
             self.remove()
 
 
@@ -122,10 +126,15 @@ def records_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.jsonl")
 
 
-def document(records: Callable[[], Iterable[CaptionResult]], format: str) -> Iterator[bytes]:
-    """The content of a file in one of the formats, in parts. records: returns all records, each time it is called."""
+def document(records: Callable[[], Iterable[CaptionResult]], format: str, folder: Path = Path()) -> Iterator[bytes]:
+    """The content of a file in one of the formats, in parts.
+
+    records: returns all records, each time it is called. folder: in which the file is.
+    """
     if format == "parquet":
         yield from parquet_bytes(records())
+    elif format in DATASETS:
+        yield from dataset(records(), format, folder)
     elif format in ("srt", "vtt"):
         yield subtitles(records(), format).encode()
     else:

@@ -25,6 +25,7 @@ COLUMNS = {
     "segments": "int32",
     "find": "string",
     "found": "bool",
+    "score": "double",
     "error": "string",
 }
 """Fields of a record, and their types in the table; what a record does not have is null."""

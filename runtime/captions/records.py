@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from ..jobs import CaptionResult
 from ..terminal import one_line, printable, steers
@@ -10,11 +11,14 @@ from ..terminal import one_line, printable, steers
 
 def json_line(record: CaptionResult) -> bytes:
     """The record as one line of JSON in UTF-8, with its line end."""
-    line = json.dumps(record.to_json(), ensure_ascii=False)
+    return f"{json_text(record.to_json())}\n".encode()
+
+
+def json_text(value: Any) -> str:
+    """A value as JSON on one line that can be written as UTF-8 and shown on a terminal."""
+    text = json.dumps(value, ensure_ascii=False)
     # A file name that is not UTF-8 cannot be written as such, and what steers a terminal must not reach one.
-    if any(steers(c) for c in line):
-        line = json.dumps(record.to_json())
-    return f"{line}\n".encode()
+    return json.dumps(value) if any(steers(c) for c in text) else text
 
 
 def text_line(record: CaptionResult, several: bool) -> str:

@@ -15,10 +15,12 @@ from ..files import write_whole
 from ..jobs import CaptionResult
 from ..media.addresses import clip_key, is_address
 from ..media.contents import PICTURE_SUFFIXES, VIDEO_SUFFIXES
+from .datasets import DATASETS, one_line_caption
 from .jsonl import State
 from .outputs import Output, document
 
 SUFFIXES = {"text": ".txt", "srt": ".srt", "vtt": ".vtt", "jsonl": ".json"}
+SUFFIXES |= {"sd-scripts": ".txt", "musubi-tuner": ".txt"}
 """Of the sidecar, by format."""
 
 
@@ -30,8 +32,17 @@ class SidecarOutput(Output):
     A clip that is cut into segments has all of them in its file; in JSON, a list of records instead of one.
     """
 
-    def __init__(self, media: Sequence[str], suffix: str, format: str, keep: bool, force: bool) -> None:
-        """suffix: of the sidecar, with its dot. keep: clips that have a file are done. force: it is replaced.
+    def __init__(
+        self,
+        media: Sequence[str],
+        suffix: str,
+        format: str,
+        keep: bool,
+        force: bool,
+        folder: Path | None = None,
+    ) -> None:
+        """suffix: of the sidecar, with its dot. keep: clips that have a file are done. force: it is replaced. folder:
+        for all of them; None is beside each clip.
 
         Clips that would have one file (IMG.JPG and IMG.MOV) have files with their whole names (IMG.JPG.txt and
         IMG.MOV.txt); so has a clip whose file would be a clip. `note` says so; None if there are none.
@@ -39,7 +50,7 @@ class SidecarOutput(Output):
         `force` says what to do about them.
         """
         self._format = format
-        self._paths, self.note = _paths(media, suffix)
+        self._paths, self.note = _paths(media, suffix, folder)
         self._force = force
         self._keep = keep
         self._held: dict[str, list[CaptionResult]] = {}
@@ -49,6 +60,8 @@ class SidecarOutput(Output):
                 f"{existing[0]} exists ({len(existing)} of {len(media)} output files do): --resume skips their clips, "
                 "--force replaces them"
             )
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
 
     def state(self, media: str) -> State:
         path = self._paths.get(clip_key(media))  # a name that matches nothing has none
@@ -79,10 +92,12 @@ class SidecarOutput(Output):
         if self._format == "jsonl":
             whole = records[0].to_json() if records[0].segment is None else [part.to_json() for part in records]
             return [f"{json.dumps(whole, ensure_ascii=True, indent=1)}\n".encode()]
+        if self._format in DATASETS:
+            return [one_line_caption(records[0]).encode()]
         return list(document(lambda: records, self._format))
 
 
-def _paths(media: Sequence[str], suffix: str) -> tuple[dict[str, Path], str | None]:
+def _paths(media: Sequence[str], suffix: str, folder: Path | None) -> tuple[dict[str, Path], str | None]:
     """The sidecar of each clip, by the clip's key, and what is unusual about their names."""
     if not suffix.startswith(".") or "/" in suffix or suffix == ".":
         raise ConfigError(f"--sidecar takes a file extension, such as .txt, not {suffix!r}")
@@ -96,8 +111,9 @@ def _paths(media: Sequence[str], suffix: str) -> tuple[dict[str, Path], str | No
                 f"{name} is not a file, so there is no place for its sidecar; use -o instead of --sidecar"
             )
     clips = {Path(clip_key(name)): name for name in media}
-    whole = {clip: clip.with_name(clip.name + suffix) for clip in clips}
-    paths = {clip: whole[clip] if os.path.isdir(clip) else clip.with_suffix(suffix) for clip in clips}
+    places = {clip: clip if folder is None else Path(os.path.abspath(folder)) / clip.name for clip in clips}
+    whole = {clip: place.with_name(place.name + suffix) for clip, place in places.items()}
+    paths = {clip: whole[clip] if os.path.isdir(clip) else place.with_suffix(suffix) for clip, place in places.items()}
     return _told_apart(clips, paths, whole)
 
 
@@ -118,6 +134,12 @@ def _told_apart(
         raise ConfigError(
             f"{clips[lost]} is a clip, and the sidecar of another would overwrite it: caption them separately"
         )
+    owners: dict[Path, Path] = {}
+    for clip, path in paths.items():
+        if owners.setdefault(path, clip) != clip:
+            raise ConfigError(
+                f"{clips[owners[path]]} and {clips[clip]} would both have {path}: caption them into separate folders"
+            )
     return {str(clip): path for clip, path in paths.items()}, f"{note}, and so on for {others} more" if others else note
 
 

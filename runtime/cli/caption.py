@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..captions.captioner import CaptionRequest, CollectionCaptioner
+from ..captions.datasets import DATASETS, check_files
 from ..captions.jsonl import RecordFile, State
 from ..captions.outputs import (
     DOCUMENTS,
@@ -60,6 +61,9 @@ def add_to(commands: Any) -> None:
         metavar="EXT",
         help="write a file beside each clip instead: clip.mp4 and clip.txt (or .srt, .vtt, .json by --format, or EXT "
         "if given)",
+    )
+    output.add_argument(
+        "--sidecar-folder", type=Path, metavar="DIR", help="write these files to DIR, not beside the clips"
     )
     output.add_argument("--resume", action="store_true", help="skip clips that already have a record or a sidecar")
     output.add_argument("--retry-failed", action="store_true", help="like --resume, and retry the clips that failed")
@@ -124,7 +128,7 @@ class _Tally:
         place = f"{self._clips.get(result.media, '')} {result.media}".strip()
         if result.segment is not None:
             place += f" segment {result.segment}/{result.segments}"
-        if result.clip is None or result.answer is None:
+        if result.error is not None or result.clip is None or result.answer is None:
             self.failed += 1
             progress(f"{place}: error: {result.error}")
         else:
@@ -182,6 +186,8 @@ def _format(options: argparse.Namespace) -> str:
     """The format, after checking that the other options go with it."""
     suffixes = {".jsonl": "jsonl", ".srt": "srt", ".vtt": "vtt", ".parquet": "parquet"}
     format: str = options.format or suffixes.get(options.output.suffix.lower() if options.output else "", "text")
+    if options.sidecar_folder is not None and options.sidecar is None:
+        options.sidecar = ""
     if options.sidecar is not None:
         if options.output is not None:
             raise ConfigError("--sidecar and -o are mutually exclusive")
@@ -193,15 +199,18 @@ def _format(options: argparse.Namespace) -> str:
         raise ConfigError("--force and --resume or --retry-failed are mutually exclusive")
     if format == "parquet":
         check_pyarrow()
-        if options.output is None:
-            raise ConfigError("--format parquet needs -o FILE")
+    if format in ("parquet", *DATASETS) and options.output is None and options.sidecar is None:
+        raise ConfigError(f"--format {format} needs -o FILE")
+    if format in DATASETS and (options.segment is not None or options.find is not None):
+        raise ConfigError(f"{format} has one caption for each file; leave out --segment and --find")
     return format
 
 
 def _output(options: argparse.Namespace, format: str, media: Sequence[str]) -> Output:
     keep = options.resume or options.retry_failed
     if options.sidecar is not None:
-        output = SidecarOutput(media, options.sidecar or SUFFIXES[format], format, keep, options.force)
+        suffix, folder = options.sidecar or SUFFIXES[format], options.sidecar_folder
+        output = SidecarOutput(media, suffix, format, keep, options.force, folder)
         if output.note is not None:
             progress(output.note)
         return output
@@ -209,6 +218,8 @@ def _output(options: argparse.Namespace, format: str, media: Sequence[str]) -> O
         raise ConfigError(
             f"{format} holds the captions of one video, not of {len(media)}; use --sidecar or --format jsonl"
         )
+    if format in DATASETS:
+        check_files(media, format)
     if options.output is None:
         return StreamOutput(stream_to(sys.stdout), format, len(media) > 1)
     if format in ("srt", "vtt") and keep and options.output.exists() and not records_of(options.output).exists():

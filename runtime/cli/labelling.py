@@ -21,7 +21,10 @@ _MAX_BYTES = 1 << 20  # of a question or a schema; what is longer is some other 
 def add_prompt_file(parser: argparse._ActionsContainer, instead: str) -> None:
     """instead: the option that has the question itself."""
     parser.add_argument(
-        "--prompt-file", type=Path, metavar="FILE", help=f"read the question from a text file (- is stdin); see {instead}"
+        "--prompt-file",
+        type=Path,
+        metavar="FILE",
+        help=f"read the question from a text file (- is stdin) instead of {instead}",
     )
 
 

@@ -33,9 +33,7 @@ def best(answers: Sequence[Answer]) -> Answer:
     """The one with the highest score, of equals the first; what the prompt cost is the first one's."""
     chosen = max(answers, key=lambda answer: answer.stats.score or 0.0)
     first = answers[0].stats
-    return replace(
-        chosen, stats=replace(chosen.stats, reused_tokens=first.reused_tokens, prefill_s=first.prefill_s)
-    )
+    return replace(chosen, stats=replace(chosen.stats, reused_tokens=first.reused_tokens, prefill_s=first.prefill_s))
 
 
 def best_answers(

@@ -71,7 +71,7 @@ class Answer:
     token_ids: tuple[int, ...] = ()
 
     def json(self) -> Any:
-        """The value of an answer that had to fit a JSON schema. Raises Vl3EdgeError if it was cut off before its end."""
+        """The value of an answer that had to fit a JSON schema. Raises Vl3EdgeError if it was cut off."""
         try:
             value = json.loads(self.text)
         except ValueError:
