@@ -63,6 +63,7 @@ RUNTIME_WINGS = (
     "roofline",
     "inspect",
     "evaluate",
+    "compare",
     "bench",
     "ray",
     "serve",

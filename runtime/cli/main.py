@@ -20,6 +20,7 @@ from . import ask as cli_ask
 from . import bench as cli_bench
 from . import build as cli_build
 from . import caption as cli_caption
+from . import compare as cli_compare
 from . import evaluate as cli_evaluate
 from . import info as cli_info
 from . import inspect as cli_inspect
@@ -35,6 +36,7 @@ COMMANDS = (
     cli_serve,
     cli_inspect,
     cli_evaluate,
+    cli_compare,
     cli_bench,
     cli_build,
     cli_tune,

@@ -6,19 +6,16 @@ load anything. A question has a picture of its clip, as long as there are few.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from jinja2 import Environment, StrictUndefined
 
 from ..config import SamplingPlan
-from ..inspect.frames import data_uri, jpeg
-from ..media.image import load_image
+from ..inspect.frames import Rgb
+from ..inspect.thumbnail import middle_frame, thumbnail
 from ..media.limits import DEFAULT_LIMITS, MediaLimits
-from ..media.video import open_video
 from ..terminal import printable
 from .answering import kind_of, opened
 from .item import Asked, EvalItem
@@ -29,8 +26,6 @@ from .text import difference_words, score_words, verdict
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 _SHOWN, _PICTURED = 500, 80
-_THUMBNAIL = 320  # pixels of a frame's longer side
-_FRAMES = SamplingPlan(max_frames=3)
 
 
 @dataclass(frozen=True)
@@ -123,7 +118,7 @@ def _entry(
         clip=printable(second.clip),
         answers=tuple(_said(name, result) for name, result in answers),
         change=change,
-        picture="" if item is None or limits is None else _picture(item, limits),
+        picture="" if item is None or limits is None else thumbnail(lambda: _frame(item, limits)),
     )
 
 
@@ -133,22 +128,6 @@ def _said(name: str, result: EvalResult) -> tuple[str, str, str, str]:
     return name, printable(result.answer or ""), words, "right" if score >= 0.5 else "wrong"
 
 
-def _picture(item: EvalItem, limits: MediaLimits) -> str:
-    """A frame from the middle of the clip, as a data URI; empty where it cannot be had."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return data_uri(jpeg(_frame(item, limits), _THUMBNAIL), "image/jpeg")
-    except Exception:  # the page is about the answers; why a clip cannot be read is told elsewhere
-        return ""
-
-
-def _frame(item: EvalItem, limits: MediaLimits) -> np.ndarray:
-    source = opened(item.media[0])
-    if kind_of(item.media[0], item.kind, limits) == "image":
-        return load_image(source, limits)
-    reader = open_video(source, replace(_FRAMES, start_s=item.start_s, end_s=item.end_s), limits=limits)
-    frames = reader.frames()
-    for _ in range(reader.num_frames // 2):
-        next(frames)
-    return next(frames).pixels
+def _frame(item: EvalItem, limits: MediaLimits) -> Rgb:
+    kind = kind_of(item.media[0], item.kind, limits)
+    return middle_frame(opened(item.media[0]), kind, limits, SamplingPlan(start_s=item.start_s, end_s=item.end_s))

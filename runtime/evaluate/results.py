@@ -28,6 +28,7 @@ class EvalResult:
 
     answer: as the model wrote it. read: what was taken from it. score: from 0 to 1; None where no answer is known.
     right: what would be, for people. clip: what it was about; questions of one clip stand or fall together.
+    num_tokens: of the clip. answer_tokens: of the answer, where it was counted.
     error: why there is no answer, in one line.
     """
 
@@ -41,6 +42,7 @@ class EvalResult:
     group: str = ""
     clip: str = ""
     num_tokens: int | None = None
+    answer_tokens: int | None = None
     seconds: float | None = None
     error: str | None = None
 
