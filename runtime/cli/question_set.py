@@ -17,6 +17,7 @@ from .stderr import progress
 
 FPS, MAX_FRAMES = 1.0, 180  # of the release's evaluation
 Results = dict[str, EvalResult]
+_NOT_ASKED = ("prefix", "json_schema", "best_of")  # no options here; files of before they were there are continued
 
 
 def add_questions(parser: argparse.ArgumentParser, pruned: bool = True) -> None:
@@ -74,6 +75,7 @@ def generation_config(options: argparse.Namespace, questions: QuestionSet) -> Ge
 
 def settings_of(options: argparse.Namespace, generation: GenerationConfig) -> Settings:
     """All that an answer or a score depends on but for what answers."""
+    asked = {name: value for name, value in asdict(generation).items() if name not in _NOT_ASKED}
     return {
         "data": [{"name": path.name, "sha256": sha256(path)} for path in options.data],
         "form": options.format,
@@ -82,7 +84,7 @@ def settings_of(options: argparse.Namespace, generation: GenerationConfig) -> Se
         "limit_seed": options.limit_seed if options.limit is not None else None,
         "sampling": asdict(sampling_plan(options)),
         "pruning": asdict(shared.pruning_config(options)),
-        "generation": asdict(generation),
+        "generation": asked,
         "system": options.system,
         "add_system_prompt": options.add_system_prompt,
     }

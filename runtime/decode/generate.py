@@ -74,7 +74,7 @@ class Answer:
         """The value of an answer that had to fit a JSON schema. Raises Vl3EdgeError if it was cut off."""
         try:
             value = json.loads(self.text)
-        except ValueError:
+        except (ValueError, RecursionError):
             value = None
         # Of a number, who knows whether more digits were to come.
         cut = self.finish_reason != "stop" and type(value) in (int, float)
@@ -119,16 +119,16 @@ class Generator:
         Raises ConfigError for a config that cannot be followed. ContextLengthError if the prompt leaves no room for an
         answer: at the call if it is whole.
         """
-        self.check(config)
+        start = self.check(config)
         if isinstance(prompt, SplicedPrompt):
-            self._state_of(prompt, config, self._start(config))
+            self._state_of(prompt.followed_by(start.ids), config, start)
             prompt = iter([prompt])
         return self._stream(prompt, config) if config.best_of == 1 else self._best(prompt, config)
 
-    def check(self, config: GenerationConfig) -> None:
-        """Raises ConfigError for a config that cannot be followed with this model."""
+    def check(self, config: GenerationConfig) -> AnswerStart:
+        """What an answer begins with. Raises ConfigError for a config that cannot be followed with this model."""
         attempts(config, self._defaults)
-        self._start(config)
+        return self._start(config)
 
     def _best(self, prompts: Iterator[SplicedPrompt], config: GenerationConfig) -> Iterator[Chunk]:
         """The best of several answers. Each after the first finds the prompt in the cache."""

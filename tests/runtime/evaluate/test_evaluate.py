@@ -75,6 +75,15 @@ def test_batched_answers_are_those_of_one_at_a_time(data: Path, capsys: pytest.C
     assert {id: result.answer for id, result in first.items()} == {id: r.answer for id, r in second.items()}
 
 
+def test_files_of_earlier_versions_are_continued(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Settings of answers that this command has no options for are not among those that have to be the same."""
+    out = data.with_name("out.jsonl")
+    assert run(capsys, "evaluate", DEMO_BUNDLE, "--data", data, "-o", out)[0] == 0
+    generation = read_results(out)[0]["generation"]
+    names = {"max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed", "draft_tokens"}
+    assert set(generation) == names
+
+
 def test_what_is_bad_costs_itself_only(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A row without a question, a clip that is missing, a file that is none, a span beyond the clip."""
     broken = data.with_name("broken.mp4")
