@@ -6,7 +6,6 @@ LLaVA's trainer joins them to its media folder, so those beneath the data set's 
 
 from __future__ import annotations
 
-import os
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -76,7 +75,7 @@ def _musubi_lines(records: Iterable[CaptionResult]) -> Iterator[bytes]:
 
 def _conversation(record: CaptionResult, folder: Path) -> str:
     path = Path(clip_key(record.media))
-    name = os.fspath(path.relative_to(folder) if path.is_relative_to(folder) else path)
+    name = (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
     question, answer = (_PLACEHOLDERS.sub(r"\1", text or "") for text in (record.question, record.caption))
     said = [{"from": "human", "value": f"<{record.kind}>\n{question}"}, {"from": "gpt", "value": answer}]
     return json_text({"id": name, str(record.kind): name, "conversations": said})

@@ -52,7 +52,12 @@ def add_to(commands: Any) -> None:
     parser.add_argument("--segment", type=float, metavar="S", help="caption videos in segments of S seconds")
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="generate N captions together (default: 1)")
     output = parser.add_argument_group("output")
-    output.add_argument("--format", choices=FORMATS, help="default: by the extension of FILE, else text")
+    output.add_argument(
+        "--format",
+        choices=FORMATS,
+        help="default: by the extension of FILE, else text; data sets for kohya's trainers are sd-scripts and "
+        "musubi-tuner, for LLaVA's llava",
+    )
     output.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: stdout")
     output.add_argument(
         "--sidecar",

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ..config import MAX_DRAFTS
+from ..errors import ConfigError
 from ..live.change import DEFAULT_SHARE, ChangeDetector
 from ..live.events import LiveEvent
 from ..live.output import FORMATS, AnswerWriter, WatchState, clock_text
@@ -152,8 +153,12 @@ def _watch_config(options: argparse.Namespace) -> WatchConfig:
     every_s = options.every
     if every_s is None and change is None:
         every_s = DEFAULT_EVERY_S
-    from_file = [] if options.prompt_file is None else [read_prompt(options.prompt_file)]
-    return WatchConfig((*options.question, *from_file), every_s, change, options.keep_answers, options.duration)
+    questions = [*options.question]
+    if options.prompt_file is not None:
+        questions.append(read_prompt(options.prompt_file))
+    if not questions:
+        raise ConfigError("there is nothing to ask: give at least one question, with -q or --prompt-file")
+    return WatchConfig(tuple(questions), every_s, change, options.keep_answers, options.duration)
 
 
 def _when(watch_config: WatchConfig) -> str:
