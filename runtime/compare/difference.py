@@ -101,14 +101,14 @@ def summary(found: Sequence[AnswerPair]) -> ComparisonSummary:
 
 def marked_words(first: str, second: str) -> tuple[Marked, Marked, float]:
     """Both texts with what differs, and how similar they are."""
-    words = _WORDS.findall(first), _WORDS.findall(second)
+    a, b = _WORDS.findall(first), _WORDS.findall(second)
     sides: tuple[list[tuple[str, bool]], list[tuple[str, bool]]] = ([], [])
-    for kind, start, end, other_start, other_end in SequenceMatcher(None, *words, autojunk=False).get_opcodes():
-        for side, part in ((0, words[0][start:end]), (1, words[1][other_start:other_end])):
+    for kind, start, end, other_start, other_end in SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
+        for side, part in ((0, a[start:end]), (1, b[other_start:other_end])):
             if part:
                 sides[side].append(("".join(part), kind != "equal"))
-    plain = [[word for word in each if not word.isspace()] for each in words]
-    return tuple(sides[0]), tuple(sides[1]), SequenceMatcher(None, *plain, autojunk=False).ratio()
+    a, b = ([word for word in words if not word.isspace()] for words in (a, b))
+    return tuple(sides[0]), tuple(sides[1]), SequenceMatcher(None, a, b, autojunk=False).ratio()
 
 
 def _pair(name: str, first: EvalResult | None, second: EvalResult | None) -> AnswerPair:
