@@ -113,9 +113,8 @@ def question_with_regions(question: str, regions: Sequence[str]) -> str:
     """
     first, *rest = question.split(PLACE)
     if rest and len(rest) != len(regions):
-        raise ConfigError(
-            f"the question has {len(rest)} {PLACE}, but there are {len(regions)} boxes: give one for each"
-        )
+        times = "once" if len(rest) == 1 else f"{len(rest)} times"
+        raise ConfigError(f"the question has {PLACE} {times}: give as many boxes (--box), not {len(regions)}")
     if rest:
         return first + "".join(text + after for text, after in zip(regions, rest, strict=True))
     if not regions:
