@@ -72,8 +72,7 @@ def read_boxes(text: str, sizes: Sequence[Size]) -> BoxReading:
                 wrong.append(f"[{one_line(item)[:_SHOWN].strip()}{'' if is_cut else ']'} {problem}")
             else:
                 found.append((label or None, tuple(map(int, item.split(",")))))
-    if "<ref>" in _LIST.sub("", text):
-        wrong.append("a <ref> has no box after it")
+    wrong += ["a <ref> has no box after it"] * _LIST.sub("", text).count("<ref>")
     places = set(sizes)
     if found and len(places) != 1:
         why = "of which of the pictures, whose sizes differ," if places else "of what picture"
