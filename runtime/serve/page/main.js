@@ -225,7 +225,11 @@ element("add-region").addEventListener("click", () => {
   if (box) addRegion(box);
   else status("A box has four numbers of pixels within the picture: left, top, right, bottom.");
 });
-element("region").addEventListener("keydown", (event) => { if (event.key === "Enter") element("add-region").click(); });
+element("region").addEventListener("keydown", (event) => {
+  if (event.key !== "Enter") return;
+  event.preventDefault(); // the question gets the focus, and would get a line
+  element("add-region").click();
+});
 element("file").addEventListener("change", (event) => take(event.target.files[0]));
 element("another").addEventListener("click", () => { leave(); element("file").focus(); });
 element("ask").addEventListener("submit", (event) => {
