@@ -19,7 +19,7 @@ from ..files import write_whole
 from ..inspect.boxes import drawn, picture_bytes, sheet
 from ..inspect.frames import Rgb, choose_shown
 from ..model import VideoLlama3
-from ..prompt.boxes import boxes_question, question_with_regions, region
+from ..prompt.boxes import boxes_question, question_with_regions, read_boxes, region
 from ..terminal import printable
 from ..vision.clip import Clip
 from ..vision.opened_media import OpenedMedia
@@ -113,8 +113,7 @@ class SingleQuestion:
             if frame.index in wanted:
                 clip = self._model.encode(frame.pixels, kind="image")
                 clip = replace(clip, name=f"{opened.name} at {frame.timestamp_s:.1f} s")
-                if self._prints:
-                    print(f"at {frame.timestamp_s:.1f} s: ", end="", flush=True)
+                self._print(f"at {frame.timestamp_s:.1f} s: ")
                 yield _Said(self._ask([clip], question), frame.pixels, frame.timestamp_s)
 
     def _ask(self, clips: Sequence[Clip], question: str) -> Answer:
@@ -167,6 +166,5 @@ def frames_of(span: Span, times_s: Sequence[float]) -> list[int]:
 
 
 def _described(answer: Answer) -> dict[str, Any]:
-    boxes = [asdict(box) for box in answer.boxes]
-    described = {"answer": answer.text, "finish_reason": answer.finish_reason, "boxes": boxes}
-    return described | ({"boxes_note": answer.boxes_note} if answer.boxes_note else {})
+    boxes = read_boxes(answer.text, answer.source_sizes).to_json()
+    return {"answer": answer.text, "finish_reason": answer.finish_reason, **boxes}

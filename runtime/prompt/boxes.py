@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from ..errors import ConfigError
 from ..terminal import one_line
@@ -54,6 +55,11 @@ class BoxReading:
 
     boxes: tuple[Box, ...]
     note: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        """`boxes`, and `boxes_note` if there is one."""
+        noted = {} if self.note is None else {"boxes_note": self.note}
+        return {"boxes": [asdict(box) for box in self.boxes], **noted}
 
 
 def read_boxes(text: str, sizes: Sequence[Size]) -> BoxReading:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 from ..prompt.boxes import read_boxes
@@ -57,9 +56,7 @@ class ChatResponse:
         }
 
     def _boxes(self, text: str) -> dict[str, Any]:
-        read = read_boxes(text, [clip.source_size for clip in self._clips])
-        boxes = {"boxes": [asdict(box) for box in read.boxes]}
-        return boxes if read.note is None else boxes | {"boxes_note": read.note}
+        return read_boxes(text, [clip.source_size for clip in self._clips]).to_json()
 
     def _described(self) -> list[dict[str, Any]]:
         return [

@@ -18,7 +18,7 @@ from clips import fps_filter, write_clip
 from commands import run
 from PIL import Image
 
-from vl3edge.runtime import Answer, Box, Chunk, Clip, ConfigError, GenerationStats, VideoLlama3
+from vl3edge.runtime import Answer, Box, CaptionResult, Chunk, Clip, ConfigError, GenerationStats, VideoLlama3
 from vl3edge.runtime.inspect.boxes import COLOURS
 
 FORM = "Answer in [[x0,y0,x1,y1]] format."
@@ -320,6 +320,7 @@ def test_a_caption_s_record_has_its_boxes(
     run(capsys, "caption", photo, film, "-p", f"{WHERE} {FORM}", "-o", records)
     first, second = map(json.loads, records.read_text().splitlines())
     assert first["boxes"] == [{"label": "the white car", "x0": 20, "y0": 20, "x1": 100, "y1": 75}]
+    assert CaptionResult.from_json(first).to_json() == first
     assert "boxes" not in second
     assert "not four whole numbers" in second["boxes_note"]
 
