@@ -17,6 +17,7 @@ from .jobs import CaptionJob, CaptionResult
 from .live.session import FrameReport, Session
 from .media.limits import MediaLimits
 from .model import VideoLlama3
+from .prompt.boxes import Box
 from .prompt.splice import SplicedPrompt, VisualTokens
 from .vision.clip import Clip, EncodeStats
 from .vision.opened_media import OpenedMedia
@@ -25,6 +26,7 @@ from .vision.pending_clip import PendingClip
 __all__ = [
     "Answer",
     "BackendError",
+    "Box",
     "BundleError",
     "CaptionJob",
     "CaptionResult",

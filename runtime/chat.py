@@ -54,7 +54,9 @@ class Chat:
 
     def ask(self, question: str, *media: Any, config: GenerationConfig | None = None) -> Answer:
         """The whole answer; see `stream`."""
-        return join(self.stream(question, *media, config=config))
+        clips = self._encode(media)
+        chunks = self.stream(question, *clips, config=config)
+        return join(chunks, [clip.source_size for clip in (*self._clips, *clips)])
 
     def stream(self, question: str, *media: Any, config: GenerationConfig | None = None) -> Generator[Chunk]:
         """The answer to the next question, piece by piece; media are clips or what `VideoLlama3.encode` takes.
@@ -70,10 +72,13 @@ class Chat:
         for turn in self.turns:
             messages += question_about(turn.clips, turn.question)
             messages.append({"role": "assistant", "content": turn.answer_ids})
-        earlier = [clip for turn in self.turns for clip in turn.clips]
-        chunks = self._answer([*messages, *asked], [*earlier, *clips], config or GenerationConfig())
+        chunks = self._answer([*messages, *asked], [*self._clips, *clips], config or GenerationConfig())
         self._turn += 1
         return self._taken(clips, question, chunks, self._turn)
+
+    @property
+    def _clips(self) -> list[AnyClip]:
+        return [clip for turn in self.turns for clip in turn.clips]
 
     def undo(self) -> Turn | None:
         """Removes the last turn and returns it; None if there is none."""

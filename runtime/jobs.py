@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ from .decode.best_of import best_answers
 from .decode.generate import Answer, Chunk, join
 from .errors import BackendError, ConfigError, ContextLengthError, MediaError, Vl3EdgeError, unexpected
 from .media.addresses import clip_key
+from .prompt.boxes import Box
 from .prompt.chat_template import DESCRIBE, question_about
 from .prompt.splice import SplicedPrompt
 from .vision.clip import Clip
@@ -26,7 +27,7 @@ from .vision.pending_clip import AnyClip, PendingClip
 
 Key = tuple[str, "int | None"]
 _WRITTEN = (
-    *("data", "score", "finish_reason", "num_frames", "num_tokens", "seconds"),
+    *("data", "score", "finish_reason", "num_frames", "num_tokens", "seconds", "boxes_note"),
     *("start_s", "end_s", "segment", "segments", "seen_start_s", "seen_end_s", "kind", "question"),
 )
 
@@ -70,6 +71,7 @@ class CaptionResult:
     find, found: the event looked for, and whether the answer names its time.
     seen_start_s, seen_end_s: the part of the clip in which it was looked for.
     kind, question: what the media are, and what was asked, in records from which a data set is made.
+    boxes, boxes_note: see `Answer`.
 
     A file has none of the others. index: the job's place among the jobs, from 0. clip, answer: of a job that has them.
     exception: the error as it was raised.
@@ -89,6 +91,8 @@ class CaptionResult:
     found: bool | None = None
     seen_start_s: float | None = None
     seen_end_s: float | None = None
+    boxes: tuple[Box, ...] = ()
+    boxes_note: str | None = None
     error: str | None = None
     kind: MediaKind | None = None
     question: str | None = None
@@ -114,6 +118,8 @@ class CaptionResult:
             head |= {"find": self.find, "found": self.found, "answer": self.caption}
         else:
             head |= {"caption": self.caption}
+        if self.boxes:
+            head |= {"boxes": [asdict(box) for box in self.boxes]}
         return head | {name: value for name in _WRITTEN if (value := getattr(self, name)) is not None}
 
     @classmethod
@@ -122,7 +128,8 @@ class CaptionResult:
         if not isinstance(fields["media"], str) or not {"caption", "answer", "error"} & set(fields):
             raise TypeError("not a record")
         known: dict[str, Any] = {name: fields.get(name) for name in ("find", "found", "error", *_WRITTEN)}
-        return cls(fields["media"], caption=fields.get("answer", fields.get("caption")), **known)
+        boxes = tuple(Box(**box) for box in fields.get("boxes", ()))
+        return cls(fields["media"], caption=fields.get("answer", fields.get("caption")), boxes=boxes, **known)
 
 
 class Answerer(Protocol):
@@ -146,7 +153,8 @@ def sequential(model: Answerer, jobs: Iterable[CaptionJob], config: GenerationCo
         try:
             clip = _clip(model, job)
             question, added = _question(job, clip), job.add_system_prompt
-            answer = join(model.stream(clip, question, config, system=job.system, add_system_prompt=added))
+            chunks = model.stream(clip, question, config, system=job.system, add_system_prompt=added)
+            answer = join(chunks, [clip.source_size])
             whole = clip if isinstance(clip, Clip) else clip.finish()
         except Exception as e:  # whatever is wrong with a clip costs that clip only
             yield _failed(index, job, e, begin)
@@ -184,6 +192,7 @@ def batched(
         failed.clear()
         job, clip, begin = begun.pop(index)
         if isinstance(outcome, Answer):
+            outcome = replace(outcome, source_sizes=(clip.source_size,))
             yield _answered(index, job, clip, outcome, begin, config)
         else:
             yield _failed(index, job, outcome, begin)
@@ -222,6 +231,8 @@ def _answered(
         seconds=time.perf_counter() - begin,
         start_s=clip.start_s,
         end_s=clip.end_s,
+        boxes=answer.boxes,
+        boxes_note=answer.boxes_note,
         index=index,
         job=job,
         clip=clip,

@@ -144,7 +144,7 @@ class VideoLlama3(LoadedBundle):
         Raises ContextLengthError if clip and question do not fit the model's context: at the call; for clips in the
         making (`begin`), as soon as they turn out too long.
         """
-        clips = [media] if isinstance(media, Clip | PendingClip) else list(media)
+        clips = _listed(media)
         if not all(isinstance(clip, Clip | PendingClip) for clip in clips):
             raise ConfigError("a question needs clips: create them with `encode` (or `encode_all`) first")
         messages = question_about(clips, question)
@@ -160,7 +160,9 @@ class VideoLlama3(LoadedBundle):
         add_system_prompt: bool = False,
     ) -> Answer:
         """The whole answer to a question about a clip (or several); see `stream`."""
-        return join(self.stream(media, question, config, system=system, add_system_prompt=add_system_prompt))
+        clips = _listed(media)
+        chunks = self.stream(clips, question, config, system=system, add_system_prompt=add_system_prompt)
+        return join(chunks, [clip.source_size for clip in clips])
 
     def caption_all(
         self,
@@ -207,11 +209,10 @@ class VideoLlama3(LoadedBundle):
         Raises ConfigError for malformed messages, and for system beside a system message; MediaError,
         ContextLengthError.
         """
-        return join(
-            self.stream_messages(
-                messages, config, sampling, pruning, system=system, add_system_prompt=add_system_prompt
-            )
-        )
+        messages = with_system(messages, system)
+        clips = self._encoder.begin_all(media_items(messages), sampling, pruning)
+        chunks = self._answer(messages, clips, config or GenerationConfig(), add_system_prompt)
+        return join(chunks, [clip.source_size for clip in clips])
 
     def stream_messages(
         self,
@@ -307,3 +308,7 @@ class VideoLlama3(LoadedBundle):
             manifest.tokens.video_id,
             max_tokens,
         )
+
+
+def _listed(media: AnyClip | Sequence[AnyClip]) -> list[AnyClip]:
+    return [media] if isinstance(media, Clip | PendingClip) else list(media)

@@ -65,8 +65,8 @@ def add_decoder(group: argparse._ActionsContainer) -> None:
     )
 
 
-def add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON; - is stdout")
+def add_json(parser: argparse.ArgumentParser, what: str = "the figures") -> None:
+    parser.add_argument("--json", type=Path, metavar="FILE", help=f"write {what} as JSON; - is stdout")
 
 
 def check_json(file: Path | None) -> None:

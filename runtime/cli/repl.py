@@ -16,9 +16,12 @@ from typing import TextIO
 
 from ..chat import Chat
 from ..config import GenerationConfig
+from ..decode.generate import join
 from ..errors import ConfigError, Vl3EdgeError
+from ..prompt.boxes import boxes_question
 from ..terminal import one_line, printable
 from ..vision.clip import Clip
+from .boxes import box_lines, boxes_problem
 from .labelling import check_json
 from .stderr import progress
 
@@ -33,6 +36,7 @@ class Conversation:
     """Reads lines and carries them out.
 
     load: encodes the files that a line names; raises MediaError. media: clips for the first question.
+    boxes: whether every question asks for boxes.
     """
 
     def __init__(
@@ -42,12 +46,14 @@ class Conversation:
         media: Sequence[Clip],
         generation: GenerationConfig,
         source: TextIO,
+        boxes: bool = False,
     ) -> None:
         self._chat = chat
         self._load = load
         self._waiting = list(media)
         self._generation = generation
         self._source = source
+        self._boxes = boxes
         self._failed = self._asked = False
 
     def run(self) -> int:
@@ -126,9 +132,10 @@ class Conversation:
 
     def _answer(self, question: str) -> None:
         turns, self._asked = len(self._chat.turns), True
+        question = boxes_question(question) if self._boxes else question
+        said = []
         try:
             with contextlib.closing(self._chat.stream(question, *self._waiting, config=self._generation)) as chunks:
-                said = []
                 for chunk in chunks:
                     said.append(chunk)
                     print(printable(chunk.text), end="", flush=True)
@@ -137,6 +144,11 @@ class Conversation:
         finally:
             if len(self._chat.turns) > turns:  # else the media wait for the next question
                 self._waiting = []
+        if self._boxes:
+            answer = join(said, [clip.source_size for turn in self._chat.turns for clip in turn.clips])
+            print("".join(f"{line}\n" for line in box_lines(answer)), end="", flush=True)
+            if problem := boxes_problem(answer):
+                progress(problem)
 
 
 def questions_from(stream: TextIO | None) -> TextIO:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 from ..bundle.manifest import GREEDY, GenerationSpec
 from ..config import GenerationConfig
 from ..errors import BackendError, Vl3EdgeError
+from ..prompt.boxes import Box, BoxReading, Size, read_boxes
 from ..prompt.splice import EmbeddingTable, SplicedPrompt, common_prefix
 from ..prompt.tokenizer import Detokenizer, Tokenizer
 from .answer_start import AnswerStart
@@ -63,12 +64,34 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Answer:
-    """A whole answer; token_ids are those of its chunks."""
+    """A whole answer; token_ids are those of its chunks.
+
+    source_sizes: height and width of the upright originals that were asked about, in pixels, one for each of the media.
+    """
 
     text: str
     finish_reason: FinishReason
     stats: GenerationStats
     token_ids: tuple[int, ...] = ()
+    source_sizes: tuple[Size, ...] = ()
+
+    @property
+    def boxes(self) -> tuple[Box, ...]:
+        """Where things are, by an answer to "Where is …? Answer in [[x0,y0,x1,y1]] format."; empty if it does not say.
+
+        Of a video, it does not say in which of its frames. Pictures and videos of several sizes give no boxes, as it
+        does not say in which of them either.
+        """
+        return self._read.boxes
+
+    @property
+    def boxes_note(self) -> str | None:
+        """Why what looks like a box in the answer gives none; None if all of them do."""
+        return self._read.note
+
+    @property
+    def _read(self) -> BoxReading:
+        return read_boxes(self.text, self.source_sizes)
 
     def json(self) -> Any:
         """The value of an answer that had to fit a JSON schema. Raises Vl3EdgeError if it was cut off."""
@@ -269,11 +292,11 @@ class Generator:
         return common_prefix(self._keys[: self._decoder.length], prompt.keys)
 
 
-def join(chunks: Iterator[Chunk]) -> Answer:
-    """One answer from its chunks."""
+def join(chunks: Iterable[Chunk], source_sizes: Iterable[Size] = ()) -> Answer:
+    """One answer from its chunks. source_sizes: see `Answer`."""
     parts = list(chunks)
     last = parts[-1]
     assert last.finish_reason is not None  # the last chunk always has both
     assert last.stats is not None
     ids = tuple(token for part in parts for token in part.token_ids)
-    return Answer("".join(part.text for part in parts), last.finish_reason, last.stats, ids)
+    return Answer("".join(part.text for part in parts), last.finish_reason, last.stats, ids, tuple(source_sizes))

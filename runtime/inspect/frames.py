@@ -35,20 +35,20 @@ def jpeg(frame: Rgb, longest: int) -> bytes:
     """A frame as JPEG, made smaller so that its longer side is at most `longest` pixels."""
     image = Image.fromarray(frame)
     image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
-    return _saved(image, "JPEG", quality=80, optimize=True)
+    return encoded(image, "JPEG", quality=80, optimize=True)
 
 
 def veil(keep: npt.NDArray[np.bool_], grid: tuple[int, int]) -> bytes:
     """A PNG with one pixel for each token: opaque where it was pruned, transparent where it was kept."""
     alpha = np.where(keep.reshape(grid), 0, 255).astype(np.uint8)
     opaque = np.zeros_like(alpha)
-    return _saved(Image.fromarray(np.dstack([opaque, opaque, opaque, alpha])), "PNG", optimize=True)
+    return encoded(Image.fromarray(np.dstack([opaque, opaque, opaque, alpha])), "PNG", optimize=True)
 
 
 def with_palette(png: bytes) -> bytes:
     """A picture reduced to its 256 commonest colours: a third of the bytes, and hardly a visible difference."""
     image = Image.open(io.BytesIO(png)).convert("RGB")
-    return _saved(image.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE), "PNG", optimize=True)
+    return encoded(image.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE), "PNG", optimize=True)
 
 
 def data_uri(content: bytes, media_type: str) -> str:
@@ -56,7 +56,7 @@ def data_uri(content: bytes, media_type: str) -> str:
     return f"data:{media_type};base64,{base64.b64encode(content).decode('ascii')}"
 
 
-def _saved(image: Image.Image, kind: str, **options: object) -> bytes:
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from ..prompt.boxes import read_boxes
 from ..vision.clip import Clip
 from .running_answer import Ended
 
@@ -22,7 +23,7 @@ class ChatResponse:
         message = {"role": "assistant", "content": text, "refusal": None}
         choice = {"index": 0, "message": message, "finish_reason": ended.reason, "logprobs": None}
         body = {**self._head, "object": "chat.completion", "choices": [choice]}
-        return body | {"usage": self._usage(ended), "clips": self._described()}
+        return body | {"usage": self._usage(ended), "clips": self._described(), **self._boxes(text)}
 
     def first(self) -> dict[str, Any]:
         """Before any text: whose turn it is, and what was seen of the clips."""
@@ -31,8 +32,9 @@ class ChatResponse:
     def text(self, text: str) -> dict[str, Any]:
         return self._piece({"content": text}, None)
 
-    def last(self, ended: Ended) -> dict[str, Any]:
-        return self._piece({}, ended.reason)
+    def last(self, text: str, ended: Ended) -> dict[str, Any]:
+        """text: of the whole answer."""
+        return self._piece({}, ended.reason) | self._boxes(text)
 
     def usage(self, ended: Ended) -> dict[str, Any]:
         return self._chunk([]) | {"usage": self._usage(ended)}
@@ -53,12 +55,17 @@ class ChatResponse:
             "visual_tokens": {"kept": kept, "pruned": pruned},
         }
 
+    def _boxes(self, text: str) -> dict[str, Any]:
+        return read_boxes(text, [clip.source_size for clip in self._clips]).to_json()
+
     def _described(self) -> list[dict[str, Any]]:
         return [
             {
                 "kind": clip.kind,
                 "width_px": clip.width_px,
                 "height_px": clip.height_px,
+                "source_width_px": clip.source_size[1],
+                "source_height_px": clip.source_size[0],
                 "timestamps_s": list(clip.timestamps_s),
                 "tokens_per_frame": list(clip.tokens_per_frame),
                 "num_pruned": clip.num_pruned,

@@ -137,7 +137,7 @@ class Completions:
         yield response.first()
         async for event in answer.events():
             if isinstance(event, Ended):
-                yield response.last(self._noted(text, event))
+                yield response.last(text, self._noted(text, event))
                 if asked.include_usage:
                     yield response.usage(event)
             else:

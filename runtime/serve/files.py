@@ -108,6 +108,8 @@ def _frames(made: PreparedClip) -> dict[str, Any]:
         "kind": clip.kind,
         "width_px": clip.width_px,
         "height_px": clip.height_px,
+        "source_width_px": clip.source_size[1],
+        "source_height_px": clip.source_size[0],
         "threshold": clip.threshold,
         "kept": clip.num_tokens,
         "pruned": clip.num_pruned,

@@ -38,6 +38,11 @@ class PendingClip:
         return len(self.timestamps_s)
 
     @property
+    def source_size(self) -> tuple[int, int]:
+        """Height and width of the upright original, before resizing, in pixels."""
+        return self._media.height, self._media.width
+
+    @property
     def height_px(self) -> int:
         return self._size[0]
 
@@ -79,6 +84,7 @@ class PendingClip:
             timestamps_s=media.timestamps_s,
             height_px=self._size[0],
             width_px=self._size[1],
+            source_size=self.source_size,
             tokens_per_frame=kept,
             num_pruned=per_frame * media.num_frames - sum(kept),
             threshold=work.threshold,

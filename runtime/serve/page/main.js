@@ -1,5 +1,6 @@
 // The page: a clip or a camera, a question, and an answer as it comes.
 
+import * as boxes from "./boxes.js";
 import * as conversation from "./conversation.js";
 import * as live from "./live.js";
 import { call, complete, forget, frames, Trouble, upload, useKey } from "./server.js";
@@ -81,6 +82,8 @@ async function look() {
   await uploaded();
   const seen = await retried(() => frames(clip.id, clip.kind, options()));
   timeline.show(seen, clip.file.name || "camera");
+  boxes.begin(seen);
+  clip.frames = seen.frames.length;
   clip.shown = chosen;
   element("drop").hidden = true;
   element("seen").hidden = false;
@@ -119,17 +122,23 @@ async function answerAboutClip(text, onText, signal) {
   const messages = [...turns, { role: "user", content }];
   let said = "";
   let usage = null;
+  let found = [];
   for await (const event of complete({ messages, ...options() }, signal)) {
     const piece = event.choices[0]?.delta.content || "";
     said += piece;
     if (piece) onText(piece);
     usage = event.usage || usage;
+    found = event.boxes || found;
+    if (event.boxes_note) conversation.note(`Not shown: ${event.boxes_note}`);
   }
+  boxes.show(found);
+  if (found.length && clip.frames > 1) conversation.note("The answer does not say of which frame its boxes are.");
   turns = [...messages, { role: "assistant", content: said }];
   if (usage) {
     const known = usage.prompt_tokens_details.cached_tokens;
     status(`${usage.prompt_tokens} tokens read, ${known} of them known before; ${usage.completion_tokens} written`);
   }
+  return found;
 }
 
 async function ask(text) {
@@ -141,7 +150,8 @@ async function ask(text) {
   asking = new AbortController();
   const { signal } = asking;
   status("");
-  element("question").value = "";
+  if (!aboutCamera && element("ask-boxes").checked) text = boxes.asking(text);
+  element("question").value = element("region").value = "";
   element("send").disabled = true;
   element("stop").hidden = false;
   conversation.add("user", text);
@@ -154,8 +164,9 @@ async function ask(text) {
     item.scrollIntoView({ block: "nearest" });
   };
   const work = () => (aboutCamera ? live.ask(text, show, signal) : answerAboutClip(text, show, signal));
+  let found = [];
   try {
-    await retried(async () => {
+    found = await retried(async () => {
       try {
         return await work();
       } catch (error) {
@@ -172,7 +183,7 @@ async function ask(text) {
     element("stop").hidden = true;
     if (said) {
       conversation.link(item, said);
-      conversation.remember({ role: "assistant", text: said });
+      conversation.remember({ role: "assistant", text: said, ...(found?.length ? { boxes: found } : {}) });
     }
   }
 }
@@ -198,6 +209,27 @@ for (const name of ["clip", "live"]) {
   });
 }
 
+// A part of the picture, where the cursor is in the question.
+function addRegion(box) {
+  const question = element("question");
+  element("region").value = [box.x0, box.y0, box.x1, box.y1].join(", ");
+  const before = question.value.slice(0, question.selectionStart);
+  const space = before && !/\s$/.test(before) ? " " : "";
+  question.setRangeText(`${space}${boxes.region(box)}`, question.selectionStart, question.selectionEnd, "end");
+  question.focus();
+}
+
+boxes.whenDrawn(addRegion);
+element("add-region").addEventListener("click", () => {
+  const box = boxes.edges(element("region").value);
+  if (box) addRegion(box);
+  else status("A box has four numbers of pixels within the picture: left, top, right, bottom.");
+});
+element("region").addEventListener("keydown", (event) => {
+  if (event.key !== "Enter") return;
+  event.preventDefault(); // the question gets the focus, and would get a line
+  element("add-region").click();
+});
 element("file").addEventListener("change", (event) => take(event.target.files[0]));
 element("another").addEventListener("click", () => { leave(); element("file").focus(); });
 element("ask").addEventListener("submit", (event) => {

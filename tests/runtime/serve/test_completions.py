@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from PIL import Image
 from serve_messages import CLIP, SAID, about_clip, data_url, png, user
 
 from vl3edge.runtime import GenerationConfig, PruningConfig, SamplingPlan
+from vl3edge.runtime.serve.running_answer import StopText
 
 openai = pytest.importorskip("openai")
 if TYPE_CHECKING:
@@ -50,6 +53,26 @@ def test_an_answer_is_the_model_s_own_with_its_costs(client: Any, model: ServedM
     assert usage.visual_tokens == {"kept": clip.num_tokens, "pruned": clip.num_pruned}
     assert answer.clips[0]["timestamps_s"] == list(clip.timestamps_s)
     assert answer.clips[0]["tokens_per_frame"] == list(clip.tokens_per_frame)
+
+
+def test_an_answer_has_its_boxes(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In pixels of the picture that was sent, which the model sees at 112 × 112."""
+    picture = io.BytesIO()
+    Image.new("RGB", (400, 300)).save(picture, "PNG")
+    messages = [user("What colour is it?", ("image", data_url(picture.getvalue(), "image/png")))]
+    without = ask(client, messages)
+    assert without.boxes == []
+    assert (without.clips[0]["source_width_px"], without.clips[0]["source_height_px"]) == (400, 300)
+    says = "<ref>the car</ref>[[100, 200, 500, 750]] [[1, 2"
+    monkeypatch.setattr(StopText, "push", lambda *_: "")  # what the model says is made up
+    monkeypatch.setattr(StopText, "flush", lambda _: says)
+    whole = ask(client, messages)
+    assert whole.boxes == [{"label": "the car", "x0": 40, "y0": 60, "x1": 200, "y1": 225}]
+    assert whole.boxes_note == "1 of 2 boxes cannot be used: [1, 2 is not complete"
+    *pieces, last = ask(client, messages, stream=True)
+    assert last.boxes == whole.boxes
+    assert last.boxes_note == whole.boxes_note
+    assert not any(hasattr(piece, "boxes") for piece in pieces)
 
 
 def test_a_stream_has_the_same_text_in_pieces_and_ends_with_its_costs(client: Any) -> None:

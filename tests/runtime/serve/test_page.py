@@ -15,7 +15,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from serve_messages import CLIP, SAID
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
@@ -142,6 +144,91 @@ def test_the_keyboard_alone(address: str, visit: Callable[..., Any]) -> None:
     page.keyboard.press("ArrowRight")
     assert page.evaluate("document.activeElement.id") == "tab-live"
     assert page.locator("#live").is_visible()
+
+
+def sent(pieces: list[dict[str, Any]]) -> dict[str, Any]:
+    """A streamed answer, made up."""
+    events = "".join(f"data: {json.dumps({'choices': [], **piece})}\n\n" for piece in pieces)
+    return {"status": 200, "headers": {"Content-Type": "text/event-stream"}, "body": f"{events}data: [DONE]\n\n"}
+
+
+def test_boxes_are_shown_and_drawn(address: str, visit: Callable[..., Any], tmp_path: Path) -> None:
+    """On a picture of 400 × 200 with a white quarter, which is shown smaller and not at the same place."""
+    pixels = np.full((200, 400, 3), 90, np.uint8)
+    pixels[100:, 200:] = 255
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    page = visit(address)
+    page.set_input_files("#file", tmp_path / "photo.png")
+    page.wait_for_selector("#picture", state="visible")
+    asked: list[str] = []
+    box = {"label": "the <b>white</b>", "x0": 200, "y0": 100, "x1": 400, "y1": 200}
+    said = {"choices": [{"delta": {"content": "There."}}]}
+    ends = [{"boxes": [box]}, {"boxes": [], "boxes_note": "1 of 1 box cannot be used: [1] is not four whole numbers"}]
+
+    def answer(route: Any) -> None:
+        content = route.request.post_data_json["messages"][-1]["content"]
+        asked.append(content if isinstance(content, str) else content[-1]["text"])
+        route.fulfill(**sent([said, ends.pop(0)]))
+
+    page.route("**/v1/chat/completions", answer)
+    page.check("#ask-boxes")
+    ask(page, "Where is it?")
+    assert asked == ["Where is it? Answer in [[x0,y0,x1,y1]] format."]
+    assert page.locator("#boxes text").text_content() == box["label"]
+    assert "the <b>white</b> from 200, 100 to 400, 200" in page.get_attribute("#boxes", "aria-label")
+    rectangle, view = (page.locator(which).bounding_box() for which in ("#boxes rect", "#view"))
+    # The picture, as the model sees it, fills the view's width or its height, in its middle.
+    shape = re.search(r"of (\d+) × (\d+)", page.inner_text("#facts"))
+    assert shape
+    ratio = int(shape[1]) / int(shape[2])
+    width = min(view["width"], ratio * view["height"])
+    height = width / ratio
+    left, top = view["x"] + (view["width"] - width) / 2, view["y"] + (view["height"] - height) / 2
+    expected = {"x": left + width / 2, "y": top + height / 2, "width": width / 2, "height": height / 2}
+    assert all(abs(rectangle[name] - value) < 5 for name, value in expected.items())
+    page.uncheck("#ask-boxes")
+    page.fill("#question", "What is in ?")
+    page.evaluate("document.querySelector('#question').setSelectionRange(11, 11)")
+    page.mouse.move(left + width / 4, top + height / 4)
+    page.mouse.down()
+    page.mouse.move(left + width / 3, top + height / 3)
+    page.mouse.move(left + width / 2, top + height / 2)
+    assert page.locator("#boxes .drawn").count() == 1
+    page.mouse.up()
+    question = page.input_value("#question")
+    edges = re.fullmatch(r"What is in \[\[(\d+), (\d+), (\d+), (\d+)\]\]\?", question)
+    assert edges, question
+    for edge, wanted in zip(map(int, edges.groups()), (250, 250, 500, 500), strict=True):
+        assert abs(edge - wanted) <= 15
+    assert page.input_value("#region").startswith("10")
+    page.mouse.click(left + 9, top + 9)  # is no box
+    assert page.input_value("#question") == question
+    ask(page, question, 2)
+    assert asked[1] == question
+    assert "Not shown: 1 of 1 box cannot be used" in page.inner_text("#messages")
+    assert page.locator("#boxes rect").count() == 0
+    assert page.input_value("#region") == ""
+
+
+def test_a_box_by_the_keyboard_alone(address: str, visit: Callable[..., Any]) -> None:
+    page = visit(address)
+    load_clip(page)
+    for text in ("1, 2, 3", "5, 0, 1, 9", "0, 0, 112, 113", "a, b, c, d"):
+        page.fill("#region", text)
+        page.keyboard.press("Enter")
+        assert "four numbers of pixels" in page.inner_text("#status")
+    assert page.input_value("#question") == ""
+    page.fill("#region", "28, 56, 112, 112")
+    page.keyboard.press("Enter")
+    assert page.input_value("#question") == "[[250, 500, 1000, 1000]]"
+    assert page.evaluate("document.activeElement.id") == "question"
+    page.route(
+        "**/v1/chat/completions",
+        lambda r: r.fulfill(**sent([{"boxes": [{"label": None, "x0": 0, "y0": 0, "x1": 56, "y1": 56}]}])),
+    )
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#messages .note")
+    assert "does not say of which frame" in page.inner_text("#messages")
 
 
 def test_a_conversation_is_saved(address: str, visit: Callable[..., Any], tmp_path: Path) -> None:
