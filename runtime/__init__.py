@@ -3,6 +3,7 @@
 from .chat import Chat, Turn
 from .config import GenerationConfig, PruningConfig, SamplingPlan
 from .decode.generate import Answer, Chunk, GenerationStats
+from .encoder import VideoLlama3Encoder
 from .errors import (
     BackendError,
     BundleError,
@@ -19,6 +20,7 @@ from .media.limits import MediaLimits
 from .model import VideoLlama3
 from .prompt.splice import SplicedPrompt, VisualTokens
 from .vision.clip import Clip, EncodeStats
+from .vision.frame_features import FrameFeatures
 from .vision.opened_media import OpenedMedia
 from .vision.pending_clip import PendingClip
 
@@ -34,6 +36,7 @@ __all__ = [
     "ConfigError",
     "ContextLengthError",
     "EncodeStats",
+    "FrameFeatures",
     "FrameReport",
     "GenerationConfig",
     "GenerationStats",
@@ -49,6 +52,7 @@ __all__ = [
     "SplicedPrompt",
     "Turn",
     "VideoLlama3",
+    "VideoLlama3Encoder",
     "VisualTokens",
     "Vl3EdgeError",
 ]
