@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 from ..jobs import CaptionResult
 from ..terminal import one_line, printable, steers
@@ -10,10 +12,15 @@ from ..terminal import one_line, printable, steers
 
 def json_line(record: CaptionResult) -> bytes:
     """The record as one line of JSON in UTF-8, with its line end."""
-    line = json.dumps(record.to_json(), ensure_ascii=False)
+    return fields_line(record.to_json())
+
+
+def fields_line(fields: Mapping[str, Any]) -> bytes:
+    """An object as one line of JSON in UTF-8, with its line end."""
+    line = json.dumps(fields, ensure_ascii=False)
     # A file name that is not UTF-8 cannot be written as such, and what steers a terminal must not reach one.
     if any(steers(c) for c in line):
-        line = json.dumps(record.to_json())
+        line = json.dumps(fields)
     return f"{line}\n".encode()
 
 
@@ -26,7 +33,7 @@ def text_line(record: CaptionResult, several: bool) -> str:
         return ""
     name = f"{one_line(record.media)}: " if several else ""
     caption = printable(record.caption or "")
-    span = f"{_clock(record.start_s or 0.0)} - {_clock(record.end_s or 0.0)}"
+    span = f"{clock_time(record.start_s or 0.0)} - {clock_time(record.end_s or 0.0)}"
     if record.found:
         return f"{name}{span}\n"
     if record.found is False:
@@ -34,7 +41,7 @@ def text_line(record: CaptionResult, several: bool) -> str:
     return f"{name}[{span}] {caption}\n" if record.segment is not None else f"{name}{caption}\n"
 
 
-def _clock(seconds: float) -> str:
+def clock_time(seconds: float) -> str:
     """A time as people read it: 0:01:02.5."""
     tenths = round(seconds * 10)
     minutes, tenths = divmod(tenths, 600)

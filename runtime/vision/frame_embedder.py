@@ -12,7 +12,12 @@ from .clip_encoder import ClipEncoder
 from .frame_features import FrameFeatures, joined
 from .opened_media import OpenedMedia
 
-_ALL = 1 << 31  # frames: no limit
+_NO_LIMIT = 1 << 31  # frames
+
+
+def every_frame(plan: SamplingPlan) -> SamplingPlan:
+    """The plan with no limit of frames where it has none, in place of the checkpoint's: no context has to hold them."""
+    return replace(plan, max_frames=plan.max_frames or _NO_LIMIT)
 
 
 class FrameEmbedder:
@@ -62,6 +67,5 @@ class FrameEmbedder:
         if frames_expected is not None and frames_expected < 1:
             raise ConfigError(f"frames_expected must be at least 1, not {frames_expected}")
         if not isinstance(media, OpenedMedia):
-            plan = sampling or SamplingPlan()
-            media = self.open(media, replace(plan, max_frames=plan.max_frames or _ALL), kind)
+            media = self.open(media, every_frame(sampling or SamplingPlan()), kind)
         return self._encoder.features(media, tokens, frames_expected)
