@@ -11,7 +11,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from ..bundle.bundle import bundle_folder, read_manifest
 from ..captions.records import clock_time
 from ..embed.clips import EmbedRequest, MediaFailure, embed_clip, query_like
 from ..embed.formats import SUFFIXES, check_suffix, read_embeddings
@@ -70,7 +69,6 @@ def _embed(options: argparse.Namespace) -> int:
         raise ConfigError("--force and --resume are mutually exclusive")
     check_suffix(options.output)
     request = EmbedRequest(shared.sampling_plan(options), options.kind, options.tokens, options.frames_expected)
-    read_manifest(bundle_folder(options.model), decoder=False)  # a bundle that is none should not leave a journal
     arguments = matches(options.media, shared.folder_kind(options), shared.media_limits(options))
     media = [name for _, names in arguments for name in names]
     missing = [argument for argument, names in arguments if not names]
@@ -89,7 +87,7 @@ def _embed(options: argparse.Namespace) -> int:
                 except MediaFailure as e:
                     progress(f"{place}: error: {e}")
         except KeyboardInterrupt:
-            progress(f"{done} clips are kept; --resume instead of a new start continues")
+            progress(f"{done} clips are kept: continue with --resume{' in place of --force' if options.force else ''}")
             raise
         store.finish()
     failed, skipped = len(missing) + len(waiting) - done, len(media) - len(waiting)
