@@ -54,7 +54,7 @@ def write_encoder(folder: Path, form: str, seed: int = 0, prefix: str = "") -> P
     config = {**SIZES, "model_type": "videollama3_vision_encoder", "hidden_act": "gelu_pytorch_tanh"}
     config |= {"architectures": ["Videollama3VisionEncoderModel"], "layer_norm_eps": 1e-6, "num_channels": 3}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    preprocessor = {"min_tokens": 4, "max_tokens": 1500, "patch_size": 14, "resample": 3}
+    preprocessor = {"min_tokens": 4, "max_tokens": 2000, "patch_size": 14, "resample": 3}
     preprocessor |= {
         "image_mean": [0.5] * 3,
         "image_std": [0.5] * 3,
