@@ -58,6 +58,8 @@ class ReferenceAnswering(Answering):
         config = checkpoint.config
         if config.quantization is not None:
             raise ConfigError(f"{checkpoint.folder} is quantized already: give the checkpoint it was made from")
+        if not config.has_decoder:
+            raise ConfigError(f"{checkpoint.folder} holds only a vision encoder, which answers nothing")
         self._checkpoint = checkpoint
         self._sampling = sampling
         self._generation = generation

@@ -32,7 +32,7 @@ def list_files(
 def make_manifest(config: ModelConfig, options: ExportOptions, commit: str | None) -> Manifest:
     """The manifest of a bundle made from a checkpoint of this configuration, before anything is measured or written."""
     vision, text = config.vision, config.text
-    return Manifest(
+    manifest = Manifest(
         name=options.name or config.name,
         layout=config.layout,
         source=f"{config.name}@{commit}" if commit else config.name,
@@ -68,6 +68,7 @@ def make_manifest(config: ModelConfig, options: ExportOptions, commit: str | Non
             "onnxruntime": onnxruntime.__version__,
         },
     )
+    return manifest if config.has_decoder else manifest.encoder_alone()
 
 
 def _media_spec(processing: MediaProcessing, patch_size: int) -> MediaSpec:

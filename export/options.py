@@ -75,7 +75,7 @@ class ExportOptions:
 
     def quantizes(self, config: ModelConfig) -> bool:
         """Whether the export quantizes the decoder; an already quantized one stays as it is."""
-        return self.plan is not None and config.quantization is None
+        return self.plan is not None and config.quantization is None and config.has_decoder
 
     def check(self, config: ModelConfig) -> None:
         """Raises now what would otherwise fail, or silently be ignored, after minutes of work.
@@ -85,6 +85,10 @@ class ExportOptions:
         for option, bits in (("vision_bits", self.vision_bits), ("prefill_bits", self.prefill_bits)):
             if bits not in (8, 16):
                 raise ExportError(f"{option} must be 8 or 16, not {bits}")
+        if not config.has_decoder:
+            asked = {"save_gptq": self.save_gptq is not None, "prefill_bits 8": self.prefill_bits == 8}
+            if names := [name for name, is_asked in asked.items() if is_asked]:
+                raise ExportError(f"the checkpoint holds only a vision encoder: leave out {' and '.join(names)}")
         quantizes = self.quantizes(config)
         if self.save_gptq is not None and not quantizes:
             why = "is already quantized" if config.quantization is not None else "will not be quantized"

@@ -19,6 +19,7 @@ from .graphs.embeddings import export_embeddings
 from .kernels.stage import require_kernels, write_kernels
 from .manifest import list_files, make_manifest
 from .options import ExportOptions
+from .parity import Difference
 from .progress import Progress
 from .prompt_files import try_chat_template, write_prompt_files
 from .quantize import discard_work
@@ -52,34 +53,48 @@ def export_bundle(
     options.check(checkpoint.config)
     check_target(target.resolve(), options.force)
     draft = make_manifest(checkpoint.config, options, checkpoint.commit)
-    try_chat_template(checkpoint, draft)
+    if checkpoint.config.has_decoder:
+        try_chat_template(checkpoint, draft)
     check_values(checkpoint, options.largest_storable)
     progress("weights read through", 1, 1)
     compilers = require_tensorrt(options.targets)
-    if options.compiles_kernels:
+    if options.compiles_kernels and checkpoint.config.has_decoder:
         require_kernels()
     with staged_folder(target, options.force, estimated_bytes(checkpoint, options)) as folder:
         draft = replace(draft, versions=draft.versions | compilers)
         calibration = vision_calibration(checkpoint, options, draft, progress)
-        write_prompt_files(checkpoint, folder)
         measured, encoder = write_vision(checkpoint, folder, options, calibration, progress)
         measured |= write_tensorrt(checkpoint, Float32Source(checkpoint), folder, draft, progress, calibration)
-        table = export_embeddings(checkpoint, folder, options.stored_precision)
-        progress("embeddings", 1, 1)
-        engines = Bundle(folder, list_files(draft, folder))
-        data = calibration_data(checkpoint, engines, options, progress)
-        quantized = quantized_decoder(checkpoint, data, options, target, progress)
-        prefill = write_prefill_graph(checkpoint, data, folder, options, quantized, progress)
-        measured |= write_decoder(checkpoint, folder, options, table, quantized, progress)
-        if options.compiles_kernels:
-            write_kernels(folder, draft.text, progress)
+        if checkpoint.config.has_decoder:
+            draft, differences = _write_language(checkpoint, folder, draft, options, target, progress)
+            measured |= differences
         manifest = replace(
             list_files(draft, folder, hash_file),
             measured={stage: asdict(difference) for stage, difference in measured.items()},
-            quantization={"method": "none"} if quantized is None else quantized.report,
             vision_quantization=encoder,
-            prefill_quantization=prefill,
         )
         (folder / MANIFEST_NAME).write_text(manifest.to_text(), encoding="utf-8")
     discard_work(target)
     return ExportReport(target, manifest)
+
+
+def _write_language(
+    checkpoint: Checkpoint, folder: Path, draft: Manifest, options: ExportOptions, target: Path, progress: Progress
+) -> tuple[Manifest, dict[str, Difference]]:
+    """What a vision encoder alone does not have: the files of prompts, embeddings, the decoder and its kernels.
+
+    folder: has the vision path, with which quantization calibrates. Returns the manifest with what it then knows, and
+    the differences from torch.
+    """
+    write_prompt_files(checkpoint, folder)
+    table = export_embeddings(checkpoint, folder, options.stored_precision)
+    progress("embeddings", 1, 1)
+    engines = Bundle(folder, list_files(draft, folder))
+    data = calibration_data(checkpoint, engines, options, progress)
+    quantized = quantized_decoder(checkpoint, data, options, target, progress)
+    prefill = write_prefill_graph(checkpoint, data, folder, options, quantized, progress)
+    measured = write_decoder(checkpoint, folder, options, table, quantized, progress)
+    if options.compiles_kernels:
+        write_kernels(folder, draft.text, progress)
+    report = {"method": "none"} if quantized is None else quantized.report
+    return replace(draft, quantization=report, prefill_quantization=prefill), measured

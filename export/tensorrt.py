@@ -26,7 +26,7 @@ from vl3edge.runtime.backends.tensorrt_library import import_tensorrt
 from vl3edge.runtime.backends.tensorrt_vision import BlockProjector, PatchEncoder
 from vl3edge.runtime.bundle.manifest import Manifest
 from vl3edge.runtime.bundle.plans import tensorrt_graph
-from vl3edge.runtime.bundle.profiles import projector_profiles, vision_profiles
+from vl3edge.runtime.bundle.profiles import Profile, projector_profiles, vision_profiles
 from vl3edge.runtime.errors import Vl3EdgeError
 
 from .calibrate.fp16_range import Fp16Range
@@ -75,7 +75,8 @@ def write_tensorrt(
         return {}
     config = checkpoint.config
     export_tensorrt_vision(source, config, folder, calibration=calibration, stored=stored_vision(config, folder))
-    export_tensorrt_projector(source, config, folder, stored=stored_projector(config, folder))
+    if config.has_decoder:
+        export_tensorrt_projector(source, config, folder, stored=stored_projector(config, folder))
     measured = _measure(checkpoint, folder, manifest)
     progress("graphs for TensorRT", 1, 1)
     if "rtx" in manifest.targets:
@@ -104,18 +105,32 @@ def _measure(checkpoint: Checkpoint, folder: Path, manifest: Manifest) -> dict[s
     (features,) = encoder.run({"frames": frames.numpy()})
     measured = {"vision-tensorrt": Difference.between(on_host(features), expected.numpy())}
     del encoder
+    if checkpoint.config.has_decoder:
+        measured |= _measure_projector(checkpoint, folder, manifest, profiles, generator, fp16_range)
+    fp16_range.check("TensorRT plans run")
+    return measured
+
+
+def _measure_projector(
+    checkpoint: Checkpoint,
+    folder: Path,
+    manifest: Manifest,
+    vision: Sequence[Profile],
+    generator: torch.Generator,
+    fp16_range: Fp16Range,
+) -> dict[str, Difference]:
+    (count, rows, columns), width = _CHECK_SIZE, manifest.vision.hidden_size
+    measured: dict[str, Difference] = {}
     projector = OrtEngine(load_session(folder / tensorrt_graph("projector")))
     for kind in ("image", "video"):
         merge_size: int = getattr(manifest.processor, kind).merge_size
-        given = torch.randn(count, rows * merge_size, columns * merge_size, expected.shape[-1], generator=generator)
+        given = torch.randn(count, rows * merge_size, columns * merge_size, width, generator=generator)
         keep = torch.arange(0, count * rows * columns, 2)
         projector_in_torch = Projector.from_checkpoint(checkpoint, merge_size)
         fp16_range.watch(projector_in_torch, "projector.")
         tokens = projector_in_torch(given, keep).numpy()
-        blocks = BlockProjector(
-            projector, projector_profiles(manifest, profiles), merge_size, manifest.text.hidden_size
-        )
+        profiles = projector_profiles(manifest, vision)
+        blocks = BlockProjector(projector, profiles, merge_size, manifest.text.hidden_size)
         (ours,) = blocks.run({"features": given.numpy(), "keep": keep.numpy()})
         measured[f"projector-{kind}-tensorrt"] = Difference.between(ours, tokens)
-    fp16_range.check("TensorRT plans run")
     return measured

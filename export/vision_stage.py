@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vl3edge.models.checkpoint import Checkpoint
-from vl3edge.runtime.bundle.manifest import Manifest, VisionQuantization
+from vl3edge.runtime.bundle.manifest import ENCODER_GRAPH, VISION_GRAPHS, Manifest, VisionQuantization
 
 from .calibrate.vision import VisionCalibration, calibrate_vision, calibration_clips, relative_error
 from .graphs.vision import export_projectors, export_vision
@@ -40,9 +40,13 @@ def write_vision(
         error = relative_error(folder / "vision.onnx", calibration.held_out)
         quantization = VisionQuantization(8, options.calibration_source, calibration.num_frames, error)
     progress("vision", 1, 1)
-    measured |= export_projectors(checkpoint, folder, precision)
+    graphs: tuple[str, ...] = (ENCODER_GRAPH,)
+    if checkpoint.config.has_decoder:
+        measured |= export_projectors(checkpoint, folder, precision)
+        progress("projectors", 1, 1)
+        graphs = VISION_GRAPHS
     if options.for_gpus:
-        write_fp16_vision(folder)
-        measured |= check_fp16_vision(checkpoint, folder)
-    progress("projectors", 1, 1)
+        write_fp16_vision(folder, graphs)
+        measured |= check_fp16_vision(checkpoint, folder, graphs)
+        progress("graphs for GPUs", 1, 1)
     return measured, quantization

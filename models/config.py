@@ -53,6 +53,10 @@ class TextConfig:
     tie_word_embeddings: bool = False
 
 
+NO_TEXT = TextConfig(0, 0, 0, 0, 0, 0, 0)
+"""Of a checkpoint that holds the vision encoder alone."""
+
+
 @dataclass(frozen=True)
 class MediaProcessing:
     """How images, or the frames of a video, are resized before the encoder.
@@ -72,8 +76,9 @@ class MediaProcessing:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A whole checkpoint's configuration.
+    """A checkpoint's configuration.
 
+    text: NO_TEXT where the checkpoint is the vision encoder alone; the fields about tokens then say nothing.
     image_token_id, video_token_id: the placeholder tokens; the authors' layout has one for both.
     eos_token_ids: generation ends at any of them.
     image_mean, image_std: of pixel values scaled to 0…1, one per channel.
@@ -99,3 +104,8 @@ class ModelConfig:
     use_token_compression: bool = True
     generation: GenerationSpec = GREEDY
     quantization: Mapping[str, Any] | None = None
+
+    @property
+    def has_decoder(self) -> bool:
+        """False for the vision encoder alone, which has no projector either."""
+        return self.text != NO_TEXT

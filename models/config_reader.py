@@ -14,12 +14,12 @@ from typing import Any
 
 from vl3edge.runtime.bundle.manifest import GenerationSpec
 
-from .config import MediaProcessing, ModelConfig, TextConfig, VisionConfig
+from .config import NO_TEXT, Layout, ModelConfig, TextConfig, VisionConfig
 from .errors import CheckpointError
+from .processor_reader import authors_media, transformers_media
 from .typed_json import Section
 
-_BICUBIC = 3  # PIL.Image.Resampling.BICUBIC, as processor files write it
-_HALF = (0.5, 0.5, 0.5)
+_ENCODERS: dict[str, Layout] = {"video_llama_3_vision": "transformers", "videollama3_vision_encoder": "authors"}
 _TRANSFORMERS_TOP_K = 50  # transformers' generate() default
 # Other keys of generation_config.json, with the values that have no effect.
 _NOT_DONE: dict[str, tuple[Any, ...]] = {
@@ -52,9 +52,12 @@ def read_config(folder: Path) -> ModelConfig:
         return _read_transformers(folder, config)
     if model_type == "videollama3_qwen2":
         return _read_authors(folder, config)
+    if model_type in _ENCODERS:
+        return _read_encoder(folder, config, _ENCODERS[model_type])
     raise config.error(
         "model_type",
-        f"is {model_type!r}; supported: 'video_llama_3' (transformers), 'videollama3_qwen2' (the authors)",
+        f"is {model_type!r}; supported: 'video_llama_3' (transformers), 'videollama3_qwen2' (the authors), and for the "
+        f"vision encoder alone {' and '.join(map(repr, _ENCODERS))}",
     )
 
 
@@ -62,22 +65,6 @@ def _read_transformers(folder: Path, config: Section) -> ModelConfig:
     text = config.section("text_config")
     text.one_of("model_type", ("qwen2",), "qwen2")
     vision = _vision(config.section("vision_config"))
-    processor = Section.read_if_there(folder / "processor_config.json")
-    preprocessor = Section.read_if_there(folder / "preprocessor_config.json")
-    # transformers 5 nests both in processor_config.json; older versions have a file each, the oldest share one.
-    image = processor.section("image_processor") if "image_processor" in processor else preprocessor
-    video = Section.read_if_there(folder / "video_preprocessor_config.json")
-    if "video_processor" in processor:
-        video = processor.section("video_processor")
-    elif not video.values:
-        video = preprocessor
-    for section in (image, video):
-        if not section.values:
-            raise CheckpointError(f"{section.file} is missing or empty: it says how images and videos are resized")
-        _check_pixels(section, vision.patch_size)
-    mean, std = _normalization(image)
-    if _normalization(video) != (mean, std):
-        raise video.error("image_mean", "and image_std differ from those of images; they must be the same")
     # The flag ties at either level, as in transformers' VideoLlama3Config.
     tied = config.boolean("tie_word_embeddings", False) or text.boolean("tie_word_embeddings", False)
     return ModelConfig(
@@ -85,48 +72,47 @@ def _read_transformers(folder: Path, config: Section) -> ModelConfig:
         layout="transformers",
         vision=vision,
         text=_text(text, tied),
-        image=_pixel_budget(image, merge_size=1, minimum=56 * 56, maximum=28 * 28 * 1280),
-        video=_pixel_budget(video, merge_size=2, minimum=128 * 28 * 28, maximum=28 * 28 * 768),
         image_token_id=config.integer("image_token_id", 151655, at_least=0),
         video_token_id=config.integer("video_token_id", 151656, at_least=0),
         eos_token_ids=_eos(folder, config, text),
-        image_mean=mean,
-        image_std=std,
-        fps=video.number("fps", 1.0),
-        max_frames=video.integer("max_frames", 180),
-        use_token_compression=video.boolean("use_token_compression", True),
         generation=_generation(folder, config, text),
         quantization=_quantization(folder, config),
+        **transformers_media(folder, vision.patch_size),
     )
 
 
 def _read_authors(folder: Path, config: Section) -> ModelConfig:
     vision = _vision(config.section("vision_encoder_config"))
     config.one_of("mm_projector_type", ("mlp2x_gelu",), "mlp2x_gelu")
-    preprocessor = Section.read(folder / "preprocessor_config.json")
-    _check_pixels(preprocessor, vision.patch_size)
-    mean, std = _normalization(preprocessor)
-    processor = Section.read_if_there(folder / "processor_config.json")
-    minimum = preprocessor.integer("min_tokens", 16)
-    maximum = preprocessor.integer("max_tokens", 16384)
     placeholder = config.integer("image_token_index", at_least=0)
     return ModelConfig(
         name=_name(folder, config),
         layout="authors",
         vision=vision,
         text=_text(config, config.boolean("tie_word_embeddings", False)),
-        image=MediaProcessing(processor.integer("image_merge_size", 1), "authors", minimum, maximum),
-        video=MediaProcessing(processor.integer("video_merge_size", 2), "authors", minimum, maximum),
         image_token_id=placeholder,
         video_token_id=placeholder,
         eos_token_ids=_eos(folder, config),
-        image_mean=mean,
-        image_std=std,
-        fps=processor.number("fps", 1.0),
-        max_frames=processor.integer("max_frames", 128),
         use_token_compression=config.boolean("use_token_compression", True),
         generation=_generation(folder, config),
         quantization=_quantization(folder, config),
+        **authors_media(folder, vision.patch_size),
+    )
+
+
+def _read_encoder(folder: Path, config: Section, layout: Layout) -> ModelConfig:
+    """The vision encoder alone, whose configuration is at the top level."""
+    vision = _vision(config)
+    media = (transformers_media if layout == "transformers" else authors_media)(folder, vision.patch_size, True)
+    return ModelConfig(
+        name=_name(folder, config),
+        layout=layout,
+        vision=vision,
+        text=NO_TEXT,
+        image_token_id=0,
+        video_token_id=0,
+        eos_token_ids=(),
+        **media,
     )
 
 
@@ -194,38 +180,6 @@ def _rope_theta(section: Section, types: tuple[str, ...]) -> float:
         rope.one_of("rope_type" if "rope_type" in rope else "type", types, types[0])
         top = rope.number("rope_theta", top)
     return top
-
-
-def _check_pixels(section: Section, patch_size: int) -> None:
-    """Checks everything that the runtime assumes about pixels."""
-    for key in ("do_resize", "do_rescale", "do_normalize"):
-        section.one_of(key, (True,), True)
-    section.one_of("resample", (_BICUBIC,), _BICUBIC)
-    section.one_of("temporal_patch_size", (1,), 1)
-    if abs(section.number("rescale_factor", 1 / 255) - 1 / 255) > 1e-9:
-        raise section.error("rescale_factor", "must be 1/255")
-    if section.integer("patch_size", patch_size) != patch_size:
-        raise section.error("patch_size", f"differs from the vision encoder's ({patch_size})")
-
-
-def _normalization(section: Section) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    std = section.numbers("image_std", 3, _HALF)
-    if min(std) <= 0:
-        raise section.error("image_std", f"must be above zero, not {list(std)}")
-    return section.numbers("image_mean", 3, _HALF), std
-
-
-def _pixel_budget(section: Section, merge_size: int, minimum: int, maximum: int) -> MediaProcessing:
-    """`size` in pixels; top-level `min_pixels` and `max_pixels` (older files) win, as in transformers."""
-    size = section.section("size", {"shortest_edge": minimum, "longest_edge": maximum})
-    low = section if "min_pixels" in section else size
-    high = section if "max_pixels" in section else size
-    return MediaProcessing(
-        merge_size=section.integer("merge_size", merge_size),
-        rule="transformers",
-        minimum=low.integer("min_pixels" if low is section else "shortest_edge"),
-        maximum=high.integer("max_pixels" if high is section else "longest_edge"),
-    )
 
 
 def _eos(folder: Path, *sections: Section) -> tuple[int, ...]:

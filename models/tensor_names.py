@@ -1,7 +1,8 @@
 """Names and shapes of all tensors of a VideoLLaMA3 model, and their names in each checkpoint layout.
 
 The canonical names are transformers' (`model.vision_model.…`, `model.projector.…`, `model.language_model.…`,
-`lm_head.weight`). `canonical_name` maps a stored name to its canonical one, `stored_name` the other way.
+`lm_head.weight`). `canonical_name` maps a stored name to its canonical one, `stored_name` the other way. A checkpoint
+of the vision encoder alone stores it without a prefix, whoever wrote it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ DECODER = "model.language_model."
 Shape = tuple[int, ...]
 
 _TRANSFORMERS_PARTS = ("vision_model.", "projector.", "language_model.")
+_VISION_PARTS = ("embeddings.", "encoder.", "post_layernorm.")
 _DECODER_PARTS = ("embed_tokens.", "layers.", "norm.")
 # Buffers that some versions of the classes saved; the configuration determines them.
 _DERIVED = ("inv_freq", "position_ids")
@@ -24,6 +26,8 @@ _DERIVED = ("inv_freq", "position_ids")
 
 def expected_shapes(config: ModelConfig) -> dict[str, Shape]:
     """Canonical name -> shape of all tensors, in the order in which they are used; `lm_head.weight` included."""
+    if not config.has_decoder:
+        return vision_shapes(config.vision)
     return {
         **vision_shapes(config.vision),
         **projector_shapes(config),
@@ -80,12 +84,15 @@ def decoder_layer_shapes(text: TextConfig) -> dict[str, Shape]:
 
 def canonical_name(name: str, layout: Layout) -> str:
     """The canonical name of a stored tensor; a name of no known pattern is returned unchanged."""
+    if name.startswith(_VISION_PARTS):
+        return VISION + name
     if layout == "transformers":
         # The model class without its language head saves without `model.`, and from_pretrained accepts that.
         return f"model.{name}" if name.startswith(_TRANSFORMERS_PARTS) else name
     for prefix, part in (
         ("model.vision_encoder.vision_encoder.", VISION),  # what the authors' trainer saves
         ("model.vision_encoder.", VISION),
+        ("vision_encoder.", VISION),  # cut out of a whole checkpoint, or wrapped by a trainer of the encoder
         ("model.mm_projector.", PROJECTOR),
     ):
         if name.startswith(prefix):

@@ -3,6 +3,7 @@
 from .chat import Chat, Turn
 from .config import GenerationConfig, PruningConfig, SamplingPlan
 from .decode.generate import Answer, Chunk, GenerationStats
+from .encoder import VideoLlama3Encoder
 from .errors import (
     BackendError,
     BundleError,
@@ -20,6 +21,7 @@ from .model import VideoLlama3
 from .prompt.boxes import Box
 from .prompt.splice import SplicedPrompt, VisualTokens
 from .vision.clip import Clip, EncodeStats
+from .vision.frame_features import FrameFeatures
 from .vision.opened_media import OpenedMedia
 from .vision.pending_clip import PendingClip
 
@@ -36,6 +38,7 @@ __all__ = [
     "ConfigError",
     "ContextLengthError",
     "EncodeStats",
+    "FrameFeatures",
     "FrameReport",
     "GenerationConfig",
     "GenerationStats",
@@ -51,6 +54,7 @@ __all__ = [
     "SplicedPrompt",
     "Turn",
     "VideoLlama3",
+    "VideoLlama3Encoder",
     "VisualTokens",
     "Vl3EdgeError",
 ]

@@ -23,12 +23,13 @@ from .prompt.tokenizer import Tokenizer
 from .vision.clip import Clip
 from .vision.clip_encoder import ClipEncoder
 from .vision.engines import VisionEngines
+from .vision.frame_embedder import FrameEmbedder
 from .vision.pending_clip import AnyClip
 
 Messages = Sequence[Mapping[str, Any]]
 
 
-class LoadedBundle:
+class LoadedBundle(FrameEmbedder):
     """Encoder, template, tokenizer, embeddings and decoder of one bundle on one backend.
 
     decoder: the one that answers; its KV cache holds the last prompt.

@@ -109,11 +109,6 @@ class VideoLlama3(LoadedBundle):
         opened = media if isinstance(media, OpenedMedia) else self.open(media, sampling, kind)
         return self._encoder.begin(opened, pruning)
 
-    def open(self, media: Any, sampling: SamplingPlan | None = None, kind: MediaKind | None = None) -> OpenedMedia:
-        """Media whose length and samples are known, with nothing encoded yet; `parts` of it are the way into long
-        videos. Arguments as of `encode`."""
-        return self._encoder.open(media, kind, sampling)
-
     def encode_all(
         self,
         media: Sequence[Any],

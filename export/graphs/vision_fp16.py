@@ -12,6 +12,7 @@ needs none.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +34,23 @@ _TO_8_BITS = {"ReduceMax", "ReduceMin", "Neg", "Max"}  # nothing depends on them
 _MS = "com.microsoft"
 
 
-def write_fp16_vision(folder: Path) -> list[Path]:
-    """Writes the GPU's graphs beside `vision.onnx` and the projectors, whose data they share; returns their paths."""
-    return [_Fp16Vision(folder / f"{stem}.onnx").write(folder / fp16_file(stem)) for stem in VISION_GRAPHS]
+def write_fp16_vision(folder: Path, graphs: Sequence[str] = VISION_GRAPHS) -> list[Path]:
+    """Writes the GPU's graphs beside `vision.onnx` and the projectors, whose data they share; returns their paths.
+
+    graphs: those that there are.
+    """
+    return [_Fp16Vision(folder / f"{stem}.onnx").write(folder / fp16_file(stem)) for stem in graphs]
 
 
-def check_fp16_vision(checkpoint: Checkpoint, folder: Path) -> dict[str, Difference]:
+def check_fp16_vision(
+    checkpoint: Checkpoint, folder: Path, graphs: Sequence[str] = VISION_GRAPHS
+) -> dict[str, Difference]:
     """Differences of a folder's GPU graphs from the float32 torch modules, by the stems of their files.
 
     Raises ExportError for a model with values that float16 cannot hold.
     """
     seen, measured = Fp16Range(), {}
-    for graph in VISION_GRAPHS:
+    for graph in graphs:
         path = folder / fp16_file(graph)
         if graph == "vision":
             measured[path.stem] = check_vision(checkpoint, path, seen)

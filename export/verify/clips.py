@@ -26,7 +26,7 @@ class VerifyClip:
     """One clip, with what the reference makes of it.
 
     source: the runtime's input, a path or pixels. frames: uint8 [F, H, W, 3] at full size. prompt: ids by the
-        reference.
+        reference; none for a vision encoder alone.
     """
 
     name: str
@@ -53,7 +53,9 @@ def verify_clips(checkpoint: Checkpoint, media: Sequence[str], num_frames: int) 
     for clip in found or _synthetic(checkpoint.config, num_frames):
         prepared = prepare(clip.frames, clip.kind, checkpoint.config)
         kept = prepared.keep.sum(axis=1).tolist()
-        ids = prompt_ids(checkpoint, clip.kind, clip.times_s, kept, DESCRIBE[clip.kind])
+        ids = []
+        if checkpoint.config.has_decoder:
+            ids = prompt_ids(checkpoint, clip.kind, clip.times_s, kept, DESCRIBE[clip.kind])
         clips.append(VerifyClip(clip.name, clip.kind, clip.source, clip.frames, clip.times_s, prepared, ids))
     return clips
 

@@ -71,7 +71,7 @@ def verify_bundle(
     with a checkpoint of other sizes.
     """
     options = options or VerifyOptions()
-    bundle = open_bundle(folder)
+    bundle = open_bundle(folder, decoder=False)
     backend = select_backend(options.backend, options.threads)
     clips = verify_clips(checkpoint, options.media, options.frames)
     stages = [_settings(bundle.manifest, checkpoint.config)]
@@ -82,15 +82,16 @@ def verify_bundle(
     vision_stages, tokens = _vision(bundle, backend, checkpoint, clips)
     stages += vision_stages
     progress("vision encoder and projector", 1, 1)
-    stages += [verify_prompts(bundle, clips), verify_embeddings(bundle, checkpoint)]
-    bound = _bound(bundle.manifest.precision, backend)
-    answers, decoder_stages = verify_decoder(
-        bundle, backend, checkpoint, clips, tokens, options.tokens, bound, progress
-    )
-    stages += decoder_stages
-    vision_bound = _vision_bound(bundle.manifest, backend)
-    stages += verify_whole_path(bundle, backend, clips, tokens, answers, options.tokens, vision_bound)
-    progress("whole path", 1, 1)
+    if checkpoint.config.has_decoder:
+        stages += [verify_prompts(bundle, clips), verify_embeddings(bundle, checkpoint)]
+        bound = _bound(bundle.manifest.precision, backend)
+        answers, decoder_stages = verify_decoder(
+            bundle, backend, checkpoint, clips, tokens, options.tokens, bound, progress
+        )
+        stages += decoder_stages
+        vision_bound = _vision_bound(bundle.manifest, backend)
+        stages += verify_whole_path(bundle, backend, clips, tokens, answers, options.tokens, vision_bound)
+        progress("whole path", 1, 1)
     return VerifyReport(
         bundle=str(folder),
         checkpoint=str(checkpoint.folder),
@@ -195,38 +196,47 @@ def _pruning(manifest: Manifest, clips: Sequence[VerifyClip]) -> StageResult:
 def _vision(
     bundle: Bundle, backend: Backend, checkpoint: Checkpoint, clips: Sequence[VerifyClip]
 ) -> tuple[list[StageResult], list[np.ndarray]]:
-    """The encoder's and the projectors' stages, and the reference's visual tokens float32 [K, hidden] of each clip."""
+    """The encoder's and the projectors' stages, and the reference's visual tokens float32 [K, hidden] of each clip.
+
+    A vision encoder alone has no projectors and no tokens.
+    """
     encoder = VisionEncoder.from_checkpoint(checkpoint)
     features = []
     for clip in clips:  # a frame at a time, for memory
         parts = [encoder(torch.from_numpy(frame[None])) for frame in clip.prepared.frames]
         features.append(torch.cat(parts).numpy())
     del encoder
-    tokens = []
-    for clip, values in zip(clips, features, strict=True):
-        merge = (checkpoint.config.image if clip.kind == "image" else checkpoint.config.video).merge_size
-        keep = torch.from_numpy(np.flatnonzero(clip.prepared.keep))
-        tokens.append(Projector.from_checkpoint(checkpoint, merge)(torch.from_numpy(values), keep).numpy())
+    tokens = _reference_tokens(checkpoint, clips, features) if checkpoint.config.has_decoder else []
     checkpoint.release()
 
     vision = VisionEngines(bundle, backend)
     ours = [encoded(vision, clip.prepared.frames) for clip in clips]
-    projected = [
-        vision.tokens(values, clip.kind, clip.prepared.keep) for values, clip in zip(features, clips, strict=True)
-    ]
     count = sum(len(clip.prepared.frames) for clip in clips)
     bound, encoder_bound = _bound(bundle.manifest.precision, backend), _vision_bound(bundle.manifest, backend)
     hint = "the vision encoder of the bundle is a different one, or runs incorrectly on this backend"
     stages = [compare("encoder", f"features of {count} frames", ours, features, encoder_bound, hint)]
     for kind in ("video", "image"):
-        chosen = [index for index, clip in enumerate(clips) if clip.kind == kind]
+        chosen = [parts for parts in zip(clips, features, tokens, strict=False) if parts[0].kind == kind]
         if chosen:
-            pairs = [[values[index] for index in chosen] for values in (projected, tokens)]
-            compared = f"{sum(len(part) for part in pairs[1])} visual tokens"
+            projected = [vision.tokens(values, kind, clip.prepared.keep) for clip, values, _ in chosen]
+            wanted = [part for _, _, part in chosen]
+            compared = f"{sum(map(len, wanted))} visual tokens"
             hint = f"projector-{kind}.onnx is a different one, or runs incorrectly on this backend"
-            stages.append(compare(f"projector, {kind}", compared, pairs[0], pairs[1], bound, hint))
+            stages.append(compare(f"projector, {kind}", compared, projected, wanted, bound, hint))
     if backend.device is None and fp16_file("vision") in bundle.manifest.files:
         other = fp16_on_host(backend)
         bounds = _vision_bound(bundle.manifest, other), _bound(bundle.manifest.precision, other)
         stages += verify_fp16_vision(VisionEngines(bundle, other), clips, features, tokens, bounds)
     return stages, tokens
+
+
+def _reference_tokens(
+    checkpoint: Checkpoint, clips: Sequence[VerifyClip], features: Sequence[np.ndarray]
+) -> list[np.ndarray]:
+    """The reference's projectors on its features."""
+    tokens = []
+    for clip, values in zip(clips, features, strict=True):
+        merge = (checkpoint.config.image if clip.kind == "image" else checkpoint.config.video).merge_size
+        keep = torch.from_numpy(np.flatnonzero(clip.prepared.keep))
+        tokens.append(Projector.from_checkpoint(checkpoint, merge)(torch.from_numpy(values), keep).numpy())
+    return tokens

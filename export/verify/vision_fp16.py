@@ -34,17 +34,18 @@ def verify_fp16_vision(
 ) -> list[StageResult]:
     """Two stages, each fed with the reference's input.
 
-    features float32 [F, h, w, C] and tokens float32 [K, hidden]: the reference's, for each clip. bounds: for both.
+    features float32 [F, h, w, C] and tokens float32 [K, hidden]: the reference's, for each clip; a vision encoder alone
+        has no tokens and only the first stage. bounds: for both.
     """
     ours = [encoded(vision, clip.prepared.frames) for clip in clips]
-    projected = [vision.tokens(part, clip.kind, clip.prepared.keep) for part, clip in zip(features, clips, strict=True)]
     hint = "the graph for GPUs belongs to another model"
     count = f"features of {sum(map(len, features))} frames, on this CPU"
-    visual = f"{sum(map(len, tokens))} visual tokens, on this CPU"
-    return [
-        compare("encoder for GPUs", count, ours, features, bounds[0], hint),
-        compare("projectors for GPUs", visual, projected, tokens, bounds[1], hint),
-    ]
+    stages = [compare("encoder for GPUs", count, ours, features, bounds[0], hint)]
+    if tokens:
+        projected = [vision.tokens(f, clip.kind, clip.prepared.keep) for f, clip in zip(features, clips, strict=True)]
+        visual = f"{sum(map(len, tokens))} visual tokens, on this CPU"
+        stages.append(compare("projectors for GPUs", visual, projected, tokens, bounds[1], hint))
+    return stages
 
 
 def encoded(vision: VisionEngines, frames: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..bundle.bundle import Bundle
-from ..bundle.manifest import VISION_GRAPHS, fp16_file
+from ..bundle.manifest import fp16_file
 from ..errors import BackendError, BundleError
 from ..host import adds_8_bit_products_exactly
 from .cuda import Device
@@ -137,7 +137,9 @@ class Backend:
 
         On a GPU the float16 graphs, or the float32 ones in bundles that were exported before there were any.
         """
-        fp16 = self.device is not None and all(fp16_file(graph) in bundle.manifest.files for graph in VISION_GRAPHS)
+        fp16 = self.device is not None and all(
+            fp16_file(graph) in bundle.manifest.files for graph in bundle.manifest.vision_graphs
+        )
         return fp16_file(name) if fp16 else f"{name}.onnx"
 
     def frame_limits(self, bundle: Bundle) -> FrameLimits:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..bundle.bundle import Bundle
 from ..bundle.manifest import MediaSpec
-from ..bundle.plans import InstalledEngines, choose_engines, read_engine_sets
+from ..bundle.plans import InstalledEngines, choose_engines, plans_of, read_engine_sets
 from ..bundle.profiles import Profile, frames_per_call, max_patches
 from ..errors import BackendError
 from .buffers import DeviceMemory
@@ -80,7 +80,12 @@ class TensorRtBackend(Backend):
         return self.device
 
     def _engines(self, bundle: Bundle) -> InstalledEngines:
-        found = read_engine_sets(bundle.folder, self.target)
+        needed = plans_of(bundle.manifest)
+        found = [
+            engines
+            for engines in read_engine_sets(bundle.folder, self.target)
+            if all(plan in engines.spec.plans for plan in needed)
+        ]
         gpu = self._gpu
         return choose_engines(found, self.target, str(self.library.__version__), gpu.name, gpu.capability)
 

@@ -21,12 +21,12 @@ from ..bundle.onnx_external import external_files
 from ..bundle.plans import (
     ENGINES,
     PLAN_MANIFEST,
-    PLANS,
     PORTABLE,
     EngineSet,
     PlanSpec,
     Target,
     TensorSpec,
+    plans_of,
     tensorrt_graph,
 )
 from ..bundle.profiles import DEFAULT_MEMORY_BYTES, Profile, projector_profiles, vision_profiles
@@ -58,17 +58,18 @@ def build_engines(
     options: BuildOptions,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> Path:
-    """Compiles the encoder and the projector of the bundle in `folder`.
+    """Compiles the encoder, and the projector if there is one, of the bundle in `folder`.
 
     Returns the new engine set's folder, which replaces one of the same key. progress: called with (plan, done, in all).
     Raises BackendError when TensorRT is missing or fails, BundleError when the bundle has no ONNX files for it,
     ConfigError for options that cannot work.
     """
     trt = import_tensorrt(options.target)
-    graphs = _graphs(folder, options.target, manifest.slim)
+    names = plans_of(manifest)
+    graphs = _graphs(folder, options.target, manifest.slim, names)
     sources = _sources(folder, manifest, list(graphs.values()))
     vision = vision_profiles(manifest, options.memory_bytes)
-    profiles = {"vision": vision, "projector": projector_profiles(manifest, vision)}
+    profiles = {name: vision if name == "vision" else projector_profiles(manifest, vision) for name in names}
     base = folder / ENGINES / options.target
     base.mkdir(parents=True, exist_ok=True)
     cache = base / TIMING_CACHE
@@ -198,9 +199,9 @@ def _tensor(trt: Any, tensor: Any) -> TensorSpec:
     return TensorSpec(tensor.name, dtype, tuple(int(size) for size in tensor.shape))
 
 
-def _graphs(folder: Path, target: str, slim: str) -> dict[str, str]:
+def _graphs(folder: Path, target: str, slim: str, names: Sequence[str]) -> dict[str, str]:
     """The file of each plan's graph; older bundles have them, with weights of their own, in `engines/`."""
-    newer, older = ({plan: name(plan) for plan in PLANS} for name in (tensorrt_graph, f"{ENGINES}/{{}}.onnx".format))
+    newer, older = ({plan: name(plan) for plan in names} for name in (tensorrt_graph, f"{ENGINES}/{{}}.onnx".format))
     for graphs in (newer, older):
         if all((folder / name).is_file() for name in graphs.values()):
             return graphs

@@ -17,15 +17,15 @@ from pathlib import Path, PurePosixPath
 
 from ..errors import BundleError
 from .json_file import read_json_file
-from .manifest import DECODER_GRAPH, SPECIAL_TOKENS, VISION_GRAPHS, FileEntry, Manifest
+from .manifest import DECODER_GRAPH, SPECIAL_TOKENS, FileEntry, Manifest
 from .onnx_external import external_files
 from .plans import engine_files
 from .seal import Seal, settled
 
 MANIFEST_NAME = "bundle.json"
 DEMO_BUNDLE = Path(__file__).parent.parent / "demo_bundle"
-ALWAYS_REQUIRED = ("tokenizer.json", "chat_template.jinja", "embeddings.safetensors")
-REQUIRED = (*ALWAYS_REQUIRED, *(f"{graph}.onnx" for graph in VISION_GRAPHS), DECODER_GRAPH)
+PROMPT_FILES = ("tokenizer.json", "chat_template.jinja", "embeddings.safetensors")
+"""That a bundle with a decoder always has, also a slim one."""
 _MAX_MANIFEST_BYTES = 16 << 20
 _MAX_TEMPLATE_BYTES = 1 << 20
 _TOLD = 20  # problems in one message
@@ -65,17 +65,21 @@ class Bundle:
         return sum(entry.bytes for entry in self.manifest.files.values())
 
 
-def open_bundle(folder: str | Path, quick: bool = False) -> Bundle:
+def open_bundle(folder: str | Path, quick: bool = False, decoder: bool = True) -> Bundle:
     """Checks a bundle in full and returns it.
 
+    decoder: whether it must have one, and not hold the vision encoder alone.
     quick: trusts the seal of an earlier quick call for the content of files that have not changed since, and leaves
         one. The demo bundle is small and not ours to write to: it is always hashed.
     Raises BundleError with every problem in one message: missing, changed or unsafe files, a damaged manifest, a
     format version of the future.
     """
     folder = Path(folder)
-    manifest = read_manifest(folder)
-    required = ALWAYS_REQUIRED if manifest.slim else REQUIRED
+    manifest = read_manifest(folder, decoder)
+    required = () if manifest.kind == "encoder" else PROMPT_FILES
+    if not manifest.slim:
+        graphs = (f"{graph}.onnx" for graph in manifest.vision_graphs)
+        required = (*required, *graphs, *(() if manifest.kind == "encoder" else (DECODER_GRAPH,)))
     problems = [f"{name} is missing from the manifest" for name in required if name not in manifest.files]
     if SPECIAL_TOKENS not in manifest.files and (folder / SPECIAL_TOKENS).exists():  # it would be read with no check
         problems.append(f"{SPECIAL_TOKENS} is not one of the bundle's files")
@@ -102,8 +106,11 @@ def bundle_folder(given: str | Path | None) -> Path:
     return DEMO_BUNDLE if given is None else Path(given)
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest alone, checked in itself but not against the files; BundleError if that fails."""
+def read_manifest(folder: Path, decoder: bool = True) -> Manifest:
+    """The manifest alone, checked in itself but not against the files; BundleError if that fails.
+
+    decoder: as for `open_bundle`.
+    """
     path = folder / MANIFEST_NAME
     if not folder.is_dir():
         raise BundleError(f"{folder} is not a folder; give the folder that `vl3edge export` wrote.")
@@ -116,6 +123,11 @@ def read_manifest(folder: Path) -> Manifest:
     manifest, problems = Manifest.from_json(data)
     if manifest is None:
         raise BundleError(f"{path} cannot be used: {_listed(problems)}.")
+    if decoder and manifest.kind == "encoder":
+        raise BundleError(
+            f"{folder} holds only a vision encoder, which answers nothing: use `vl3edge embed`, or the bundle of a "
+            "whole model."
+        )
     return manifest
 
 

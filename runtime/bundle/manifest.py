@@ -31,6 +31,9 @@ DECODER_GRAPH, FP16_DECODER_GRAPH, PREFILL_GRAPH = "decoder.onnx", "decoder-fp16
 VISION_GRAPHS = ("vision", "projector-image", "projector-video")
 """The graphs of the vision path, without ".onnx"."""
 
+ENCODER_GRAPH = "vision"
+"""The one of them that a bundle of the vision encoder alone has."""
+
 SlimTarget = Literal["cpu", "cuda", "rtx", "jetson"]
 
 Json = dict[str, Any]
@@ -97,6 +100,10 @@ class TextSpec:
     rotary_dim: int = 0
 
 
+NO_TEXT = TextSpec(0, 0, 0, 0, 0, 0, 0, 0)
+"""Of a bundle that holds the vision encoder alone: with these sizes there is nothing to reckon with."""
+
+
 @dataclass(frozen=True)
 class TokenSpec:
     """Token ids. In the authors' layout image_id and video_id are one and the same."""
@@ -138,6 +145,9 @@ class GenerationSpec:
         }
         return [f"generation.{name} is {getattr(self, name)}, out of bounds" for name, ok in right.items() if not ok]
 
+
+NO_TOKENS = TokenSpec(0, 0, ())
+"""Of a bundle that holds the vision encoder alone."""
 
 GREEDY = GenerationSpec()
 """What a checkpoint that asks for nothing gets, and bundles of before this was written."""
@@ -182,6 +192,7 @@ class FileEntry:
 class Manifest:
     """Everything `bundle.json` says.
 
+    kind: "encoder" for the vision encoder alone, whose text and tokens are NO_TEXT and NO_TOKENS.
     measured: figures of the export, per stage: largest and mean difference from the torch modules.
     quantization: of the decoder: method and settings, with the measured error; {"method": "none"} when the weights are
         whole.
@@ -204,6 +215,24 @@ class Manifest:
     prefill_quantization: PrefillQuantization = PrefillQuantization()
     generation: GenerationSpec = GREEDY
     slim: Literal["", "cpu", "cuda", "rtx", "jetson"] = ""
+    kind: Literal["model", "encoder"] = "model"
+
+    @property
+    def vision_graphs(self) -> tuple[str, ...]:
+        """The graphs of the vision path that it has, without ".onnx"."""
+        return (ENCODER_GRAPH,) if self.kind == "encoder" else VISION_GRAPHS
+
+    def encoder_alone(self) -> Manifest:
+        """As of a bundle of the same vision encoder alone, but for its files."""
+        return dataclasses.replace(
+            self,
+            kind="encoder",
+            text=NO_TEXT,
+            tokens=NO_TOKENS,
+            generation=GREEDY,
+            quantization={"method": "none"},
+            prefill_quantization=PrefillQuantization(),
+        )
 
     def to_json(self) -> Json:
         """The manifest as JSON values, with the format's name and version first and its own sha256 last."""
@@ -249,11 +278,14 @@ def sealed(data: Mapping[str, Any]) -> Json:
 def _inconsistencies(manifest: Manifest) -> list[str]:
     """What well-typed values can still get wrong."""
     problems = []
+    alone = manifest.kind == "encoder"
+    if alone and (manifest.text, manifest.tokens) != (NO_TEXT, NO_TOKENS):
+        problems.append("kind is encoder, but text and tokens describe a decoder")
     sizes: Json = {}
-    for part in ("vision", "text"):
+    for part in ("vision",) if alone else ("vision", "text"):
         sizes |= {f"{part}.{k}": v for k, v in dataclasses.asdict(getattr(manifest, part)).items()}
     sizes["processor.max_frames"] = manifest.processor.max_frames
-    theta, rotary_dim = sizes.pop("text.rope_theta"), sizes.pop("text.rotary_dim")
+    theta, rotary_dim = sizes.pop("text.rope_theta", 0), sizes.pop("text.rotary_dim", 0)
     known = 0 < theta < math.inf and 0 < rotary_dim <= manifest.text.head_dim and rotary_dim % 2 == 0
     if not known and (theta, rotary_dim) != (0, 0):
         problems.append(f"text.rope_theta {theta} and text.rotary_dim {rotary_dim} do not fit the heads")
@@ -267,18 +299,8 @@ def _inconsistencies(manifest: Manifest) -> list[str]:
             for name, (value, largest) in limits.items()
             if not 0 < value <= largest
         ]
-    text, tokens = manifest.text, manifest.tokens
-    if not problems and text.num_heads % text.num_kv_heads:
-        problems.append(f"text.num_heads {text.num_heads} is not a multiple of num_kv_heads {text.num_kv_heads}")
-    ids = {"tokens.image_id": tokens.image_id, "tokens.video_id": tokens.video_id}
-    ids |= {f"tokens.eos_ids[{i}]": token for i, token in enumerate(tokens.eos_ids)}
-    problems += [
-        f"{name} is {token}, outside the vocabulary of {text.vocab_size}"
-        for name, token in ids.items()
-        if not 0 <= token < text.vocab_size
-    ]
-    if not tokens.eos_ids:
-        problems.append("tokens.eos_ids is empty: generation would not stop")
+    if not alone:
+        problems += _decoder_problems(manifest.text, manifest.tokens, sound=not problems)
     if not all(s > 0 for s in manifest.processor.std):
         problems.append(f"processor.std is {list(manifest.processor.std)}, not above 0")
     if not manifest.processor.fps > 0:
@@ -292,6 +314,23 @@ def _inconsistencies(manifest: Manifest) -> list[str]:
     if not 0 <= stated.relative_error <= _LARGEST_ERROR:
         problems.append(f"prefill_quantization.relative_error is {short(stated.relative_error)}, out of bounds")
     return problems + manifest.generation.problems() + _quantization_problems(manifest.quantization)
+
+
+def _decoder_problems(text: TextSpec, tokens: TokenSpec, sound: bool) -> list[str]:
+    """sound: whether the sizes are known to be within bounds."""
+    problems = []
+    if sound and text.num_heads % text.num_kv_heads:
+        problems.append(f"text.num_heads {text.num_heads} is not a multiple of num_kv_heads {text.num_kv_heads}")
+    ids = {"tokens.image_id": tokens.image_id, "tokens.video_id": tokens.video_id}
+    ids |= {f"tokens.eos_ids[{i}]": token for i, token in enumerate(tokens.eos_ids)}
+    problems += [
+        f"{name} is {token}, outside the vocabulary of {text.vocab_size}"
+        for name, token in ids.items()
+        if not 0 <= token < text.vocab_size
+    ]
+    if not tokens.eos_ids:
+        problems.append("tokens.eos_ids is empty: generation would not stop")
+    return problems
 
 
 def _quantization_problems(facts: Mapping[str, Any]) -> list[str]:

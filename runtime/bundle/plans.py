@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from ..errors import BackendError, BundleError
 from .json_file import read_json, read_json_file
-from .manifest import FileEntry, Json
+from .manifest import FileEntry, Json, Manifest
 from .profiles import Profile, ShapeRange
 
 FORMAT = "vl3edge-engines"
@@ -66,7 +66,8 @@ class EngineSet:
     target: "rtx" (TensorRT for RTX) or "jetson" (TensorRT, wherever it runs). tensorrt: its version.
     device: name of the GPU the plans were compiled for and on, or "portable". compute_capabilities: of portable plans,
         such as "8.9"; empty means 8.0 and later.
-    memory_bytes: the bound the profiles were derived from. plans: by name, "vision" and "projector".
+    memory_bytes: the bound the profiles were derived from. plans: by name, "vision" and "projector"; of the vision
+        encoder alone, the former.
     sources: the ONNX files, relative to the bundle; files: relative to the manifest.
     """
 
@@ -98,6 +99,11 @@ class InstalledEngines:
 
     def plan_path(self, name: str) -> Path:
         return self.folder / f"{name}.plan"
+
+
+def plans_of(manifest: Manifest) -> tuple[str, ...]:
+    """Names of the plans that a bundle's vision path takes."""
+    return PLANS[:1] if manifest.kind == "encoder" else PLANS
 
 
 def tensorrt_graph(plan: str) -> str:
@@ -202,7 +208,8 @@ def _inconsistencies(path: Path, spec: EngineSet) -> list[str]:
     problems = []
     if path.parent.name != spec.key or path.parent.parent.name != spec.target:
         problems.append(f"it belongs in {ENGINES}/{spec.target}/{spec.key}")
-    for name in PLANS:
+    stated = spec.plans.keys() | {name.removesuffix(".plan") for name in spec.files}
+    for name in (plan for plan in PLANS if plan == "vision" or plan in stated):
         if name not in spec.plans:
             problems.append(f"plans.{name} is missing")
         elif not spec.plans[name].profiles:

@@ -14,14 +14,13 @@ from pathlib import Path
 
 from ..errors import BackendError, BundleError
 from ..files import write_whole
-from .bundle import ALWAYS_REQUIRED, MANIFEST_NAME, Bundle, open_bundle
+from .bundle import MANIFEST_NAME, PROMPT_FILES, Bundle, open_bundle
 from .kernel_set import kernel_files
 from .manifest import (
     DECODER_GRAPH,
     FP16_DECODER_GRAPH,
     PREFILL_GRAPH,
     SPECIAL_TOKENS,
-    VISION_GRAPHS,
     PrefillQuantization,
     SlimTarget,
     fp16_file,
@@ -48,7 +47,7 @@ def slim(folder: Path, target: SlimTarget, fits: Callable[[EngineSet], bool] = l
     fits: whether plans are for this device. Raises BundleError for a bundle that is damaged or has not the graphs,
     BackendError where no plans fit.
     """
-    bundle = open_bundle(folder)
+    bundle = open_bundle(folder, decoder=False)
     manifest = bundle.manifest
     sets = read_engine_sets(folder)
     kept = [engines for engines in sets if engines.spec.target == target and fits(engines.spec)]
@@ -72,18 +71,19 @@ def slim(folder: Path, target: SlimTarget, fits: Callable[[EngineSet], bool] = l
 
 def _needed(bundle: Bundle, target: str) -> set[str]:
     """Files of the manifest that the target's backends read, but for plans."""
-    files = bundle.manifest.files
+    files, vision = bundle.manifest.files, bundle.manifest.vision_graphs
+    graphs: list[str] = []
+    if bundle.manifest.kind == "model":
+        graphs += [DECODER_GRAPH if target == "cpu" else FP16_DECODER_GRAPH]
     if target == "cpu":
-        graphs = [DECODER_GRAPH, *(f"{graph}.onnx" for graph in VISION_GRAPHS)]
+        graphs += [f"{graph}.onnx" for graph in vision]
         graphs += [PREFILL_GRAPH] if PREFILL_GRAPH in files else []
-    else:
-        graphs = [FP16_DECODER_GRAPH]
     if target == "cuda":
-        fp16 = all(fp16_file(graph) in files for graph in VISION_GRAPHS)
-        graphs += [fp16_file(graph) if fp16 else f"{graph}.onnx" for graph in VISION_GRAPHS]
+        fp16 = all(fp16_file(graph) in files for graph in vision)
+        graphs += [fp16_file(graph) if fp16 else f"{graph}.onnx" for graph in vision]
     if missing := [graph for graph in graphs if graph not in files]:
         raise BundleError(f"{bundle.folder} has no {', '.join(missing)}, which {target} needs.")
-    kept = {*ALWAYS_REQUIRED, SPECIAL_TOKENS, *graphs} & files.keys()
+    kept = {*PROMPT_FILES, SPECIAL_TOKENS, *graphs} & files.keys()
     kept |= kernel_files(bundle) if target != "cpu" else set()
     return kept.union(*(external_files(bundle.folder / graph) for graph in graphs))
 

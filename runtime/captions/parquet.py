@@ -31,10 +31,10 @@ COLUMNS = {
 """Fields of a record, and their types in the table; what a record does not have is null."""
 
 
-def check_pyarrow() -> None:
-    """Raises ConfigError if pyarrow is not installed."""
+def check_pyarrow(what: str = "--format parquet") -> None:
+    """Raises ConfigError if pyarrow, which `what` needs, is not installed."""
     if importlib.util.find_spec("pyarrow") is None:
-        raise ConfigError("--format parquet needs pyarrow: pip install 'vl3edge[parquet]'")
+        raise ConfigError(f"{what} needs pyarrow: pip install 'vl3edge[parquet]'")
 
 
 def parquet_bytes(records: Iterable[CaptionResult]) -> Iterator[bytes]:
@@ -63,8 +63,13 @@ def record_table(records: Iterable[CaptionResult], names: Iterable[str] = COLUMN
 def _value(record: CaptionResult, name: str) -> Any:
     value = getattr(record, name)
     if name == "media":
-        return os.fsencode(value).decode("utf-8", "backslashreplace")
+        return shown_name(value)
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+
+
+def shown_name(media: str) -> str:
+    """The name of media as Parquet can hold it."""
+    return os.fsencode(media).decode("utf-8", "backslashreplace")
 
 
 class _Sink:

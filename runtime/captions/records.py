@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from ..jobs import CaptionResult
@@ -11,7 +12,12 @@ from ..terminal import one_line, printable, steers
 
 def json_line(record: CaptionResult) -> bytes:
     """The record as one line of JSON in UTF-8, with its line end."""
-    return f"{json_text(record.to_json())}\n".encode()
+    return fields_line(record.to_json())
+
+
+def fields_line(fields: Mapping[str, Any]) -> bytes:
+    """An object as one line of JSON in UTF-8, with its line end."""
+    return f"{json_text(fields)}\n".encode()
 
 
 def json_text(value: Any) -> str:
@@ -30,7 +36,7 @@ def text_line(record: CaptionResult, several: bool) -> str:
         return ""
     name = f"{one_line(record.media)}: " if several else ""
     caption = printable(record.caption or "")
-    span = f"{_clock(record.start_s or 0.0)} - {_clock(record.end_s or 0.0)}"
+    span = f"{clock_time(record.start_s or 0.0)} - {clock_time(record.end_s or 0.0)}"
     if record.found:
         return f"{name}{span}\n"
     if record.found is False:
@@ -38,7 +44,7 @@ def text_line(record: CaptionResult, several: bool) -> str:
     return f"{name}[{span}] {caption}\n" if record.segment is not None else f"{name}{caption}\n"
 
 
-def _clock(seconds: float) -> str:
+def clock_time(seconds: float) -> str:
     """A time as people read it: 0:01:02.5."""
     tenths = round(seconds * 10)
     minutes, tenths = divmod(tenths, 600)

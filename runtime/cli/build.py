@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError(
             f"--target {options.target} needs no plans; use --slim to delete what only other targets need"
         )
-    manifest = read_manifest(options.bundle)
+    manifest = read_manifest(options.bundle, decoder=False)
     device = PORTABLE if options.target == "rtx" else open_device().name
     build = BuildOptions(
         options.target, options.memory_mb << 20, tuple(dict.fromkeys(options.compute_capability)), device

@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
         print(f"{'gpu':<12} {e}")
     if options.bundle is not None:
         print()
-        _describe(open_bundle(options.bundle))
+        _describe(open_bundle(options.bundle, decoder=False))
     return 0
 
 
@@ -70,11 +70,14 @@ def _describe(bundle: Bundle) -> None:
         f"vision       {vision.num_layers} layers of {vision.hidden_size}, patches of {vision.patch_size} pixels"
         f"{products}"
     )
-    _show(
-        f"decoder      {text.num_layers} layers of {text.hidden_size}, {text.num_heads} heads on {text.num_kv_heads}, "
-        f"vocabulary {text.vocab_size}, context {text.max_position_embeddings}"
-    )
-    _show(f"answers      {_generation_line(manifest)}")
+    if manifest.kind == "encoder":
+        _show("decoder      none: this is a vision encoder alone, for `vl3edge embed`")
+    else:
+        _show(
+            f"decoder      {text.num_layers} layers of {text.hidden_size}, {text.num_heads} heads on "
+            f"{text.num_kv_heads}, vocabulary {text.vocab_size}, context {text.max_position_embeddings}"
+        )
+        _show(f"answers      {_generation_line(manifest)}")
     _show(f"exported by  {', '.join(f'{name} {number}' for name, number in manifest.versions.items())}")
     if has_kernels(bundle):
         kernels = read_kernel_set(bundle).manifest

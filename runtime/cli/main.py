@@ -21,6 +21,7 @@ from . import bench as cli_bench
 from . import build as cli_build
 from . import caption as cli_caption
 from . import compare as cli_compare
+from . import embed as cli_embed
 from . import evaluate as cli_evaluate
 from . import info as cli_info
 from . import inspect as cli_inspect
@@ -34,6 +35,7 @@ COMMANDS = (
     cli_ask,
     cli_watch,
     cli_serve,
+    cli_embed,
     cli_inspect,
     cli_evaluate,
     cli_compare,

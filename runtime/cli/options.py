@@ -25,15 +25,18 @@ from .stderr import progress
 Model = TypeVar("Model", bound=VideoLlama3)
 
 
-def add_model(parser: argparse.ArgumentParser, named: bool = True, limits: MediaLimits = DEFAULT_LIMITS) -> None:
+def add_model(
+    parser: argparse.ArgumentParser, named: bool = True, limits: MediaLimits = DEFAULT_LIMITS, decodes: bool = True
+) -> None:
     """named: whether -m names the bundle; else the command has it as an argument `model`. limits: those of media that
-    have no option."""
+    have no option. decodes: whether the command uses the decoder."""
     parser.set_defaults(limits=limits)
     group = parser.add_argument_group("model")
     if named:
         group.add_argument("-m", "--model", metavar="BUNDLE", help="bundle to use (default: the small demo bundle)")
     group.add_argument("--backend", choices=BACKENDS, default="auto", help="where to run (default: auto)")
-    add_decoder(group)
+    if decodes:
+        add_decoder(group)
     group.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: one per core)")
     group.add_argument(
         "--memory-limit",
@@ -84,7 +87,8 @@ def write_json(file: Path | None, content: Any) -> None:
         file.write_text(text, encoding="utf-8")
 
 
-def add_sampling(parser: argparse.ArgumentParser) -> None:
+def add_sampling(parser: argparse.ArgumentParser, prunes: bool = True, most: str = "the model's, 180") -> None:
+    """prunes: whether the command drops tokens. most: how many frames it takes by default."""
     group = parser.add_argument_group("frames")
     group.add_argument(
         "--as",
@@ -93,12 +97,13 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         help="treat MEDIA as this (default: by content; an animation is a video, a folder depends on its pictures)",
     )
     group.add_argument("--fps", type=float, help="frames sampled per second (default: the model's, 1)")
-    group.add_argument("--max-frames", type=int, metavar="N", help="at most N frames (default: the model's, 180)")
+    group.add_argument("--max-frames", type=int, metavar="N", help=f"at most N frames (default: {most})")
     group.add_argument("--start", type=float, metavar="S", help="start at second S")
     group.add_argument("--end", type=float, metavar="S", help="end at second S")
     add_source_fps(group)
     add_rule(group)
-    add_pruning(group)
+    if prunes:
+        add_pruning(group)
 
 
 def add_rule(group: argparse._ArgumentGroup) -> None:

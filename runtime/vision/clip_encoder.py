@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ..backends.features import on_host
 from ..bundle.manifest import MediaSpec, ProcessorSpec
 from ..config import MediaKind, PruningConfig, SamplingPlan
 from ..errors import ConfigError, MediaError, MediaWarning
@@ -29,7 +30,8 @@ from .clip import Clip
 from .difffp import FramePruner
 from .difffp_threshold import check_budget
 from .engines import VisionEngines
-from .frame_encoder import EncodedFrames, FrameEncoder
+from .frame_encoder import EncodedFrames, FrameEncoder, check_finite
+from .frame_features import FrameFeatures, merged, vectors_of
 from .opened_media import OpenedMedia
 from .pending_clip import AnyClip, PendingClip
 from .read_ahead import read_ahead
@@ -134,6 +136,25 @@ class ClipEncoder:
         size = self._size("the stream", shape, [shape])
         self._frames_per_call("the stream", replace(shape, num_frames=0), size)  # they come one by one
         return StreamFrames(self._work("video", pruning), size, self._processor.rule)
+
+    def features(self, media: OpenedMedia, tokens: bool, frames_expected: int | None) -> Iterator[FrameFeatures]:
+        """The encoder's features of opened media, unpruned, chunk by chunk; see `FrameEmbedder.features`."""
+        spec, shape = self._spec(media.kind), self._shape(media)
+        if media.kind == "video":
+            sharing = frames_expected or frames_sharing_budget(spec, self._processor.max_frames)
+            shape = replace(shape, num_frames=sharing)
+        height, width = size = self._size(media.name, shape, [shape])
+        at_once = self._frames_per_call(media.name, replace(shape, num_frames=media.num_frames), size)
+        work = FrameEncoder(self._vision, media.kind, None, spec.merge_size, self._patch_size)
+        number = 0
+        with closing(read_ahead(self._frames(media, size, at_once))) as chunks:
+            for frames in chunks:
+                maps = merged(on_host(work.features(frames)), spec.merge_size)
+                times = media.timestamps_s[number : number + len(frames)]
+                number += len(frames)
+                check_finite(maps, size)
+                kept = maps if tokens else None
+                yield FrameFeatures(media.kind, media.name, times, height, width, vectors_of(maps), kept)
 
     def frames(self, media: OpenedMedia) -> np.ndarray:
         """What would be encoded of media alone, uint8 [F, H, W, 3]: all frames, sampled and resized."""

@@ -50,6 +50,8 @@ class VisionEngines:
     def _run_once(self) -> None:
         side = self._patch_size * self._bundle.manifest.processor.video.merge_size
         features = self.features(np.zeros((1, side, side, 3), np.uint8))
+        if self._bundle.manifest.kind == "encoder":
+            return
         self.tokens(features, "video", np.ones((1, 1), np.bool_))
 
     @property

@@ -70,15 +70,10 @@ class FrameEncoder:
         begin = time.perf_counter()
         keep = self._keep(frames)
         pruned = time.perf_counter()
-        features = self._features(frames)
+        features = self.features(frames)
         encoded = time.perf_counter()
         tokens = self._vision.tokens(features, self._kind, keep)
-        if not np.isfinite(tokens).all():
-            raise BackendError(
-                f"the vision encoder's output is NaN or infinite for a picture of {frames.shape[2]}×{frames.shape[1]} "
-                "pixels: its weights are damaged, or its precision is too low on this backend; `vl3edge verify` finds "
-                "the stage"
-            )
+        check_finite(tokens, frames.shape[1:3])
         self.projector_s += time.perf_counter() - encoded
         self.vision_s += encoded - pruned
         self.prune_s += pruned - begin
@@ -106,7 +101,7 @@ class FrameEncoder:
             return np.ones((len(frames), frames.shape[1] * frames.shape[2] // self.block**2), np.bool_)
         return np.stack([self._pruner.push(frame) for frame in frames])
 
-    def _features(self, frames: np.ndarray) -> Features:
+    def features(self, frames: np.ndarray) -> Features:
         """Features of all frames; one that equals its predecessor takes the predecessor's."""
         new: list[np.ndarray] = []
         source: list[int] = []  # per frame, its place among the encoded ones; −1 is the last chunk's last frame
@@ -122,3 +117,12 @@ class FrameEncoder:
         features = gathered(encoded, np.array(source) + offset) if len(source) > len(new) else encoded[-1]
         self._last_features = frames_of(features, len(frames) - 1, len(frames))
         return features
+
+
+def check_finite(values: np.ndarray, size: tuple[int, ...]) -> None:
+    """Raises BackendError for an output of the vision path that is no number. size: (height, width) of the frames."""
+    if not np.isfinite(values).all():
+        raise BackendError(
+            f"the vision encoder's output is NaN or infinite for a picture of {size[1]}×{size[0]} pixels: its weights "
+            "are damaged, or its precision is too low on this backend; `vl3edge verify` finds the stage"
+        )
