@@ -26,6 +26,7 @@ from .staging import check_target, staged_folder
 from .tensor_source import Float32Source
 from .tensorrt import require_tensorrt, write_tensorrt
 from .vision_stage import vision_calibration, write_vision
+from .vocabulary.head_vocabulary import head_vocabulary
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ def export_bundle(
     options = options or ExportOptions()
     options.check(checkpoint.config)
     check_target(target.resolve(), options.force)
-    draft = make_manifest(checkpoint.config, options, checkpoint.commit)
+    vocabulary = head_vocabulary(checkpoint, options.vocabulary)
+    draft = make_manifest(checkpoint.config, options, checkpoint.commit, vocabulary)
     try_chat_template(checkpoint, draft)
     check_values(checkpoint, options.largest_storable)
     progress("weights read through", 1, 1)
@@ -62,15 +64,17 @@ def export_bundle(
         draft = replace(draft, versions=draft.versions | compilers)
         calibration = vision_calibration(checkpoint, options, draft, progress)
         write_prompt_files(checkpoint, folder)
+        vocabulary.write(folder)
         measured, encoder = write_vision(checkpoint, folder, options, calibration, progress)
         measured |= write_tensorrt(checkpoint, Float32Source(checkpoint), folder, draft, progress, calibration)
-        table = export_embeddings(checkpoint, folder, options.stored_precision)
+        tied = checkpoint.config.text.tie_word_embeddings
+        table = export_embeddings(checkpoint, folder, options.stored_precision, vocabulary.ids if tied else None)
         progress("embeddings", 1, 1)
         engines = Bundle(folder, list_files(draft, folder))
         data = calibration_data(checkpoint, engines, options, progress)
         quantized = quantized_decoder(checkpoint, data, options, target, progress)
         prefill = write_prefill_graph(checkpoint, data, folder, options, quantized, progress)
-        measured |= write_decoder(checkpoint, folder, options, table, quantized, progress)
+        measured |= write_decoder(checkpoint, folder, options, table, quantized, progress, vocabulary.ids)
         if options.compiles_kernels:
             write_kernels(folder, draft.text, progress)
         manifest = replace(

@@ -19,6 +19,7 @@ from .kernel_set import kernel_files
 from .manifest import (
     DECODER_GRAPH,
     FP16_DECODER_GRAPH,
+    HEAD_TOKENS,
     PREFILL_GRAPH,
     SPECIAL_TOKENS,
     VISION_GRAPHS,
@@ -83,7 +84,7 @@ def _needed(bundle: Bundle, target: str) -> set[str]:
         graphs += [fp16_file(graph) if fp16 else f"{graph}.onnx" for graph in VISION_GRAPHS]
     if missing := [graph for graph in graphs if graph not in files]:
         raise BundleError(f"{bundle.folder} has no {', '.join(missing)}, which {target} needs.")
-    kept = {*ALWAYS_REQUIRED, SPECIAL_TOKENS, *graphs} & files.keys()
+    kept = {*ALWAYS_REQUIRED, SPECIAL_TOKENS, HEAD_TOKENS, *graphs} & files.keys()
     kept |= kernel_files(bundle) if target != "cpu" else set()
     return kept.union(*(external_files(bundle.folder / graph) for graph in graphs))
 

@@ -19,6 +19,7 @@ from ..bundle.manifest import DECODER_GRAPH, PREFILL_GRAPH, Manifest
 from ..bundle.plans import read_engine_sets
 from ..config import DEFAULT_NEW_TOKENS
 from ..errors import BackendError, BundleError
+from ..memory_estimate import gpu_step_bytes
 from ..terminal import one_line
 
 _PACKAGES = ("vl3edge", "numpy", "av", "pillow", "tokenizers", "jinja2")
@@ -74,6 +75,8 @@ def _describe(bundle: Bundle) -> None:
         f"decoder      {text.num_layers} layers of {text.hidden_size}, {text.num_heads} heads on {text.num_kv_heads}, "
         f"vocabulary {text.vocab_size}, context {text.max_position_embeddings}"
     )
+    if text.head_rows:
+        _show(f"head         of {text.head_rows} of {text.vocab_size} tokens; words outside cannot be said as they are")
     _show(f"answers      {_generation_line(manifest)}")
     _show(f"exported by  {', '.join(f'{name} {number}' for name, number in manifest.versions.items())}")
     if has_kernels(bundle):
@@ -137,6 +140,7 @@ def contents_table(manifest: Manifest) -> str:
             f"prompts in 8 bits on a CPU, calibrated on {prefill.calibration_tokens} tokens: keys and values of "
             f"held-out prompts differ by at most {prefill.relative_error:.2%} of their spread in any layer",
         ]
+    lines += _vocabulary_lines(manifest)
     lines += _quantization_lines(manifest.quantization)
     if whole := manifest.quantization.get("fp16_bytes"):
         graphs = [f"{name}{end}" for name in (DECODER_GRAPH, PREFILL_GRAPH) for end in ("", ".data")]
@@ -146,6 +150,26 @@ def contents_table(manifest: Manifest) -> str:
             f"decoder with embeddings and rotary tables: {size / 1e6:.2f} MB, its weights in fp16 {whole / 1e6:.2f} MB"
         )
     return "\n".join(lines)
+
+
+def _vocabulary_lines(manifest: Manifest) -> list[str]:
+    """What a head that has not the whole vocabulary keeps, loses and saves."""
+    text, spec = manifest.text, manifest.vocabulary
+    if not text.head_rows:
+        return []
+    before, after = (gpu_step_bytes(manifest, rows) / 1e6 for rows in (text.vocab_size, text.head_rows))
+    lines = [
+        "",
+        f"output head: {text.head_rows} of {text.vocab_size} tokens, by {spec.source}; a step on a GPU reads "
+        f"{after:.2f} MB of weights instead of {before:.2f}",
+    ]
+    if spec.held_out_tokens:
+        lines.append(
+            f"of the texts' {spec.held_out_tokens} tokens in every other line, a head made from the rest says "
+            f"{1 - spec.held_out_lost / spec.held_out_tokens:.2%}; the other {spec.held_out_lost} take it "
+            f"{spec.held_out_spelled} tokens, if the model spells them so"
+        )
+    return lines
 
 
 def _quantization_lines(report: Mapping[str, Any]) -> list[str]:
