@@ -10,15 +10,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ..backends.cuda import open_device
-from ..backends.onnxruntime import import_onnxruntime
+from ..backends.cuda import CudaDevice, open_device
+from ..backends.onnxruntime import Backend, import_onnxruntime
 from ..backends.tensorrt_library import import_tensorrt
 from ..bundle.bundle import Bundle, open_bundle
 from ..bundle.kernel_set import has_kernels, read_kernel_set
 from ..bundle.manifest import DECODER_GRAPH, PREFILL_GRAPH, Manifest
 from ..bundle.plans import read_engine_sets
+from ..bundle.tuning import TunedFor, tuning_lines
 from ..config import DEFAULT_NEW_TOKENS
 from ..errors import BackendError, BundleError
+from ..kernels.launcher import open_launcher
 from ..memory_estimate import gpu_step_bytes
 from ..terminal import one_line
 
@@ -46,6 +48,7 @@ def run(options: argparse.Namespace) -> int:
             print(f"{name:<12} {import_tensorrt(target).__version__}")
         except BackendError:
             print(f"{name:<12} not installed")
+    gpu = None
     try:
         gpu = open_device()
         print(f"{'gpu':<12} {gpu.name}, compute capability {gpu.capability[0]}.{gpu.capability[1]}")
@@ -53,11 +56,11 @@ def run(options: argparse.Namespace) -> int:
         print(f"{'gpu':<12} {e}")
     if options.bundle is not None:
         print()
-        _describe(open_bundle(options.bundle))
+        _describe(open_bundle(options.bundle), gpu)
     return 0
 
 
-def _describe(bundle: Bundle) -> None:
+def _describe(bundle: Bundle, gpu: CudaDevice | None) -> None:
     manifest = bundle.manifest
     text, vision = manifest.text, manifest.vision
     _show(f"bundle       {bundle.folder}: all files present and unchanged")
@@ -83,6 +86,8 @@ def _describe(bundle: Bundle) -> None:
         kernels = read_kernel_set(bundle).manifest
         forms = ", ".join(name.removesuffix(".zip") for name in kernels.archives)
         _show(f"kernels      {len(kernels.kernels)} of the decoder, as {forms}")
+        for line in tuning_lines(bundle.folder, read_kernel_set(bundle).digest, _tuned_for(gpu, bundle)):
+            _show(f"tuned        {line}")
     for engines in read_engine_sets(bundle.folder):
         spec = engines.spec
         profiles = spec.plans["vision"].profiles
@@ -96,6 +101,16 @@ def _describe(bundle: Bundle) -> None:
             f"{bundle.folder}: the measurements or quantization in bundle.json are damaged ({e}). "
             "Copy or export the bundle again."
         ) from e
+
+
+def _tuned_for(gpu: CudaDevice | None, bundle: Bundle) -> TunedFor | None:
+    """What kernels would have to be tuned for here; None where they cannot run."""
+    if gpu is None:
+        return None
+    try:
+        return open_launcher(Backend("cuda", (), "", device=gpu), bundle)[1].tuned_for
+    except BackendError:
+        return None
 
 
 def _generation_line(manifest: Manifest) -> str:
