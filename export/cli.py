@@ -40,6 +40,8 @@ def _export(options: argparse.Namespace) -> None:
     if wanted.plan is not None and checkpoint.config.quantization is not None:
         progress("the checkpoint's decoder is already quantized: exported unchanged, ignoring --bits and --group-size")
     report = export_bundle(checkpoint, options.output, wanted, ProgressLines())
+    if wanted.vocabulary is not None and not report.manifest.text.head_rows:
+        progress("--vocabulary leaves nothing out: the output head has all tokens")
     print(contents_table(report.manifest))
     print(f"\nbundle: {report.folder}")
 

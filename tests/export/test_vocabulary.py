@@ -16,14 +16,14 @@ from tokenizers import Tokenizer
 from vl3edge.export import cli
 from vl3edge.export.errors import ExportError
 from vl3edge.export.options import ExportOptions, default_head_bits
-from vl3edge.export.pipeline import export_bundle
+from vl3edge.export.pipeline import ExportReport, export_bundle
 from vl3edge.export.verify.verify import VerifyOptions, verify_bundle
 from vl3edge.export.vocabulary import head_vocabulary as vocabulary
 from vl3edge.export.vocabulary.texts import texts
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.demo.evaluate import CHECKPOINT
 from vl3edge.runtime import GenerationConfig, VideoLlama3
-from vl3edge.runtime.bundle.bundle import open_bundle
+from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, open_bundle
 from vl3edge.runtime.bundle.head_tokens import HeadTokens
 from vl3edge.runtime.bundle.manifest import HEAD_TOKENS
 from vl3edge.runtime.bundle.slim import slim
@@ -132,11 +132,17 @@ def test_a_tokenizer_without_bytes_is_refused(demo: Checkpoint, monkeypatch: pyt
         vocabulary.head_vocabulary(demo, "corpus")
 
 
-def test_a_list_of_everything_leaves_nothing_out(demo: Checkpoint, tmp_path: Path) -> None:
+def test_a_list_of_everything_leaves_nothing_out(
+    demo: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     tokenizer = Tokenizer.from_str(demo.tokenizer_json())
     words = [tokenizer.decode([id_]) for id_ in range(demo.config.text.vocab_size)]
     (tmp_path / "all.txt").write_text("\n".join(words))
     assert vocabulary.head_vocabulary(demo, str(tmp_path / "all.txt")) == vocabulary.WHOLE
+    report = ExportReport(tmp_path, open_bundle(DEMO_BUNDLE).manifest)
+    monkeypatch.setattr(cli, "export_bundle", lambda *arguments: report)
+    assert cli.main([str(CHECKPOINT), "-o", str(tmp_path / "b"), "--vocabulary", str(tmp_path / "all.txt")]) == 0
+    assert "--vocabulary leaves nothing out: the output head has all tokens" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
