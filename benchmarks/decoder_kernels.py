@@ -2,7 +2,7 @@
 
     python benchmarks/decoder_kernels.py [--counts-only]
 
-Compiles the kernels of the released sizes (int4 in groups of 128, a head of 8 bits) for every kind of GPU, without
+Compiles the kernels of the released sizes (int4 in groups of 128, a head of 4 bits) for every kind of GPU, without
 one, and counts what a step and a prompt cannot do without (`decoder_limits.py`). Says nothing of speed. Writes
 benchmarks/results/decoder_kernels.json; --counts-only keeps what was compiled.
 """
@@ -22,11 +22,13 @@ from decoder_limits import DEVICES, PROMPT, Counts
 from vl3edge.export.graphs.decoder import text_spec
 from vl3edge.export.kernels.compile import compile_kernels
 from vl3edge.export.kernels.shape import DecoderShape, MatrixKind, uniform_shape
+from vl3edge.export.options import default_head_bits
 from vl3edge.models.synthetic.random import preset
 
 RESULTS = Path(__file__).parent / "results" / "decoder_kernels.json"
 SIZES = ("2b", "7b")
 _LONG = 16_000
+ENGLISH = 68_864  # about: rows of the released tokenizer that `--vocabulary corpus` keeps
 
 
 def main() -> None:
@@ -45,19 +47,23 @@ def main() -> None:
 def released(size: str) -> DecoderShape:
     """A released decoder, as it is exported by default."""
     config = preset(size).text
-    return uniform_shape(text_spec(config), config.rms_norm_eps, bits=4, group=128, head_bits=8)
+    return uniform_shape(
+        text_spec(config), config.rms_norm_eps, bits=4, group=128, head_bits=default_head_bits(["cuda"])
+    )
 
 
 def counted(shape: DecoderShape) -> dict[str, Any]:
     """The launches of a step and of a prompt; of a step also where it reads less, or more."""
-    small_head = replace(shape.head, bits=4)
-    four = replace(shape, head=small_head, embeddings=small_head)
+    large_head = replace(shape.head, bits=8)
+    eight = replace(shape, head=large_head, embeddings=large_head)
+    english = replace(shape, text=replace(shape.text, head_rows=ENGLISH))
     layers = {role: frozenset(_in_bits(kinds, 2)) for role, kinds in shape.matrices.items()}
     return {
         "step": Counts(shape).step(),
         "step, context 16,000": Counts(shape).step(_LONG),
-        "step, head of 4 bits": Counts(four).step(),
-        "step, layers of 2 bits": Counts(replace(four, matrices=layers)).step(),
+        "step, head of 8 bits": Counts(eight).step(),
+        "step, head of English words": Counts(english).step(),
+        "step, layers of 2 bits": Counts(replace(shape, matrices=layers)).step(),
         "prompt": Counts(shape).prompt(),
     }
 

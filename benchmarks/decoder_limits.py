@@ -82,7 +82,7 @@ class Counts:
     def step(self, context: int = CONTEXT) -> list[Launch]:
         """The launches of a step of one row."""
         text, layers = self._text, self._text.num_layers
-        hidden, wide, vocabulary = text.hidden_size, text.intermediate_size, text.vocab_size
+        hidden, wide, vocabulary = text.hidden_size, text.intermediate_size, text.num_logits
         parts = text.num_heads * SPLITS * (text.head_dim + 2) * 4
         position = 2 * text.num_kv_heads * text.head_dim * 2
         row = stored(self._shape.embeddings, 1)

@@ -14,9 +14,10 @@ from vl3edge.runtime.cli.info import contents_table
 from vl3edge.runtime.cli.stderr import exit_status, progress
 from vl3edge.runtime.errors import ConfigError
 
-from .options import TARGETS, ExportOptions
+from .options import TARGETS, ExportOptions, default_head_bits
 from .pipeline import export_bundle
 from .progress import ProgressLines
+from .vocabulary.texts import CORPUS
 
 
 def main(argv: Sequence[str]) -> int:
@@ -39,6 +40,8 @@ def _export(options: argparse.Namespace) -> None:
     if wanted.plan is not None and checkpoint.config.quantization is not None:
         progress("the checkpoint's decoder is already quantized: exported unchanged, ignoring --bits and --group-size")
     report = export_bundle(checkpoint, options.output, wanted, ProgressLines())
+    if wanted.vocabulary is not None and not report.manifest.text.head_rows:
+        progress("--vocabulary leaves nothing out: the output head has all tokens")
     print(contents_table(report.manifest))
     print(f"\nbundle: {report.folder}")
 
@@ -46,6 +49,8 @@ def _export(options: argparse.Namespace) -> None:
 def _export_options(options: argparse.Namespace) -> ExportOptions:
     """Raises ConfigError for options that no checkpoint can satisfy."""
     plan = None
+    targets = tuple(dict.fromkeys(options.target or ["cpu"]))
+    head_bits = options.head_bits or default_head_bits(targets)
     if options.quant == "none" and options.save_gptq is not None:
         raise ConfigError("--save-gptq and --quant none are mutually exclusive")
     if options.calibration_tokens < 1:
@@ -56,14 +61,14 @@ def _export_options(options: argparse.Namespace) -> ExportOptions:
                 method=options.quant,
                 bits="auto" if options.bits == "auto" else int(options.bits),
                 average_bits=options.average_bits,
-                head_bits=None if options.head_bits == 16 else options.head_bits,
+                head_bits=None if head_bits == 16 else head_bits,
                 group_size=options.group_size,
                 symmetric=not options.asymmetric,
             )
         except QuantError as e:
             raise ConfigError(str(e)) from e
     return ExportOptions(
-        targets=tuple(dict.fromkeys(options.target or ["cpu"])),
+        targets=targets,
         plan=plan,
         precision=options.precision,
         calibration=tuple(options.calibration),
@@ -72,6 +77,7 @@ def _export_options(options: argparse.Namespace) -> ExportOptions:
         activation_bits=options.activation_bits,
         vision_bits=options.vision_bits,
         prefill_bits=options.prefill_bits,
+        vocabulary=options.vocabulary,
         name=options.name,
         force=options.force,
         kernels=not options.no_kernels,
@@ -103,7 +109,10 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--bits", choices=("3", "4", "8", "auto"), default="4", help="bits of the layers (default: 4)")
     group.add_argument("--average-bits", type=float, default=4.5, help="average for --bits auto (default: 4.5)")
     group.add_argument(
-        "--head-bits", type=int, choices=(4, 8, 16), default=8, help="bits of the output head (default: 8)"
+        "--head-bits",
+        type=int,
+        choices=(4, 8, 16),
+        help="bits of the output head (default: 8; 4 where a target is cuda, rtx or jetson)",
     )
     group.add_argument("--group-size", type=int, default=128, help="weights that share a scale (default: 128)")
     group.add_argument("--asymmetric", action="store_true", help="store zero points, better at few bits")
@@ -135,6 +144,13 @@ def _parser() -> argparse.ArgumentParser:
         default=16,
         help="8: the encoder's products in 8 bits, twice as fast on CPUs; calibrated on the same media (default: 16, "
         "float)",
+    )
+    parser.add_argument(
+        "--vocabulary",
+        metavar=f"FILE|{CORPUS}",
+        help="leave rows out of the output head, for fewer bytes a step; not lossless: other words are spelled in more "
+        "tokens, if at all. FILE: text or .jsonl of what will be said; corpus: the calibration's conversations and all "
+        "English words (default: keep all)",
     )
     parser.add_argument("--force", action="store_true", help="replace an existing bundle")
     return parser

@@ -29,13 +29,14 @@ def check_decoder(
     folder: Path,
     progress: Callable[[int, int], None],
     graphs: Sequence[str] = (DECODER_GRAPH,),
+    head_ids: np.ndarray | None = None,
 ) -> dict[str, Difference]:
     """Logits of exported decoders against the torch layers, run one at a time, after a prefill and after a step.
 
     graphs: file names; the result is keyed by their stems. For a quantized decoder, the torch layers have the
-    dequantized weights. The inputs are embeddings of tokens drawn from the whole vocabulary. progress: called with
-    (layers done, in all). Raises ExportError for a decoder with values that float16 cannot hold, if one of the graphs
-    computes in it.
+    dequantized weights. The inputs are embeddings of tokens drawn from the whole vocabulary. head_ids: int64 [n], the
+    tokens that have logits; None is all. progress: called with (layers done, in all). Raises ExportError for a decoder
+    with values that float16 cannot hold, if one of the graphs computes in it.
     """
     config = checkpoint.config.text
     ids = torch.randint(config.vocab_size, (_TOKENS,), generator=torch.Generator().manual_seed(0))
@@ -44,12 +45,13 @@ def check_decoder(
     (reference,) = reference_logits(checkpoint, [inputs], [2], progress, fp16_range)
     if FP16_DECODER_GRAPH in graphs:
         fp16_range.check("the decoder for GPUs runs")
+    reference = reference if head_ids is None else reference[:, head_ids]
     checkpoint.release()  # its mapped weights and the session's need not be in memory together
 
     measured = {}
     for name in graphs:
         graph = DecoderGraph(load_session(folder / name, prepack=isinstance(checkpoint, DequantizedCheckpoint)))
-        decoder = Decoder(graph, text_spec(config))
+        decoder = Decoder(graph, text_spec(config, head_ids))
         decoder.prefill(inputs[:-1].numpy())
         prefilled = decoder.logits[0].copy()
         decoder.step(inputs[-1:].numpy())

@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.quant.calibration import CalibrationSet
 from vl3edge.quant.dequantized import DequantizedCheckpoint
@@ -86,8 +88,12 @@ def write_decoder(
     table: StoredMatrix,
     quantized: Quantized | None,
     progress: Progress,
+    head_ids: np.ndarray | None = None,
 ) -> dict[str, Difference]:
-    """Writes the decoder's graphs; returns their differences from torch by file stem. table: the embeddings."""
+    """Writes the decoder's graphs; returns their differences from torch by file stem.
+
+    table: of a head tied to the embeddings. head_ids: int64 [n], the rows that the output head has; None is all.
+    """
     config, precision = checkpoint.config.text, options.stored_precision
     source = Float32Source(checkpoint)
     tied = config.tie_word_embeddings
@@ -95,18 +101,21 @@ def write_decoder(
     if quantized is None:
 
         def make_builder(graph: GraphWriter) -> DecoderBuilder:
-            return DecoderBuilder(graph, config, source, precision)
+            return DecoderBuilder(graph, config, source, precision, head_ids)
     else:
         linears = quantized.linears
         reference = DequantizedCheckpoint(checkpoint, linears)
-        shared = write_quantized_embeddings(linears.linear(HEAD), folder) if tied and HEAD in linears.names else None
+        shared = None
+        if tied and HEAD in linears.names:
+            shared = write_quantized_embeddings(linears.linear(HEAD), folder, head_ids)
         accuracy_level = 4 if options.activation_bits == 8 else 0
 
         def make_builder(graph: GraphWriter) -> DecoderBuilder:
-            return QuantizedDecoderBuilder(graph, config, source, precision, linears, shared, accuracy_level)
+            return QuantizedDecoderBuilder(graph, config, source, precision, linears, shared, accuracy_level, head_ids)
 
     export_decoder(make_builder, folder, table if tied else None, lambda done, total: progress("decoder", done, total))
     graphs = [DECODER_GRAPH]
     if options.for_gpus:
         graphs.append(write_fp16_decoder(folder).name)
-    return check_decoder(reference, folder, lambda done, total: progress("checking the decoder", done, total), graphs)
+    checked = partial(progress, "checking the decoder")
+    return check_decoder(reference, folder, checked, graphs, head_ids)

@@ -13,9 +13,15 @@ _LARGE_FILE_MARGIN = 64 << 20  # graphs, rotary tables, tokenizer
 
 
 def estimated_bytes(checkpoint: Checkpoint, options: ExportOptions) -> int:
-    """Bytes of the bundle, about: all weights in their precision, TensorRT plans, the prefill graph, and a margin."""
+    """Bytes of the bundle, about: all weights in their precision, TensorRT plans, the prefill graph, and a margin.
+
+    Rows of a tied head that are stored beside the embeddings are counted as if they were all of them.
+    """
     width = 2 if options.stored_precision == "fp16" else 4
+    text = checkpoint.config.text
     elements = sum(int(np.prod(checkpoint.shape(name))) for name in checkpoint.names)
+    if options.vocabulary is not None and text.tie_word_embeddings:
+        elements += text.vocab_size * text.hidden_size
     plans = tensorrt_bytes(checkpoint, options.targets)
     return elements * width + _LARGE_FILE_MARGIN + plans + _prefill_bytes(checkpoint, options)
 

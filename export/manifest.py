@@ -17,6 +17,7 @@ from vl3edge.runtime.bundle.manifest import FileEntry, Manifest, MediaSpec, Proc
 
 from .graphs.decoder import text_spec
 from .options import ExportOptions
+from .vocabulary.head_vocabulary import WHOLE, HeadVocabulary
 
 
 def list_files(
@@ -29,7 +30,9 @@ def list_files(
     return replace(manifest, files=files)
 
 
-def make_manifest(config: ModelConfig, options: ExportOptions, commit: str | None) -> Manifest:
+def make_manifest(
+    config: ModelConfig, options: ExportOptions, commit: str | None, vocabulary: HeadVocabulary = WHOLE
+) -> Manifest:
     """The manifest of a bundle made from a checkpoint of this configuration, before anything is measured or written."""
     vision, text = config.vision, config.text
     manifest = Manifest(
@@ -45,7 +48,7 @@ def make_manifest(config: ModelConfig, options: ExportOptions, commit: str | Non
             vision.intermediate_size,
             vision.patch_size,
         ),
-        text=text_spec(text),
+        text=text_spec(text, vocabulary.ids),
         processor=ProcessorSpec(
             rule=config.layout,
             image=_media_spec(config.image, vision.patch_size),
@@ -58,6 +61,7 @@ def make_manifest(config: ModelConfig, options: ExportOptions, commit: str | Non
         ),
         tokens=TokenSpec(config.image_token_id, config.video_token_id, config.eos_token_ids),
         generation=replace(config.generation, penalize_prompt=config.layout == "transformers"),
+        vocabulary=vocabulary.spec,
         quantization={},
         measured={},
         versions={

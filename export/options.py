@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,6 +18,11 @@ from .errors import ExportError
 from .tensorrt import TENSORRT_TARGETS
 
 TARGETS = ("cpu", "cuda", *TENSORRT_TARGETS)
+
+
+def default_head_bits(targets: Collection[str]) -> Literal[4, 8]:
+    """Bits of the output head: 4 for GPUs, whose steps are bound by what they read; measured in docs/accuracy.md."""
+    return 8 if set(targets) <= {"cpu"} else 4
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,8 @@ class ExportOptions:
     vision_bits: 8 computes the vision encoder's products with weights and activations in 8 bits, about twice as fast on
         a CPU and half the size, also in TensorRT plans; 16 leaves them in float.
     prefill_bits: 8 adds a prefill graph for CPUs, which stores the layers' weights again in 8 bits; 16 does not.
+    vocabulary: a file of the texts that will be said, or "corpus": the output head keeps their tokens and what anything
+        can be spelled with (`vocabulary/`). Not lossless; None keeps all.
     name: the model's name in the bundle; None takes the checkpoint's name.
     kernels: for GPU targets, also compile the decoder's kernels, which takes minutes and needs Triton. The command line
         does so by default.
@@ -51,6 +59,7 @@ class ExportOptions:
     activation_bits: Literal[8, 32] = 8
     vision_bits: Literal[8, 16] = 16
     prefill_bits: Literal[8, 16] = 16
+    vocabulary: str | None = None
     name: str | None = None
     force: bool = False
     kernels: bool = False
@@ -87,6 +96,7 @@ class ExportOptions:
                 raise ExportError(f"{option} must be 8 or 16, not {bits}")
         if not config.has_decoder:
             asked = {"save_gptq": self.save_gptq is not None, "prefill_bits 8": self.prefill_bits == 8}
+            asked["vocabulary"] = self.vocabulary is not None
             if names := [name for name, is_asked in asked.items() if is_asked]:
                 raise ExportError(f"the checkpoint holds only a vision encoder: leave out {' and '.join(names)}")
         quantizes = self.quantizes(config)

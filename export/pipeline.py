@@ -27,6 +27,7 @@ from .staging import check_target, staged_folder
 from .tensor_source import Float32Source
 from .tensorrt import require_tensorrt, write_tensorrt
 from .vision_stage import vision_calibration, write_vision
+from .vocabulary.head_vocabulary import HeadVocabulary, head_vocabulary
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ def export_bundle(
     options = options or ExportOptions()
     options.check(checkpoint.config)
     check_target(target.resolve(), options.force)
-    draft = make_manifest(checkpoint.config, options, checkpoint.commit)
+    vocabulary = head_vocabulary(checkpoint, options.vocabulary)
+    draft = make_manifest(checkpoint.config, options, checkpoint.commit, vocabulary)
     if checkpoint.config.has_decoder:
         try_chat_template(checkpoint, draft)
     check_values(checkpoint, options.largest_storable)
@@ -66,7 +68,7 @@ def export_bundle(
         measured, encoder = write_vision(checkpoint, folder, options, calibration, progress)
         measured |= write_tensorrt(checkpoint, Float32Source(checkpoint), folder, draft, progress, calibration)
         if checkpoint.config.has_decoder:
-            draft, differences = _write_language(checkpoint, folder, draft, options, target, progress)
+            draft, differences = _write_language(checkpoint, folder, draft, options, vocabulary, target, progress)
             measured |= differences
         manifest = replace(
             list_files(draft, folder, hash_file),
@@ -79,7 +81,13 @@ def export_bundle(
 
 
 def _write_language(
-    checkpoint: Checkpoint, folder: Path, draft: Manifest, options: ExportOptions, target: Path, progress: Progress
+    checkpoint: Checkpoint,
+    folder: Path,
+    draft: Manifest,
+    options: ExportOptions,
+    vocabulary: HeadVocabulary,
+    target: Path,
+    progress: Progress,
 ) -> tuple[Manifest, dict[str, Difference]]:
     """What a vision encoder alone does not have: the files of prompts, embeddings, the decoder and its kernels.
 
@@ -87,13 +95,15 @@ def _write_language(
     the differences from torch.
     """
     write_prompt_files(checkpoint, folder)
-    table = export_embeddings(checkpoint, folder, options.stored_precision)
+    vocabulary.write(folder)
+    tied = checkpoint.config.text.tie_word_embeddings
+    table = export_embeddings(checkpoint, folder, options.stored_precision, vocabulary.ids if tied else None)
     progress("embeddings", 1, 1)
     engines = Bundle(folder, list_files(draft, folder))
     data = calibration_data(checkpoint, engines, options, progress)
     quantized = quantized_decoder(checkpoint, data, options, target, progress)
     prefill = write_prefill_graph(checkpoint, data, folder, options, quantized, progress)
-    measured = write_decoder(checkpoint, folder, options, table, quantized, progress)
+    measured = write_decoder(checkpoint, folder, options, table, quantized, progress, vocabulary.ids)
     if options.compiles_kernels:
         write_kernels(folder, draft.text, progress)
     report = {"method": "none"} if quantized is None else quantized.report

@@ -81,12 +81,16 @@ class QuantizedLinear:
 
     def rows(self, start: int, stop: int) -> QuantizedLinear:
         """The layer's output rows start…stop−1, without error figures, which were for all rows."""
+        return self.chosen(slice(start, stop))
+
+    def chosen(self, rows: slice | npt.NDArray[np.int64]) -> QuantizedLinear:
+        """The layer with these output rows alone, without error figures, which were for all rows."""
         return replace(
             self,
-            codes=self.codes[start:stop],
-            scales=self.scales[start:stop],
-            zeros=self.zeros[start:stop],
-            bias=None if self.bias is None else self.bias[start:stop],
+            codes=self.codes[rows],
+            scales=self.scales[rows],
+            zeros=self.zeros[rows],
+            bias=None if self.bias is None else self.bias[rows],
             error=None,
         )
 

@@ -141,9 +141,15 @@ def gpu_weights_bytes(manifest: Manifest) -> int:
     """All weights as a GPU holds them: in float16, or as codes with a scale for each group."""
     text = manifest.text
     held = text.max_position_embeddings * text.head_dim + _encoder_weights(manifest)
+    return held * _HALF + gpu_step_bytes(manifest, text.num_logits)
+
+
+def gpu_step_bytes(manifest: Manifest, head_rows: int) -> int:
+    """Weights that a step of the decoder reads on a GPU if its output head has so many rows."""
+    text = manifest.text
     per_layer = [(_layer_weights(manifest), *_quantized(manifest, i)) for i in range(text.num_layers)]
-    linears = [*per_layer, (text.vocab_size * text.hidden_size, *_quantized(manifest, None))]
-    return held * _HALF + sum(_linear_bytes(*linear, _HALF, _HALF) for linear in linears)
+    linears = [*per_layer, (head_rows * text.hidden_size, *_quantized(manifest, None))]
+    return sum(_linear_bytes(*linear, _HALF, _HALF) for linear in linears)
 
 
 def loading_bytes(manifest: Manifest) -> int:
@@ -221,7 +227,7 @@ def _qkv_weights(manifest: Manifest) -> int:
 
 def _head_bytes(manifest: Manifest) -> int:
     text = manifest.text
-    return _linear_bytes(text.vocab_size * text.hidden_size, *_quantized(manifest, None))
+    return _linear_bytes(text.num_logits * text.hidden_size, *_quantized(manifest, None))
 
 
 def _quantized(manifest: Manifest, layer: int | None) -> tuple[float | None, int]:

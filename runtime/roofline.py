@@ -58,7 +58,7 @@ def prefill_flops(manifest: Manifest, tokens: int) -> float:
     heads = text.num_heads * text.head_dim
     weights = text.hidden_size * (2 * heads + 2 * text.num_kv_heads * text.head_dim + 3 * text.intermediate_size)
     attention = 4 * heads * tokens * (tokens + 1) / 2
-    return text.num_layers * (2.0 * tokens * weights + attention) + 2.0 * text.hidden_size * text.vocab_size
+    return text.num_layers * (2.0 * tokens * weights + attention) + 2.0 * text.hidden_size * text.num_logits
 
 
 def step_bytes(bundle: Bundle, context: int) -> int:
@@ -66,7 +66,8 @@ def step_bytes(bundle: Bundle, context: int) -> int:
     text = bundle.manifest.text
     weights = bundle.path("decoder.onnx.data").stat().st_size - rotary_bytes(text)
     if shares_head(bundle):
-        weights += bundle.path("embeddings.safetensors").stat().st_size
+        stored = bundle.path("embeddings.safetensors").stat().st_size  # of a head with fewer rows, a copy beside them
+        weights += stored * text.num_logits // (text.vocab_size + text.head_rows)
     return weights + bytes_per_row(text, context)
 
 

@@ -82,6 +82,7 @@ EXPORT_WINGS = (
     "graphs",
     "decoder_parity",
     "prompt_files",
+    "vocabulary",
     "quantize",
     "tensorrt",
     "kernels",

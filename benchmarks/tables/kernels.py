@@ -45,8 +45,9 @@ def limits_table(result: Json) -> tuple[list[str], list[list[str]]]:
     works = {
         "step": "written, context 1,000, {size}",
         "step, context 16,000": "written, context 16,000, {size}",
-        "step, head of 4 bits": "written, head in 4 bits, {size}",
-        "step, layers of 2 bits": "written, layers in 2 bits, head in 4, {size}",
+        "step, head of 8 bits": "written, head in 8 bits, {size}",
+        "step, head of English words": "written, head of English words, {size}",
+        "step, layers of 2 bits": "written, layers in 2 bits, {size}",
         "prompt": "read, a chunk of 2,048, {size}",
     }
     rows = []

@@ -10,12 +10,15 @@ Inputs  inputs_embeds float32 [B, S, H]; seqlens_k int32 [B] (tokens in the cach
         total_sequence_length int32 [] (the largest of them plus one);
         logits_from int64 [1], the first of the K positions that have logits, counted from the end: -K;
         past_key_values.{i}.{key,value} float32 [B, kv_heads, capacity, head_dim]
-Outputs logits float32 [B · K, vocab]; token int64 [B · K], their argmax;
+Outputs logits float32 [B · K, rows of the head]; token int64 [B · K], their argmax;
         present.{i}.{key,value}: bind the buffers of past_key_values here
 With S > 1, B must be 1 (a limit of GroupQueryAttention); batches are prefilled one row at a time into one cache.
 
 GroupQueryAttention requires head sizes that are multiples of 16. Others are padded with zeros between the two halves
 that rotate against each other, which changes no product; a Gather extracts the real columns again.
+
+Where the head has not all of the vocabulary's rows, all of these, and what the fp16 graph looks up, are counted in its
+own rows; the runtime knows their ids (`runtime/bundle/head_tokens.py`).
 
 Precision "fp16" stores weights as float16 and computes in float32: half the bytes on disk, the same arithmetic.
 """
@@ -59,8 +62,8 @@ def rotary_tables(head_dim: int, theta: float, positions: int) -> tuple[np.ndarr
     return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
 
-def text_spec(config: TextConfig) -> TextSpec:
-    """What the runtime needs to know about the decoder graph; head_dim is the cache's."""
+def text_spec(config: TextConfig, head_ids: np.ndarray | None = None) -> TextSpec:
+    """What the runtime needs to know about the decoder graph; head_dim is the cache's. head_ids: None is all."""
     return TextSpec(
         hidden_size=config.hidden_size,
         num_layers=config.num_layers,
@@ -72,14 +75,26 @@ def text_spec(config: TextConfig) -> TextSpec:
         max_position_embeddings=config.max_position_embeddings,
         rope_theta=config.rope_theta,
         rotary_dim=config.head_dim,
+        head_rows=0 if head_ids is None else len(head_ids),
     )
 
 
 class DecoderBuilder:
-    """Emits the graph for one TextConfig. `linear` may be overridden to emit quantized products."""
+    """Emits the graph for one TextConfig. `linear` may be overridden to emit quantized products.
 
-    def __init__(self, graph: GraphWriter, config: TextConfig, source: TensorSource, precision: str) -> None:
+    head_ids: int64 [n], the rows that the output head has, in order; None is the whole vocabulary.
+    """
+
+    def __init__(
+        self,
+        graph: GraphWriter,
+        config: TextConfig,
+        source: TensorSource,
+        precision: str,
+        head_ids: np.ndarray | None = None,
+    ) -> None:
         self.graph = graph
+        self.head_ids = head_ids
         self.config = config
         self.source = source
         self.cache_head_dim = padded_head_dim(config.head_dim)
@@ -162,10 +177,11 @@ class DecoderBuilder:
         return str(self.graph.node("Reshape", [x, shape], "head.input"))
 
     def head(self, x: str, embeddings: StoredMatrix | None) -> str:
-        """Logits [B · K, vocab] of x [B, K, H]; the tied matrix is read from the embeddings' own file."""
+        """Logits [B · K, rows of the head] of x [B, K, H]; a tied matrix is read from the embeddings' own file."""
         flat = self.flat(x)
         if embeddings is None:
-            weight = self.stored("lm_head.weight", self.source.array("lm_head.weight"))
+            whole = self.source.array("lm_head.weight")
+            weight = self.stored("lm_head.weight", whole if self.head_ids is None else whole[self.head_ids])
         else:
             weight = self._shared(embeddings)
         return str(self.graph.node("Gemm", [flat, weight], "logits", transB=1))
@@ -248,7 +264,8 @@ class DecoderBuilder:
         config, graph = self.config, self.graph
         logits = self.head(self._last, embeddings)
         graph.node("ArgMax", [logits], "token", axis=-1, keepdims=0)
-        graph.output("logits", TensorProto.FLOAT, ["results", config.vocab_size])
+        rows = config.vocab_size if self.head_ids is None else len(self.head_ids)
+        graph.output("logits", TensorProto.FLOAT, ["results", rows])
         graph.output("token", TensorProto.INT64, ["results"])
         self.outputs()
 
@@ -273,7 +290,7 @@ def export_decoder(
 ) -> list[Path]:
     """Writes `decoder.onnx` and its data into folder; returns the files written.
 
-    embeddings: where the embedding table is stored, if the output head is tied to it and not quantized; else None.
+    embeddings: where a head that is tied to the embeddings is stored, if it is not quantized; else None.
     progress: called with (layers done, layers in all).
     """
     with GraphWriter(folder / "decoder.onnx") as graph:

@@ -55,8 +55,9 @@ class QuantizedDecoderBuilder(DecoderBuilder):
         linears: Linears,
         shared_head: dict[str, StoredTensor] | None,
         accuracy_level: int,
+        head_ids: np.ndarray | None = None,
     ) -> None:
-        super().__init__(graph, config, source, precision)
+        super().__init__(graph, config, source, precision, head_ids)
         self._linears = linears
         self._names = frozenset(linears.names)
         self._shared_head = shared_head
@@ -128,6 +129,8 @@ class QuantizedDecoderBuilder(DecoderBuilder):
             return super().head(x, embeddings)
         flat = self.flat(x)
         layer = self._linears.linear(HEAD)
+        if self.head_ids is not None:
+            layer = layer.chosen(self.head_ids)
         if self._shared_head is None:
             product = self.product(flat, "lm_head", layer)
         else:
@@ -145,22 +148,30 @@ class QuantizedDecoderBuilder(DecoderBuilder):
         return self.graph.external(name, shape or stored.shape, dtype, FILE_NAME, stored.offset_bytes, num_bytes)
 
 
-def write_quantized_embeddings(head: QuantizedLinear, folder: Path) -> dict[str, StoredTensor]:
-    """Replaces the embeddings' file with the rows of a quantized head tied to them.
+def write_quantized_embeddings(
+    head: QuantizedLinear, folder: Path, head_ids: np.ndarray | None = None
+) -> dict[str, StoredTensor]:
+    """Replaces the embeddings' file with the rows of a quantized head tied to them; returns what the head reads.
 
     Tensors: `codes` uint8 [vocab, hidden · bits / 8] and `zero_points` (unless all are the middle code), packed as for
         MatMulNBits; `scales` float16 [vocab, blocks].
+    head_ids: int64 [n], of a head that has not all rows: those it has are `head.codes` and so on, too.
     """
     packed = to_matmul_nbits(head)
     arrays: dict[str, np.ndarray] = {"codes": packed.packed.reshape(len(packed.packed), -1), "scales": packed.scales}
     if packed.zero_points is not None:
         arrays["zero_points"] = packed.zero_points.reshape(len(packed.packed), -1)
+    prefix, names = "", list(arrays)
+    if head_ids is not None:
+        prefix = "head."
+        arrays |= {prefix + name: arrays[name][head_ids] for name in names}
     begin, starts = header({name: (_DTYPE_NAMES[x.dtype], x.shape, x.nbytes) for name, x in arrays.items()})
     with (folder / FILE_NAME).open("wb") as file:
         file.write(begin)
         for array in arrays.values():
             file.write(np.ascontiguousarray(array).data)
-    return {name: StoredTensor(starts[name], array.shape, array.dtype) for name, array in arrays.items()}
+    stored = {name: StoredTensor(starts[name], array.shape, array.dtype) for name, array in arrays.items()}
+    return {name: stored[prefix + name] for name in names}
 
 
 def _padded(layer: QuantizedLinear, head_dim: int) -> QuantizedLinear:

@@ -154,7 +154,7 @@ def _rotary(shape: DecoderShape) -> Iterator[Kernel]:
 
 
 def _tokens(shape: DecoderShape) -> Iterator[Kernel]:
-    block = _power(min(1024, shape.text.vocab_size))
+    block = _power(min(1024, shape.text.num_logits))
     matrix: MatrixKind = shape.embeddings
     types = {16: "*fp16", 32: "*fp32"}
     for strands in (False, True):
@@ -162,7 +162,7 @@ def _tokens(shape: DecoderShape) -> Iterator[Kernel]:
         del constants["ORDER"]
         yield _kernel(tokens.embed, constants, 4, codes_ptr=types.get(matrix.bits, "*u8"), x_ptr="*fp32")
     yield _kernel(tokens.best_of_block, {"BLOCK": block}, 4)
-    blocks = _power(-(-shape.text.vocab_size // block))
+    blocks = _power(-(-shape.text.num_logits // block))
     yield _kernel(tokens.choose, {"BLOCK": block, "BLOCKS": blocks, "TRAIL": TRAIL}, 8)
 
 

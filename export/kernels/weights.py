@@ -111,6 +111,10 @@ def _embeddings(path: Path, matrix: MatrixKind) -> Json:
         length = int.from_bytes(file.read(8), "little")
         entries = json.loads(file.read(length))
     names = {"codes": "embeddings" if "embeddings" in entries else "codes", "scales": "scales", "zeros": "zero_points"}
+    if "head" in entries:  # all that a step looks up are tokens that a tied head can say
+        names["codes"] = "head"
+    elif "head.codes" in entries:
+        names = {name: f"head.{stored}" for name, stored in names.items()}
     tensors = {
         name: {
             "file": path.name,

@@ -26,6 +26,7 @@ from vl3edge.quant.gptq_reader import GptqLinears
 from vl3edge.runtime import GenerationConfig, VideoLlama3
 from vl3edge.runtime.backends.onnxruntime import Backend
 from vl3edge.runtime.bundle.bundle import Bundle
+from vl3edge.runtime.bundle.head_tokens import HeadTokens
 from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, PREFILL_GRAPH, TextSpec
 from vl3edge.runtime.config import SamplingPlan
 from vl3edge.runtime.decode.decoder import Decoder
@@ -34,6 +35,7 @@ from vl3edge.runtime.errors import Vl3EdgeError
 from vl3edge.runtime.prompt.tokenizer import Tokenizer
 
 from ..decoder_parity import reference_logits
+from ..graphs.decoder_int4 import HEAD
 from ..parity import load_session
 from ..progress import Progress
 from .clips import VerifyClip
@@ -47,7 +49,7 @@ Source = Checkpoint | DequantizedCheckpoint
 
 @dataclass(frozen=True)
 class GreedyAnswer:
-    """The bundle's answer to the reference's inputs: ids, and the logits float32 [n, vocab] behind them."""
+    """The bundle's answer to the reference's inputs: ids, and the logits float32 [n, rows of the head] behind them."""
 
     ids: tuple[int, ...]
     logits: np.ndarray
@@ -70,8 +72,10 @@ def verify_decoder(
     spec, eos = bundle.manifest.text, bundle.manifest.tokens.eos_ids
     inputs = [_inputs(checkpoint, clip, visual) for clip, visual in zip(clips, tokens, strict=True)]
     embeddings = checkpoint.tensor(EMBEDDINGS)
+    head = HeadTokens.of(bundle)
+    said = np.arange(spec.vocab_size) if head is None else head.ids
     decoder = Decoder(load_decoder_graph(backend, bundle), spec)
-    answers = [_greedy(decoder, prompt, embeddings, count, eos) for prompt in inputs]
+    answers = [_greedy(decoder, prompt, embeddings, count, eos, said) for prompt in inputs]
     del decoder
     read = [_with_answer(prompt, answer, embeddings) for prompt, answer in zip(inputs, answers, strict=True)]
     lengths = [len(answer.ids) for answer in answers]
@@ -80,29 +84,31 @@ def verify_decoder(
     prompts = PREFILL_GRAPH in bundle.manifest.files and not backend.decodes_on_gpu
     caches: list[list[np.ndarray]] = [[] for _ in read]
     what = partial(progress, "reference decoder")
-    reference = reference_logits(original, read, lengths, what, caches=caches if prompts else None)
+    whole = reference_logits(original, read, lengths, what, caches=caches if prompts else None)
+    reference = [logits[:, said] for logits in whole]
     graph = GraphLinears(bundle.path(DECODER_GRAPH), checkpoint.config.text)
     if not graph.names and not prompts:
         checkpoint.release()
         stages = [_logits(ours, reference, bound)]
-        return answers, [*stages, _tokens(answers, reference, bound)]
+        return answers, [*stages, _tokens(answers, reference, said, bound)]
 
     stages, run = [], ours
     if prompts:
         stages += verify_prompt_graph(bundle, backend, checkpoint.config.text, original, read, caches)
         run = _alone(bundle, backend, read, lengths)
     if graph.names:
-        stages.append(_weights(graph, original))
+        stages.append(_weights(graph, original, said))
         checkpoint.release()
         what = partial(progress, "reference decoder with the bundle's weights")
         meant = reference_logits(DequantizedCheckpoint(checkpoint, graph), read, lengths, what)
+        meant = [logits if HEAD in graph.names else logits[:, said] for logits in meant]  # such a head has these alone
         stages += _quantized_logits(bundle, spec, read, lengths, run, meant, bound)
     else:
         stages.append(_logits(run, reference, bound))
     loss = _kl(reference, ours)
     words = f"predictions of {len(loss)} tokens against the checkpoint's, KL in nats"
     stages.append(StageResult("quantization", words, float(loss.max()), float(loss.mean()), "", None))
-    return answers, [*stages, _tokens(answers, reference, None)]
+    return answers, [*stages, _tokens(answers, reference, said, None)]
 
 
 def _alone(bundle: Bundle, backend: Backend, read: Sequence[torch.Tensor], lengths: Sequence[int]) -> list[np.ndarray]:
@@ -127,16 +133,24 @@ def _inputs(checkpoint: Checkpoint, clip: VerifyClip, visual: np.ndarray) -> tor
 
 
 def _greedy(
-    decoder: Decoder, prompt: torch.Tensor, embeddings: torch.Tensor, count: int, eos: tuple[int, ...]
+    decoder: Decoder,
+    prompt: torch.Tensor,
+    embeddings: torch.Tensor,
+    count: int,
+    eos: tuple[int, ...],
+    said: np.ndarray,
 ) -> GreedyAnswer:
-    """The decoder's answer, fed with the checkpoint's own rows, up to its end or `count` tokens."""
+    """The decoder's answer, fed with the checkpoint's own rows, up to its end or `count` tokens.
+
+    said: int64 [n], the tokens whose logits count.
+    """
     decoder.rewind(0)
     decoder.prefill(prompt.numpy())
-    ids, logits = [decoder.token], [decoder.logits[0].copy()]
+    ids, logits = [decoder.token], [decoder.logits[0][said]]
     while len(ids) < count and ids[-1] not in eos:
         decoder.step(embeddings[ids[-1:]].float().numpy())
         ids.append(decoder.token)
-        logits.append(decoder.logits[0].copy())
+        logits.append(decoder.logits[0][said])
     return GreedyAnswer(tuple(ids), np.stack(logits))
 
 
@@ -145,12 +159,13 @@ def _with_answer(prompt: torch.Tensor, answer: GreedyAnswer, embeddings: torch.T
     return torch.cat([prompt, embeddings[list(answer.ids[:-1])].float()])
 
 
-def _weights(graph: GraphLinears, original: Source) -> StageResult:
-    """Each quantized layer against the checkpoint's, in steps of its grid."""
+def _weights(graph: GraphLinears, original: Source, said: np.ndarray) -> StageResult:
+    """Each quantized layer against the checkpoint's, in steps of its grid. said: int64 [n], the tokens of the head."""
     worst, worst_name, total = 0.0, "", 0.0
     for name in graph.names:
         layer = graph.linear(name)
-        difference = original.tensor(f"{name}.weight").float().numpy() - layer.dequantized()
+        weight = original.tensor(f"{name}.weight").float().numpy()
+        difference = (weight[said] if name == HEAD else weight) - layer.dequantized()
         if layer.order is not None:
             difference = difference[:, layer.order]
         steps = np.abs(layer.scales.astype(np.float32)) + np.finfo(np.float32).tiny
@@ -209,16 +224,18 @@ def _kl(reference: Sequence[np.ndarray], ours: Sequence[np.ndarray]) -> np.ndarr
     return loss
 
 
-def _tokens(answers: Sequence[GreedyAnswer], reference: Sequence[np.ndarray], bound: Bound | None) -> StageResult:
+def _tokens(
+    answers: Sequence[GreedyAnswer], reference: Sequence[np.ndarray], said: np.ndarray, bound: Bound | None
+) -> StageResult:
     """Positions where the reference prefers another token; without a bound that is no failure.
 
-    Two tokens closer than the logits' bound are both accepted.
+    said: int64 [n], the tokens that the logits are of. Two tokens closer than the logits' bound are both accepted.
     """
     count = sum(len(answer.ids) for answer in answers)
     first, gap, differ, close = "", 0.0, 0, True
     for number, (answer, logits) in enumerate(zip(answers, reference, strict=True), 1):
-        for position, token in enumerate(answer.ids):
-            margin = float(logits[position].max() - logits[position][token])
+        for position, row in enumerate(np.searchsorted(said, answer.ids)):
+            margin = float(logits[position].max() - logits[position][row])
             if margin <= 0:
                 continue
             differ += 1

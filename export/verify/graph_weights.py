@@ -108,7 +108,7 @@ class GraphLinears:
         """The layers joined in one product; its name is `layers.0.qkv.matmul`, or `….qkv.1.matmul` for one of them."""
         stem = node.name.removesuffix(".matmul")
         if stem == HEAD:
-            yield HEAD, _Place(node, 0, self._config.vocab_size, heads=False)
+            yield HEAD, _Place(node, 0, _attributes(node)["N"], heads=False)
             return
         _, layer, joined, part, *_ = [*stem.split("."), "", "", ""]
         if joined not in _JOINED:

@@ -136,6 +136,7 @@ def _sizes(manifest: Manifest) -> tuple[int, ...]:
 
 def _model_facts(manifest: Manifest) -> dict[str, Any]:
     parts = {name: dataclasses.asdict(getattr(manifest, name)) for name in ("vision", "text", "processor", "tokens")}
+    del parts["text"]["head_rows"]  # chosen at the export
     return {"layout": manifest.layout, **parts}
 
 

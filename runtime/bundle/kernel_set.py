@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import BackendError, BundleError
 from .bundle import Bundle
+from .head_tokens import HeadTokens
 from .json_file import read_json, read_json_file
 from .kernel_weights import WEIGHTS_FORMAT, WEIGHTS_FORMAT_VERSION, Weights, problems_of
 from .manifest import FileEntry, Json, TextSpec
@@ -79,6 +80,7 @@ class KernelManifest:
 class KernelSet:
     """The kernels of one decoder, and its weights in the files of `folder`.
 
+    head: None where its output head has the whole vocabulary.
     digest: sha256 of the kernels' manifest, and so of their code; empty where they are compiled as they are needed.
     """
 
@@ -86,6 +88,7 @@ class KernelSet:
     text: TextSpec
     manifest: KernelManifest
     weights: Weights
+    head: HeadTokens | None = None
     digest: str = ""
 
 
@@ -117,7 +120,7 @@ def checked_set(bundle: Bundle, manifest: KernelManifest, weights: Weights) -> K
     """Both together; BundleError unless the weights lie in the bundle's files and fit its decoder."""
     if problems := problems_of(weights, bundle.manifest.files, bundle.manifest.text):
         raise BundleError(f"{bundle.folder}/{FOLDER}/{WEIGHTS} cannot be used: {'; '.join(problems[:5])}. {_AGAIN}")
-    return KernelSet(bundle.folder, bundle.manifest.text, manifest, weights)
+    return KernelSet(bundle.folder, bundle.manifest.text, manifest, weights, HeadTokens.of(bundle))
 
 
 def kernel_files(bundle: Bundle) -> set[str]:

@@ -64,7 +64,10 @@ class Layer:
 
 @dataclass(frozen=True)
 class Weights:
-    """Of a whole decoder; cos and sin: tables float32 [positions, head_dim / 2]."""
+    """Of a whole decoder; cos and sin: tables float32 [positions, head_dim / 2].
+
+    embeddings: of the tokens that the head can say where both are one, else of the whole vocabulary.
+    """
 
     epsilon: float
     cos: Tensor
@@ -73,6 +76,14 @@ class Weights:
     head: Matrix
     embeddings: Matrix
     layers: tuple[Layer, ...]
+
+    @property
+    def tied(self) -> bool:
+        """Whether head and embeddings are the same bytes: a row of one is a row of the other."""
+        head, embeddings = self.head.tensors.get("codes"), self.embeddings.tensors.get("codes")
+        if head is None or embeddings is None:
+            return False
+        return (head.file, head.offset) == (embeddings.file, embeddings.offset)
 
     def tensors(self) -> Iterator[Tensor]:
         return _tensors(self)
@@ -117,9 +128,10 @@ def _misfits(text: TextSpec, weights: Weights) -> Iterator[str]:
     tables = (text.max_position_embeddings, text.head_dim // 2)
     whole += [("cos", weights.cos, tables), ("sin", weights.sin, tables)]
     products: list[tuple[str, tuple[Matrix, ...], tuple[int, int]]] = [
-        ("head", (weights.head,), (text.vocab_size, hidden))
+        ("head", (weights.head,), (text.num_logits, hidden))
     ]
-    products.append(("embeddings", (weights.embeddings,), (text.vocab_size, hidden)))
+    rows = text.num_logits if weights.tied else text.vocab_size
+    products.append(("embeddings", (weights.embeddings,), (rows, hidden)))
     for number, layer in enumerate(weights.layers):
         for name in ("input_norm", "mlp_norm"):
             whole.append((f"layers.{number}.{name}", getattr(layer, name), (hidden,)))

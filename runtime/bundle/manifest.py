@@ -30,6 +30,8 @@ DECODER_GRAPH, FP16_DECODER_GRAPH, PREFILL_GRAPH = "decoder.onnx", "decoder-fp16
 
 VISION_GRAPHS = ("vision", "projector-image", "projector-video")
 """The graphs of the vision path, without ".onnx"."""
+HEAD_TOKENS = "head-tokens.npy"
+"""The tokens that the rows of the output head stand for, where it has not the whole vocabulary."""
 
 ENCODER_GRAPH = "vision"
 """The one of them that a bundle of the vision encoder alone has."""
@@ -86,6 +88,7 @@ class TextSpec:
 
     head_dim: of the KV cache; the model's own is rotary_dim, and what is more is zeros at the end of either half.
     rope_theta: base of the rotary frequencies. Both are 0 in bundles of before they were written.
+    head_rows: tokens that the output head can say (`head_tokens.py`); 0 is all of the vocabulary.
     """
 
     hidden_size: int
@@ -98,6 +101,12 @@ class TextSpec:
     max_position_embeddings: int
     rope_theta: float = 0.0
     rotary_dim: int = 0
+    head_rows: int = 0
+
+    @property
+    def num_logits(self) -> int:
+        """Rows of the output head."""
+        return self.head_rows or self.vocab_size
 
 
 NO_TEXT = TextSpec(0, 0, 0, 0, 0, 0, 0, 0)
@@ -183,6 +192,24 @@ class PrefillQuantization:
 
 
 @dataclass(frozen=True)
+class VocabularySpec:
+    """Where `TextSpec.head_rows` are taken from, and what that loses; empty where the head has the whole vocabulary.
+
+    source: in words. held_out_tokens: of every other line of the texts. held_out_lost: as many of them are not in a
+    head made from the other lines; held_out_spelled: tokens of that head that spell these, at least.
+    """
+
+    source: str = ""
+    held_out_tokens: int = 0
+    held_out_lost: int = 0
+    held_out_spelled: int = 0
+
+
+NO_VOCABULARY = VocabularySpec()
+"""Of a head that has not been cut."""
+
+
+@dataclass(frozen=True)
 class FileEntry:
     bytes: int
     sha256: str
@@ -214,6 +241,7 @@ class Manifest:
     vision_quantization: VisionQuantization = VisionQuantization()
     prefill_quantization: PrefillQuantization = PrefillQuantization()
     generation: GenerationSpec = GREEDY
+    vocabulary: VocabularySpec = NO_VOCABULARY
     slim: Literal["", "cpu", "cuda", "rtx", "jetson"] = ""
     kind: Literal["model", "encoder"] = "model"
 
@@ -286,6 +314,10 @@ def _inconsistencies(manifest: Manifest) -> list[str]:
         sizes |= {f"{part}.{k}": v for k, v in dataclasses.asdict(getattr(manifest, part)).items()}
     sizes["processor.max_frames"] = manifest.processor.max_frames
     theta, rotary_dim = sizes.pop("text.rope_theta", 0), sizes.pop("text.rotary_dim", 0)
+    head_rows = sizes.pop("text.head_rows", 0)
+    if not 0 <= head_rows <= manifest.text.vocab_size or (head_rows > 0) != (HEAD_TOKENS in manifest.files):
+        there = "is listed" if HEAD_TOKENS in manifest.files else "is not"
+        problems.append(f"text.head_rows is {head_rows} of {manifest.text.vocab_size}, and {HEAD_TOKENS} {there}")
     known = 0 < theta < math.inf and 0 < rotary_dim <= manifest.text.head_dim and rotary_dim % 2 == 0
     if not known and (theta, rotary_dim) != (0, 0):
         problems.append(f"text.rope_theta {theta} and text.rotary_dim {rotary_dim} do not fit the heads")

@@ -15,10 +15,12 @@ from pathlib import Path
 from ..errors import BackendError, BundleError
 from ..files import write_whole
 from .bundle import MANIFEST_NAME, PROMPT_FILES, Bundle, open_bundle
+from .kernel_set import FOLDER as KERNELS
 from .kernel_set import kernel_files
 from .manifest import (
     DECODER_GRAPH,
     FP16_DECODER_GRAPH,
+    HEAD_TOKENS,
     PREFILL_GRAPH,
     SPECIAL_TOKENS,
     PrefillQuantization,
@@ -27,6 +29,7 @@ from .manifest import (
 )
 from .onnx_external import external_files
 from .plans import ENGINES, TARGETS, EngineSet, InstalledEngines, read_engine_sets
+from .tuning import tuning_files
 
 _BACKENDS = {"cpu": ("cpu",), "cuda": ("cuda",), "rtx": ("rtx",), "jetson": ("jetson", "tensorrt")}
 
@@ -56,8 +59,10 @@ def slim(folder: Path, target: SlimTarget, fits: Callable[[EngineSet], bool] = l
             f"{folder} has no plans for this device, and slimming deletes the graphs they are compiled from: run "
             f"`vl3edge build BUNDLE --target {target}` first."
         )
+    tuned = {path.relative_to(folder).as_posix() for path in tuning_files(folder)}
     needed = _needed(bundle, target) | {name for engines in kept for name in _files(folder, engines)}
-    before = _sizes(folder, {*manifest.files, *(name for engines in sets for name in _files(folder, engines))})
+    needed |= tuned if target != "cpu" else set()  # a few kB, each for a GPU of a kind that the kernels may run on
+    before = _sizes(folder, {*manifest.files, *tuned, *(name for each in sets for name in _files(folder, each))})
     dropped = {name: size for name, size in before.items() if name not in needed}
     lost = [name for each in _served(bundle, sets) if each != target for name in _BACKENDS[each]]
     files = {name: entry for name, entry in manifest.files.items() if name in needed}
@@ -83,7 +88,7 @@ def _needed(bundle: Bundle, target: str) -> set[str]:
         graphs += [fp16_file(graph) if fp16 else f"{graph}.onnx" for graph in vision]
     if missing := [graph for graph in graphs if graph not in files]:
         raise BundleError(f"{bundle.folder} has no {', '.join(missing)}, which {target} needs.")
-    kept = {*PROMPT_FILES, SPECIAL_TOKENS, *graphs} & files.keys()
+    kept = {*PROMPT_FILES, SPECIAL_TOKENS, HEAD_TOKENS, *graphs} & files.keys()
     kept |= kernel_files(bundle) if target != "cpu" else set()
     return kept.union(*(external_files(bundle.folder / graph) for graph in graphs))
 
@@ -121,5 +126,6 @@ def _remove(folder: Path, names: dict[str, int], sets: list[InstalledEngines]) -
         place = folder / ENGINES / target
         if place.is_dir() and not any(path.is_dir() for path in place.iterdir()):
             shutil.rmtree(place)  # a timing cache is for compiling
-    if (folder / ENGINES).is_dir() and not any((folder / ENGINES).iterdir()):
-        (folder / ENGINES).rmdir()
+    for place in (folder / ENGINES, folder / KERNELS):
+        if place.is_dir() and not any(place.iterdir()):
+            place.rmdir()

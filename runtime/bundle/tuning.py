@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ..errors import BackendWarning, BundleError
@@ -96,6 +96,30 @@ def read_tuning(bundle: Path, here: TunedFor) -> Tuning | None:
         warnings.warn(f"the kernels run untuned, {path} is for {misfit}: {_AGAIN}", BackendWarning, stacklevel=2)
         return None
     return tuning
+
+
+def tuning_files(bundle: Path) -> list[Path]:
+    """The choices that a bundle has, of whatever devices, in order."""
+    return sorted(path for path in (bundle / FOLDER).glob("tuned-*.json") if path.is_file())
+
+
+def tuning_lines(bundle: Path, kernels: str, here: TunedFor | None) -> list[str]:
+    """What each of a bundle's choices is for, and whether this device uses one, in words.
+
+    kernels: sha256 of their manifest. here: None without a GPU.
+    """
+    lines, used = [], False
+    for path in tuning_files(bundle):
+        try:
+            tuned_for = _read(path).tuned_for
+        except BundleError as e:
+            lines.append(str(e))
+            continue
+        misfit = tuned_for.misfit(here or replace(tuned_for, kernels=kernels))
+        state = f", not used: it is for {misfit}" if misfit else ", used on this device" if here else ""
+        lines.append(f"for {tuned_for.device} {tuned_for.compute_capability}{state}")
+        used = used or misfit is None
+    return lines if used or here is None else [*lines, "not for this device; run `vl3edge tune`"]
 
 
 def _read(path: Path) -> Tuning:

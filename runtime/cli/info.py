@@ -10,15 +10,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ..backends.cuda import open_device
-from ..backends.onnxruntime import import_onnxruntime
+from ..backends.cuda import CudaDevice, open_device
+from ..backends.onnxruntime import Backend, import_onnxruntime
 from ..backends.tensorrt_library import import_tensorrt
 from ..bundle.bundle import Bundle, open_bundle
 from ..bundle.kernel_set import has_kernels, read_kernel_set
 from ..bundle.manifest import DECODER_GRAPH, PREFILL_GRAPH, Manifest
 from ..bundle.plans import read_engine_sets
+from ..bundle.tuning import TunedFor, tuning_lines
 from ..config import DEFAULT_NEW_TOKENS
 from ..errors import BackendError, BundleError
+from ..kernels.launcher import open_launcher
+from ..memory_estimate import gpu_step_bytes
 from ..terminal import one_line
 
 _PACKAGES = ("vl3edge", "numpy", "av", "pillow", "tokenizers", "jinja2")
@@ -45,6 +48,7 @@ def run(options: argparse.Namespace) -> int:
             print(f"{name:<12} {import_tensorrt(target).__version__}")
         except BackendError:
             print(f"{name:<12} not installed")
+    gpu = None
     try:
         gpu = open_device()
         print(f"{'gpu':<12} {gpu.name}, compute capability {gpu.capability[0]}.{gpu.capability[1]}")
@@ -52,11 +56,11 @@ def run(options: argparse.Namespace) -> int:
         print(f"{'gpu':<12} {e}")
     if options.bundle is not None:
         print()
-        _describe(open_bundle(options.bundle, decoder=False))
+        _describe(open_bundle(options.bundle, decoder=False), gpu)
     return 0
 
 
-def _describe(bundle: Bundle) -> None:
+def _describe(bundle: Bundle, gpu: CudaDevice | None) -> None:
     manifest = bundle.manifest
     text, vision = manifest.text, manifest.vision
     _show(f"bundle       {bundle.folder}: all files present and unchanged")
@@ -77,12 +81,18 @@ def _describe(bundle: Bundle) -> None:
             f"decoder      {text.num_layers} layers of {text.hidden_size}, {text.num_heads} heads on "
             f"{text.num_kv_heads}, vocabulary {text.vocab_size}, context {text.max_position_embeddings}"
         )
+        if text.head_rows:
+            _show(
+                f"head         of {text.head_rows} of {text.vocab_size} tokens; words outside cannot be said as they are"
+            )
         _show(f"answers      {_generation_line(manifest)}")
     _show(f"exported by  {', '.join(f'{name} {number}' for name, number in manifest.versions.items())}")
     if has_kernels(bundle):
         kernels = read_kernel_set(bundle).manifest
         forms = ", ".join(name.removesuffix(".zip") for name in kernels.archives)
         _show(f"kernels      {len(kernels.kernels)} of the decoder, as {forms}")
+        for line in tuning_lines(bundle.folder, read_kernel_set(bundle).digest, _tuned_for(gpu, bundle)):
+            _show(f"tuned        {line}")
     for engines in read_engine_sets(bundle.folder):
         spec = engines.spec
         profiles = spec.plans["vision"].profiles
@@ -96,6 +106,16 @@ def _describe(bundle: Bundle) -> None:
             f"{bundle.folder}: the measurements or quantization in bundle.json are damaged ({e}). "
             "Copy or export the bundle again."
         ) from e
+
+
+def _tuned_for(gpu: CudaDevice | None, bundle: Bundle) -> TunedFor | None:
+    """What kernels would have to be tuned for here; None where they cannot run."""
+    if gpu is None:
+        return None
+    try:
+        return open_launcher(Backend("cuda", (), "", device=gpu), bundle)[1].tuned_for
+    except BackendError:
+        return None
 
 
 def _generation_line(manifest: Manifest) -> str:
@@ -140,6 +160,7 @@ def contents_table(manifest: Manifest) -> str:
             f"prompts in 8 bits on a CPU, calibrated on {prefill.calibration_tokens} tokens: keys and values of "
             f"held-out prompts differ by at most {prefill.relative_error:.2%} of their spread in any layer",
         ]
+    lines += _vocabulary_lines(manifest)
     lines += _quantization_lines(manifest.quantization)
     if whole := manifest.quantization.get("fp16_bytes"):
         graphs = [f"{name}{end}" for name in (DECODER_GRAPH, PREFILL_GRAPH) for end in ("", ".data")]
@@ -149,6 +170,26 @@ def contents_table(manifest: Manifest) -> str:
             f"decoder with embeddings and rotary tables: {size / 1e6:.2f} MB, its weights in fp16 {whole / 1e6:.2f} MB"
         )
     return "\n".join(lines)
+
+
+def _vocabulary_lines(manifest: Manifest) -> list[str]:
+    """What a head that has not the whole vocabulary keeps, loses and saves."""
+    text, spec = manifest.text, manifest.vocabulary
+    if not text.head_rows:
+        return []
+    before, after = (gpu_step_bytes(manifest, rows) / 1e6 for rows in (text.vocab_size, text.head_rows))
+    lines = [
+        "",
+        f"output head: {text.head_rows} of {text.vocab_size} tokens, by {spec.source}; a step on a GPU reads "
+        f"{after:.2f} MB of weights instead of {before:.2f}",
+    ]
+    if spec.held_out_tokens:
+        lines.append(
+            f"of the texts' {spec.held_out_tokens} tokens in every other line, a head made from the rest says "
+            f"{1 - spec.held_out_lost / spec.held_out_tokens:.2%}; the other {spec.held_out_lost} take it "
+            f"{spec.held_out_spelled} tokens, if the model spells them so"
+        )
+    return lines
 
 
 def _quantization_lines(report: Mapping[str, Any]) -> list[str]:

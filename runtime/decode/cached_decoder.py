@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ..bundle.head_tokens import HeadTokens
 from ..errors import BackendError, ContextLengthError
 from ..prompt.splice import EmbeddingTable
 from .kv_cache import KvCache, capacity_for
@@ -26,14 +27,18 @@ class CachedDecoder(ABC):
     A single row grows as it is needed; several have the capacity that `resize` gave them.
     """
 
-    def __init__(self, cache: KvCache, check: Callable[[int], None] = unchecked) -> None:
+    def __init__(
+        self, cache: KvCache, check: Callable[[int], None] = unchecked, head: HeadTokens | None = None
+    ) -> None:
         """cache: without rows.
 
         check: is told how many tokens there will be before a single row grows; it raises if they are too many.
+        head: the tokens that what computes makes logits of, row by row; None where the rows are ids.
         """
         self.spec = cache.spec
         self.cache = cache
         self._check = check
+        self._head = head
         self._results: dict[str, np.ndarray] = {}  # of the last run, as far as they were read
         self._answered = True  # whether the last run was one for logits
 
@@ -51,6 +56,7 @@ class CachedDecoder(ABC):
     def logits(self) -> np.ndarray:
         """Float32 [rows, vocab_size], of the token after the last one appended to each row; void after the next call.
 
+        Minus infinity are those of tokens that the head does not have.
         On a GPU they are brought to the host when they are asked for.
         """
         return self._result("logits")
@@ -187,7 +193,7 @@ class CachedDecoder(ABC):
 
     @abstractmethod
     def _read(self, name: str) -> np.ndarray:
-        """Brings "logits" or "tokens" of the last run to the host."""
+        """Brings "logits" or "tokens" of the last run to the host, by rows of the head."""
 
     def _append_moved(self, source: int, count: int, rotary: Rotary) -> None:
         """Appends to the first row what stands `count` positions from `source` on; keys are rotated with it."""
@@ -218,5 +224,12 @@ class CachedDecoder(ABC):
         if not self._answered:
             raise RuntimeError("there are no logits after a prefill without them")
         if name not in self._results:
-            self._results[name] = self._read(name)
+            found = self._read(name)
+            if self._head is not None:
+                found = self._head.tokens(found) if name == "tokens" else self._head.logits(found)
+            self._results[name] = found
         return self._results[name]
+
+    def _head_rows(self, ids: np.ndarray) -> np.ndarray | None:
+        """Rows of the head int64 [n] for tokens, which a device that looks them up has; None where it lacks one."""
+        return ids if self._head is None else self._head.rows(ids)

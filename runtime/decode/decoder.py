@@ -39,7 +39,7 @@ class Decoder(CachedDecoder):
         check_fit(graph, spec)
         self.graph = graph
         self._buffers = StepBuffers(graph, spec)
-        super().__init__(self._buffers.cache, check)
+        super().__init__(self._buffers.cache, check, graph.head)
         self._total = np.zeros((), np.int32)
         self._capacity = np.zeros((), np.int32)  # in the place of _total where steps are captured
         self._prompt: Buffer | None = None
@@ -90,7 +90,7 @@ class Decoder(CachedDecoder):
         if not self._checked:
             zeros, most = self.graph.memory.zeros, 1 + MAX_DRAFTS
             self._checked = {
-                "logits": zeros((most, self.spec.vocab_size), np.float32, staged=True),
+                "logits": zeros((most, self.spec.num_logits), np.float32, staged=True),
                 "tokens": zeros((most,), np.int64, staged=True),
                 "lengths": zeros((most,), np.int32),
             }
@@ -117,11 +117,12 @@ class Decoder(CachedDecoder):
         self._settle()
 
     def advance(self, ids: np.ndarray, table: EmbeddingTable) -> None:
-        if not self._looks_up:
+        rows = self._head_rows(ids)
+        if rows is None or not self._looks_up:
             super().advance(ids, table)
             return
         self._begin_step(len(ids))
-        self._run_step(ids)
+        self._run_step(rows)
 
     def _step(self, embeddings: np.ndarray) -> None:
         self._settle()
@@ -129,7 +130,7 @@ class Decoder(CachedDecoder):
         self._run_step(np.full(len(embeddings), _NO_TOKEN))
 
     def _run_step(self, ids: np.ndarray) -> None:
-        """A step of tokens int64 [n], or, where they are _NO_TOKEN, of the embeddings written."""
+        """A step of tokens int64 [n], as rows of the head; where they are _NO_TOKEN, of the embeddings written."""
         count = len(ids)
         rows = slice(0, count)
         while True:

@@ -24,6 +24,7 @@ from ..backends.kept_buffers import KeptBuffers
 from ..backends.onnxruntime import Backend, guarded, import_onnxruntime
 from ..backends.warm_up import WarmUp
 from ..bundle.bundle import Bundle
+from ..bundle.head_tokens import HeadTokens
 from ..bundle.manifest import DECODER_GRAPH, FP16_DECODER_GRAPH, PREFILL_GRAPH, TextSpec
 from ..config import MAX_DRAFTS
 from ..errors import BackendError, BackendWarning, BundleError
@@ -65,6 +66,7 @@ class DecoderGraph:
     prefill_chunk: tokens of a prompt in one run, at most.
     warming: what must be done before it is used; None where nothing is.
     prompts: the graph that takes a prompt's tokens, all but the last, which makes the logits; None is this one.
+    head: the tokens that its rows of logits stand for; None where they are ids.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class DecoderGraph:
         captures: bool = False,
         prompts: DecoderGraph | None = None,
         prefill_chunk: int = PREFILL_CHUNK,
+        head: HeadTokens | None = None,
     ) -> None:
         self.session = session
         self.memory = memory
@@ -81,6 +84,7 @@ class DecoderGraph:
         self.kept = KeptBuffers(memory) if captures else None
         self.prompts = prompts
         self.prefill_chunk = prefill_chunk
+        self.head = head
         self.warming: WarmUp | None = None
         self._ids: dict[tuple[Any, ...], int] = {}
         self._options: dict[int, Any] = {}
@@ -183,7 +187,7 @@ def load_decoder_graph(backend: Backend, bundle: Bundle) -> DecoderGraph:
         prompts = None
         if PREFILL_GRAPH in bundle.manifest.files:
             prompts = DecoderGraph(backend.session(bundle.path(PREFILL_GRAPH)))
-        return DecoderGraph(backend.session(bundle.path(DECODER_GRAPH)), prompts=prompts)
+        return DecoderGraph(backend.session(bundle.path(DECODER_GRAPH)), prompts=prompts, head=HeadTokens.of(bundle))
     if backend.device is None:
         raise BackendError("this backend has no device; make it with select_backend")
     if FP16_DECODER_GRAPH not in bundle.manifest.files and not bundle.manifest.slim:
@@ -204,7 +208,7 @@ def load_decoder_graph(backend: Backend, bundle: Bundle) -> DecoderGraph:
         )
     chunks = GPU_CHUNKS if backend.memory_limit is None else LIMITED_CHUNKS
     chunk = gpu_chunk(bundle.manifest.text, memory.available_bytes(), chunks=chunks)
-    return DecoderGraph(session, memory, captures, prefill_chunk=chunk)
+    return DecoderGraph(session, memory, captures, prefill_chunk=chunk, head=HeadTokens.of(bundle))
 
 
 def check_fit(graph: DecoderGraph, spec: TextSpec) -> None:
@@ -236,5 +240,5 @@ def _fits(session: Any, spec: TextSpec, results: set[str]) -> bool:
         and set(outputs) == made | results
         and {inputs[name][1::2] for name in caches} == {(spec.num_kv_heads, spec.head_dim)}
         and inputs["inputs_embeds"][-1] == spec.hidden_size
-        and all(outputs[name][-1] == spec.vocab_size for name in results & {"logits"})
+        and all(outputs[name][-1] == spec.num_logits for name in results & {"logits"})
     )

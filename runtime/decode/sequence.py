@@ -120,7 +120,7 @@ class SequenceState:
             scores = logits()
             if allowed is not None:
                 check_logits(scores)
-                scores = np.where(allowed[: len(scores)], scores, -np.inf)
+                scores = _allowed_scores(scores, allowed[: len(scores)])
             token = self._sampler.sample(scores, self._history[self._penalized_from : self.length])
         elif greedy == 0:  # what argmax says of nothing but NaN
             check_logits(logits())
@@ -131,3 +131,12 @@ class SequenceState:
         self._history[self.length] = token
         self.length += 1
         return token
+
+
+def _allowed_scores(scores: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+    """Logits of the tokens that are allowed, else minus infinity; all alike where the head has none of them.
+
+    A grammar may leave one token, which the head need not have to have it said: anything can be read.
+    """
+    found = np.where(allowed, scores, -np.inf)
+    return found if found.max() > -np.inf else np.where(allowed, 0.0, -np.inf)

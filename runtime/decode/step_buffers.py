@@ -53,8 +53,8 @@ class KnownBuffer:
 class StepBuffers:
     """Rows of one decoder; none at first.
 
-    inputs: float32 [rows, hidden_size]. seqlens: int32 [rows]. logits: float32 [rows, vocab_size]. tokens: int64
-    [rows].
+    inputs: float32 [rows, hidden_size]. seqlens: int32 [rows]. logits: float32 [rows, num_logits]. tokens: int64
+    [rows], rows of the head.
     """
 
     def __init__(self, graph: DecoderGraph, spec: TextSpec) -> None:
@@ -131,7 +131,7 @@ class StepBuffers:
 
     def _beside(self) -> list[BufferKind]:
         """What there is beside the cache."""
-        kinds = [((self._spec.hidden_size,), "float32"), ((), "int32"), ((self._spec.vocab_size,), "float32")]
+        kinds = [((self._spec.hidden_size,), "float32"), ((), "int32"), ((self._spec.num_logits,), "float32")]
         return [BufferKind(row, dtype, staged=True) for row, dtype in [*kinds, ((), "int64")]]
 
     def _kinds(self, capacity: int) -> list[BufferKind]:

@@ -35,7 +35,7 @@ class KernelDecoder(CachedDecoder):
     def __init__(self, network: Network, prompts: Vectors, check: Callable[[int], None] = unchecked) -> None:
         """prompts: memory for a chunk of a prompt, whose length is that of its chunks."""
         memory = network.launcher.memory
-        super().__init__(KvCache(network.text, memory, np.float16), check)
+        super().__init__(KvCache(network.text, memory, np.float16), check, network.head)
         self._network, self._memory, self._prompts = network, memory, prompts
         self._cache_table = CacheTable(memory, network.text)
         self._prompted = network.choices(1)  # arrays of a launch begin at aligned addresses, as rows of others do not
@@ -58,13 +58,14 @@ class KernelDecoder(CachedDecoder):
         return True
 
     def advance(self, ids: np.ndarray, table: EmbeddingTable) -> None:
-        if not self._network.looks_up:
+        rows = self._head_rows(ids)
+        if rows is None or not self._network.looks_up:
             super().advance(ids, table)
             return
         said = self._results.get("tokens")
         followed = said is not None and "logits" not in self._results and np.array_equal(ids, said[: len(ids)])
         self._begin_step(len(ids))
-        self._run_step(ids, followed)
+        self._run_step(rows, followed)
 
     def _step(self, embeddings: np.ndarray) -> None:
         count = len(embeddings)
@@ -73,7 +74,7 @@ class KernelDecoder(CachedDecoder):
         self._run_step(np.full(count, _NO_TOKEN))
 
     def _run_step(self, ids: np.ndarray, followed: bool = False) -> None:
-        """followed: the ids are what was chosen, as it stands on the device."""
+        """ids: rows of the head, or _NO_TOKEN. followed: they are what was chosen, as it stands on the device."""
         count = len(ids)
         if not (followed and self._ahead is not None and np.array_equal(self._ahead, self.cache.lengths[:count])):
             self._settle()

@@ -29,6 +29,7 @@ class Network:
     def __init__(self, kernels: KernelSet, launcher: Launcher, tiles: Tiles | None = None) -> None:
         """tiles: None is the fixed rules."""
         self.text = kernels.text
+        self.head = kernels.head
         self.launcher = launcher
         self._tiles = tiles or Tiles()
         self.weights = DeviceWeights(kernels, launcher.memory)
@@ -55,7 +56,7 @@ class Network:
     @property
     def row_bytes(self) -> int:
         """Memory of one row of steps, but for its cache."""
-        choice = 2 * 4 * self.text.vocab_size + 12 * self._choose.constants["TRAIL"]  # logits are staged
+        choice = 2 * 4 * self.text.num_logits + 12 * self._choose.constants["TRAIL"]  # logits are staged
         return Vectors.bytes_of(self.text, self._splits) + 2 * choice  # of this step and of the next
 
     @property
@@ -63,7 +64,7 @@ class Network:
         return max(kernel.tile["SPLITS"] for kernel in self._find("attend", self._heads))
 
     def choices(self, rows: int, before: Choices | None = None) -> Choices:
-        blocks = -(-self.text.vocab_size // self._block)
+        blocks = -(-self.text.num_logits // self._block)
         return Choices(self.launcher.memory, self.text, rows, blocks, self._choose.constants["TRAIL"], before)
 
     def step(self, rows: int, vectors: Vectors, given: Choices, chosen: Choices, cache: int) -> None:
@@ -146,7 +147,7 @@ class Network:
         kernel = self._find("embed", constants)[0]
         stored = {"codes_ptr": table.codes, "scales_ptr": table.scales, "zeros_ptr": table.zeros}
         ends = {"tokens_ptr": given.tokens.address, "x_ptr": vectors.x.address}
-        self._launch(kernel, (rows,), **stored, **ends, vocabulary=self.text.vocab_size)
+        self._launch(kernel, (rows,), **stored, **ends, vocabulary=table.spec.outputs)
 
     def _qkv(self, rows: int, vectors: Vectors, layer: StoredLayer) -> None:
         settings = {"NORM": True, "BIAS": True, "RESIDUAL": False, "WIDTH": 0}
@@ -171,7 +172,7 @@ class Network:
     def _head(self, rows: int, x: int, chosen: Choices) -> None:
         settings = {"NORM": True, "BIAS": False, "RESIDUAL": False, "WIDTH": 0}
         ends = {"x_ptr": x, "norm_ptr": self.weights.norm.strands, "y_ptr": chosen.logits.address}
-        self._product(self.weights.head, rows, settings, **ends, pitch=self.text.vocab_size)
+        self._product(self.weights.head, rows, settings, **ends, pitch=self.text.num_logits)
 
     def _product(self, matrix: DeviceMatrix, rows: int, settings: Mapping[str, Any], **ends: int) -> None:
         constants = {"K": matrix.spec.inputs, **matrix.spec.constants(), **settings}
@@ -241,7 +242,7 @@ class Network:
     def _pick(self, rows: int, chosen: Choices) -> None:
         """The greedy token of each row from its logits; the row is a token longer."""
         first = {"logits_ptr": chosen.logits.address, "values_ptr": chosen.values.address}
-        first |= {"ids_ptr": chosen.ids.address, "vocabulary": self.text.vocab_size}
+        first |= {"ids_ptr": chosen.ids.address, "vocabulary": self.text.num_logits}
         self._launch(self._best, (chosen.blocks, rows), **first)
         names = ("temperatures", "top_k", "draws", "tokens", "trail", "lengths")
         arrays = {f"{name}_ptr": getattr(chosen, name).address for name in names}

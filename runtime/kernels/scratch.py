@@ -51,8 +51,9 @@ def prompt_chunk(text: TextSpec, launcher: Launcher) -> int:
 class Choices:
     """The next token of each of `rows`, greedy: temperatures and top_k are 0; who draws reads the logits.
 
-    logits: float32 [rows, vocabulary]. tokens: int64 [rows]. lengths: int32 [rows]. blocks: of logits; the best of each
-    are values and ids. trail, draws: [rows, trail]: of what the kernels can do beside, not used.
+    logits: float32 [rows, rows of the head]. tokens: int64 [rows], rows of the head. lengths: int32 [rows]. blocks: of
+    logits; the best of each are values and ids. trail, draws: [rows, trail]: of what the kernels can do beside, not
+    used.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Choices:
             return memory.zeros((rows, *shape), dtype, staged)
 
         self.blocks = blocks
-        self.logits = zeros(text.vocab_size, dtype=np.float32, staged=True)
+        self.logits = zeros(text.num_logits, dtype=np.float32, staged=True)
         self.tokens = zeros(dtype=np.int64, staged=True)
         self.lengths: Buffer = before.lengths if before else zeros(dtype=np.int32, staged=True)
         self.values, self.ids = zeros(blocks, dtype=np.float32), zeros(blocks, dtype=np.int32)

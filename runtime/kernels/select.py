@@ -73,7 +73,7 @@ class GraphDecoders:
         return self.graph.prefill_chunk
 
     def run_bytes(self, rows: int) -> int:
-        return prefill_activation_bytes(self._text, self.prefill_chunk) + rows * self._text.vocab_size * _FLOAT
+        return prefill_activation_bytes(self._text, self.prefill_chunk) + rows * self._text.num_logits * _FLOAT
 
     def make(self, check: Callable[[int], None] = unchecked) -> CachedDecoder:
         return Decoder(self.graph, self._text, check)

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..backends.buffers import Buffer, Memory
 from ..bundle.kernel_set import KernelSet
-from ..bundle.kernel_weights import Layer, Matrix, Tensor, Weights
+from ..bundle.kernel_weights import Layer, Matrix, Tensor
 from ..errors import BundleError
 
 _ALIGNMENT = 256  # bytes: kernels are compiled for arrays aligned to 16
@@ -90,7 +90,8 @@ class DeviceWeights:
         arena = _Arena(kernels.folder)
         for place in (True, False):  # first what there is, then where it is
             self.head = arena.matrix(weights.head)
-            self.embeddings = arena.matrix(weights.embeddings) if _shared(weights) else None
+            shared = weights.tied and weights.embeddings.bits <= 16  # in a form that both can be read from
+            self.embeddings = arena.matrix(weights.embeddings) if shared else None
             self.norm = arena.norm(weights.norm)
             self.cos, self.sin = arena.tensor(weights.cos), arena.tensor(weights.sin)
             self.layers = tuple(arena.layer(layer) for layer in weights.layers)
@@ -101,12 +102,6 @@ class DeviceWeights:
     @property
     def num_bytes(self) -> int:
         return self.buffer.shape[0]
-
-
-def _shared(weights: Weights) -> bool:
-    """Whether the head's bytes are those of the embeddings, in a form that both can be read from."""
-    head, embeddings = weights.head.tensors["codes"], weights.embeddings.tensors["codes"]
-    return (head.file, head.offset) == (embeddings.file, embeddings.offset) and weights.embeddings.bits <= 16
 
 
 class _Arena:

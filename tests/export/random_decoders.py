@@ -14,6 +14,7 @@ from vl3edge.export.graphs.decoder_fp16 import write_fp16_decoder
 from vl3edge.export.graphs.decoder_int4 import HEAD, QuantizedDecoderBuilder, write_quantized_embeddings
 from vl3edge.export.graphs.embeddings import export_embeddings
 from vl3edge.export.tensor_source import Float32Source
+from vl3edge.export.vocabulary.head_vocabulary import HeadVocabulary
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.quant.linear import LayerError, QuantizedLinear
 from vl3edge.runtime.bundle.manifest import TextSpec
@@ -64,19 +65,21 @@ KINDS: dict[str, Quantized | str] = {
 """A string is the precision of a decoder that is not quantized."""
 
 
-def write_decoder(checkpoint: Checkpoint, kind: Quantized | str, folder: Path) -> TextSpec:
-    """Writes the decoder's graphs, for CPUs and for GPUs, and its embeddings."""
+def write_decoder(
+    checkpoint: Checkpoint, kind: Quantized | str, folder: Path, head_ids: np.ndarray | None = None
+) -> TextSpec:
+    """Writes the decoder's graphs, for CPUs and for GPUs, and its embeddings. head_ids: the head's rows, if not all."""
     config, source = checkpoint.config.text, Float32Source(checkpoint)
     precision = kind if isinstance(kind, str) else "fp16"
-    table = export_embeddings(checkpoint, folder, precision)
+    HeadVocabulary(head_ids).write(folder)
+    table = export_embeddings(checkpoint, folder, precision, head_ids if config.tie_word_embeddings else None)
     tied = table if config.tie_word_embeddings else None
     if isinstance(kind, str):
-        export_decoder(lambda graph: DecoderBuilder(graph, config, source, precision), folder, tied)
+        export_decoder(lambda graph: DecoderBuilder(graph, config, source, precision, head_ids), folder, tied)
     else:
         linears = RandomLinears(checkpoint, kind)
-        shared = write_quantized_embeddings(linears.linear(HEAD), folder) if tied and kind.head_bits else None
-        export_decoder(
-            lambda graph: QuantizedDecoderBuilder(graph, config, source, precision, linears, shared, 0), folder, tied
-        )
+        shared = write_quantized_embeddings(linears.linear(HEAD), folder, head_ids) if tied and kind.head_bits else None
+        more = (linears, shared, 0, head_ids)
+        export_decoder(lambda graph: QuantizedDecoderBuilder(graph, config, source, precision, *more), folder, tied)
     write_fp16_decoder(folder)
-    return text_spec(config)
+    return text_spec(config, head_ids)

@@ -33,6 +33,8 @@ from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, hash_file, open_bundle
 from vl3edge.runtime.bundle.kernel_set import PORTABLE, has_kernels, kernel_files, read_kernel_set
 from vl3edge.runtime.bundle.manifest import TextSpec
 from vl3edge.runtime.bundle.slim import slim
+from vl3edge.runtime.bundle.tuning import Tuning, write_tuning
+from vl3edge.runtime.cli import info
 from vl3edge.runtime.cli.main import main as show
 from vl3edge.runtime.errors import BackendWarning
 from vl3edge.runtime.kernels import cuda_launcher
@@ -106,6 +108,21 @@ def test_a_bundle_vouches_for_its_kernels(uncompiled: None, tmp_path: Path, caps
     archive.write_bytes(archive.read_bytes()[:-1] + b"x")
     with pytest.raises(OSError, match=r"kernels/cubin-8\.7\.zip was changed"):
         open_bundle(copy)
+
+
+def test_info_says_whether_this_device_is_tuned(
+    uncompiled: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = copied_with_kernels(tmp_path)
+    driver = FakeDriver(CapturingDevice(), {}, {}, "cubin-8.9")
+    monkeypatch.setattr(cuda_launcher, "_import_driver", lambda: driver)
+    monkeypatch.setattr(info, "open_device", lambda: driver.device)
+    assert show(["info", str(copy)]) == 0
+    assert "tuned        not for this device; run `vl3edge tune`" in capsys.readouterr().out
+    here = cuda_launcher.CudaLauncher(driver.device, read_kernel_set(open_bundle(copy))).tuned_for
+    write_tuning(copy, Tuning(here, ()))
+    assert show(["info", str(copy)]) == 0
+    assert f"tuned        for {here.device} 8.9, used on this device" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("target", "kept"), [("cuda", True), ("cpu", False)])

@@ -37,6 +37,7 @@ def test_a_sound_bundle_opens_and_its_manifest_round_trips(any_bundle: Path) -> 
     again = json.loads(json.dumps(opened.manifest.to_json()))
     assert Manifest.from_json(again) == (opened.manifest, [])
     # The demo bundle is from before some of the fields there are now, which have their defaults then.
+    again["text"] = {name: again["text"][name] for name in data["text"]}
     assert {key: again[key] for key in data if key != "sha256"} == {k: v for k, v in data.items() if k != "sha256"}
     files = [f for f in any_bundle.iterdir() if f.name not in ("bundle.json", SEAL_NAME)]
     assert opened.num_bytes == sum(f.stat().st_size for f in files)
