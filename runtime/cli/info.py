@@ -82,9 +82,8 @@ def _describe(bundle: Bundle, gpu: CudaDevice | None) -> None:
             f"{text.num_kv_heads}, vocabulary {text.vocab_size}, context {text.max_position_embeddings}"
         )
         if text.head_rows:
-            _show(
-                f"head         of {text.head_rows} of {text.vocab_size} tokens; words outside cannot be said as they are"
-            )
+            head = f"of {text.head_rows} of {text.vocab_size} tokens"
+            _show(f"head         {head}; words outside cannot be said as they are")
         _show(f"answers      {_generation_line(manifest)}")
     _show(f"exported by  {', '.join(f'{name} {number}' for name, number in manifest.versions.items())}")
     if has_kernels(bundle):
