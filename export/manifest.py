@@ -13,7 +13,15 @@ import onnxruntime
 import torch
 
 from vl3edge.models.config import MediaProcessing, ModelConfig
-from vl3edge.runtime.bundle.manifest import FileEntry, Manifest, MediaSpec, ProcessorSpec, TokenSpec, VisionSpec
+from vl3edge.runtime.bundle.manifest import (
+    ExportSpec,
+    FileEntry,
+    Manifest,
+    MediaSpec,
+    ProcessorSpec,
+    TokenSpec,
+    VisionSpec,
+)
 
 from .graphs.decoder import text_spec
 from .options import ExportOptions
@@ -58,6 +66,7 @@ def make_manifest(config: ModelConfig, options: ExportOptions, commit: str | Non
         ),
         tokens=TokenSpec(config.image_token_id, config.video_token_id, config.eos_token_ids),
         generation=replace(config.generation, penalize_prompt=config.layout == "transformers"),
+        export=ExportSpec(options.preset, options.changed, options.activation_bits),
         quantization={},
         measured={},
         versions={

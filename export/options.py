@@ -21,7 +21,7 @@ TARGETS = ("cpu", "cuda", *TENSORRT_TARGETS)
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """How to export a checkpoint.
+    """How to export a checkpoint; as they stand the options quantize nothing. `presets.py` has the command's.
 
     targets: "cpu" is in every bundle; all others add float16 graphs for NVIDIA GPUs; "rtx" compiled TensorRT plans as
         well, "jetson" what `vl3edge build` compiles there.
@@ -37,6 +37,8 @@ class ExportOptions:
     vision_bits: 8 computes the vision encoder's products with weights and activations in 8 bits, about twice as fast on
         a CPU and half the size, also in TensorRT plans; 16 leaves them in float.
     prefill_bits: 8 adds a prefill graph for CPUs, which stores the layers' weights again in 8 bits; 16 does not.
+    preset, changed: for the manifest: which preset these options follow, "" for none, and what differs from it
+        (`presets.py`).
     name: the model's name in the bundle; None takes the checkpoint's name.
     kernels: for GPU targets, also compile the decoder's kernels, which takes minutes and needs Triton. The command line
         does so by default.
@@ -51,6 +53,8 @@ class ExportOptions:
     activation_bits: Literal[8, 32] = 8
     vision_bits: Literal[8, 16] = 16
     prefill_bits: Literal[8, 16] = 16
+    preset: Literal["", "exact", "balanced", "small"] = ""
+    changed: tuple[str, ...] = ()
     name: str | None = None
     force: bool = False
     kernels: bool = False

@@ -83,6 +83,7 @@ EXPORT_WINGS = (
     "tensorrt",
     "kernels",
     "options",
+    "presets",
     "manifest",
     "disk_estimate",
     "vision_stage",

@@ -63,6 +63,8 @@ def _describe(bundle: Bundle) -> None:
     _show(f"model        {manifest.source}, layout {manifest.layout}")
     targets, method = ", ".join(manifest.targets), manifest.quantization.get("method", "none")
     _show(f"targets      {targets}; {manifest.precision}; quantization {method}")
+    if manifest.export.preset:
+        _show(f"preset       {_preset_line(manifest)}")
     if manifest.slim:
         _show(f"slim         for {manifest.slim} only: files of other backends were deleted")
     products = ", products in 8 bits" if manifest.vision_quantization.bits == 8 else ""
@@ -93,6 +95,21 @@ def _describe(bundle: Bundle) -> None:
             f"{bundle.folder}: the measurements or quantization in bundle.json are damaged ({e}). "
             "Copy or export the bundle again."
         ) from e
+
+
+def _preset_line(manifest: Manifest) -> str:
+    """The preset of the export, the settings that were given instead of its own, and what came of both."""
+    facts, spec = manifest.quantization, manifest.export
+    decoder = "whole"
+    if facts.get("method", "none") != "none":
+        head = facts.get("head_bits") or "whole"
+        decoder = f"{facts.get('bits')} bits in groups of {facts.get('group_size')}, head {head}"
+        decoder += ", activations whole" if spec.activation_bits == 32 else ""
+    encoder, prompts = manifest.vision_quantization.bits, manifest.prefill_quantization.bits
+    changed = f" but {', '.join(spec.changed)}" if spec.changed else ""
+    parts = [f"encoder {'8 bits' if encoder == 8 else 'whole'}", f"decoder {decoder}"]
+    parts += ["prompts 8 bits"] if prompts == 8 else []
+    return f"{spec.preset}{changed}: {'; '.join(parts)}"
 
 
 def _generation_line(manifest: Manifest) -> str:
