@@ -8,12 +8,14 @@ Rules, at 50, 25 and 15 % of a clip's tokens where they take a share:
     auto      each clip's own noise floor (`--threshold auto`)
     budget    the largest changes of the clip, by DiffFP's measure
     shifted   the same after the camera's motion: blocks are compared where the picture before has moved to
-    unique    the most unique tokens (`--keep-ratio`)
+    unique    the most unique tokens
+    shipped   DiffFP at 0.1, then the most unique (`--max-visual-tokens`)
     both      half of the way by `budget`, the rest by `unique`
     random    the control: any, as many of every frame
 
 Every rule answers the same questions, one of each kind that a clip allows; `points` is the difference to all tokens in
-percentage points, with its 95 % interval (runtime/evaluate/paired.py). The model is the float32 reference in torch.
+percentage points, with its 95 % interval (runtime/evaluate/paired.py), `over` the same to `budget` at the same share.
+The model is the float32 reference in torch.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from largest_changes import budget_threshold, fewest_tokens
 from machine import describe
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
@@ -43,7 +46,7 @@ from vl3edge.models.demo.stock import VideoLlama3ForConditionalGeneration
 from vl3edge.runtime.config import PruningConfig
 from vl3edge.runtime.evaluate.paired import PairedDifference, paired_difference
 from vl3edge.runtime.vision.difffp import token_differences
-from vl3edge.runtime.vision.difffp_threshold import budget_threshold, choose_threshold, fewest_tokens
+from vl3edge.runtime.vision.difffp_threshold import choose_threshold
 from vl3edge.runtime.vision.uniqueness import unique_tokens
 
 SHARES = (0.5, 0.25, 0.15)
@@ -67,7 +70,7 @@ class FineClip:
 
 @dataclass(frozen=True)
 class Row:
-    """One rule on the clips of one kind. tokens: share kept."""
+    """One rule on the clips of one kind. tokens: share kept. difference: to all tokens. over: to `budget`."""
 
     rule: str
     share: float | None
@@ -76,6 +79,7 @@ class Row:
     exact: float
     answers: int
     difference: PairedDifference | None
+    over: PairedDifference | None
 
 
 class FineModel:
@@ -151,10 +155,11 @@ def _unique(clip: FineClip, share: float, among: Mask | None = None) -> Mask:
 
 Rule = Callable[[FineClip, float], Mask]
 RULES: dict[str, Rule] = {
+    "budget": lambda c, share: _budget(c.changes, share),  # first: others are compared with it
     "random": lambda c, share: random_keep(c.clip.features.shape[:3], share, np.random.default_rng([c.number, 16])),
-    "budget": lambda c, share: _budget(c.changes, share),
     "shifted": lambda c, share: _budget(c.shifted, share),
     "unique": _unique,
+    "shipped": lambda c, share: _unique(c, share, _above(c.changes, 0.1)),
     "both": lambda c, share: _unique(c, share, _budget(c.changes, (1 + share) / 2)),
 }
 FIXED: dict[str, Rule] = {
@@ -179,16 +184,19 @@ def kinds(world: World) -> list[str]:
 def measure(model: FineModel, clips: Sequence[FineClip]) -> list[Row]:
     rows: list[Row] = []
     whole: list[list[bool]] = []
+    budget: dict[float | None, list[list[bool]]] = {}
     plan = [(name, None, rule) for name, rule in FIXED.items()]
     plan += [(name, share, rule) for name, rule in RULES.items() for share in SHARES]
     for name, share, rule in plan:
         keeps = [rule(clip, share or 1.0) for clip in clips]
         right = model.right(clips, keeps)
         whole = whole or right
+        budget.setdefault(share, right)
         for kind in ("all", "still", "panning", "zooming", "noisy", "cut"):
             of = [n for n, clip in enumerate(clips) if kind in kinds(clip.clip.world)]
             flat = [hit for n in of for hit in right[n]]
             before = [hit for n in of for hit in whole[n]]
+            fitted = [hit for n in of for hit in budget[share][n]]
             numbers = [n for n in of for _ in right[n]]
             rows.append(
                 Row(
@@ -199,6 +207,7 @@ def measure(model: FineModel, clips: Sequence[FineClip]) -> list[Row]:
                     exact=round(float(np.mean(flat)), 5),
                     answers=len(flat),
                     difference=None if name == "all" else paired_difference(before, flat, numbers),
+                    over=None if name == "budget" or share is None else paired_difference(fitted, flat, numbers),
                 )
             )
     return rows
