@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tables.accuracy import demo_table, encoder_table, prefill_table, pruning_table, quantization_table
-from tables.fine import fine_kinds_table, fine_pruning_table, fine_table
+from tables.fine import fine_kinds_table, fine_pruning_table, fine_table, presets_table
 from tables.gpu import gpu_table
 from tables.kernels import kernel_launches, kernel_limits, kernel_registers
 from tables.reliability import reliability_table
@@ -34,6 +34,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "encoder": encoder_table,
     "prefill": prefill_table,
     "reliability": reliability_table,
+    "presets": presets_table,
     "fine": fine_table,
     "fine-kinds": fine_kinds_table,
     "fine-pruning": fine_pruning_table,
