@@ -18,7 +18,7 @@ from tables.fine import fine_kinds_table, fine_pruning_table, fine_table, preset
 from tables.gpu import gpu_table
 from tables.kernels import kernel_launches, kernel_limits, kernel_registers
 from tables.reliability import reliability_table
-from tables.speed import headline_table, real_size_table, speed_table
+from tables.speed import headline_table, memory_table, real_size_table, speed_table
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -28,6 +28,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "gpu": gpu_table,
     "demo": demo_table,
     "real-size": real_size_table,
+    "memory": memory_table,
     "quantization": quantization_table,
     "pruning": pruning_table,
     "speed": speed_table,

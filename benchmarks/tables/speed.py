@@ -51,6 +51,28 @@ def real_size_table() -> str:
     )
 
 
+_TERMS = {
+    "base": "libraries",
+    "weights": "weights",
+    "frames": "frames",
+    "vision": "encoder",
+    "tokens": "tokens",
+    "kv": "KV cache",
+    "prefill": "prompt",
+}
+
+
+def memory_table() -> str:
+    """Peak memory of a process at the 2B sizes, in MB: the estimate, item by item, and what was measured."""
+    rows = []
+    for row in load("memory")["rows"]:
+        if row["bundle"].startswith("2B"):
+            what = f"{row['bundle']}: {row['frames']} frames, {row['context_tokens']:,} tokens"
+            terms = [f"{row['terms_mb'][term]:,.0f}" for term in _TERMS]
+            rows.append([what, *terms, f"{row['estimated_mb']:,}", f"{row['measured_mb']:,}"])
+    return table(["", *_TERMS.values(), "together", "measured"], rows)
+
+
 def speed_table() -> str:
     """Ratios against what a user would run instead, each pair from one run on one machine."""
     letters: dict[str, str] = {}  # by the machine's line
