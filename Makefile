@@ -31,7 +31,7 @@ demo: $(DEMO_VENV)/.installed
 # The bundle that ships with the package, made anew from the demo checkpoint.
 demo-bundle: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/vl3edge export models/demo/checkpoint -o runtime/demo_bundle --force \
-		--name vl3edge-demo --group-size 32 --target cpu --target cuda --no-kernels
+		--name vl3edge-demo --group-size 32 --head-bits 8 --target cpu --target cuda --no-kernels
 
 fine-model: $(VENV)/.installed
 	OMP_NUM_THREADS=1 nice -n 19 $(BIN)/python -m vl3edge.models.demo.fine.train --out .cache/fine-model

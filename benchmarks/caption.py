@@ -2,8 +2,9 @@
 
     python benchmarks/caption.py --media CLIP --checkpoint CKPT --bundle NAME=FOLDER … [--frames 16] [--rounds 2]
 
-CKPT holds random weights in transformers' layout (`python -m vl3edge.models.synthetic 2b CKPT`), the bundles are its
-exports. Time runs from the file to the last of 64 tokens, with the model loaded; memory is the largest resident set of
+CKPT holds random weights in transformers' layout (`python -m vl3edge.models.synthetic 2b CKPT --dtype bfloat16`), the
+bundles are its exports. Weights are in bfloat16, as the released ones are: of another type transformers takes more
+memory. Time runs from the file to the last of 64 tokens, with the model loaded; memory is the largest resident set of
 the process, mapped weights included. transformers gets the same frames at the same size. Each runs in a process of its
 own, taking turns; medians count. Writes an entry for this CPU to benchmarks/results/caption.json.
 """
@@ -48,6 +49,7 @@ def run_bundle(folder: str, options: argparse.Namespace) -> dict[str, Any]:
         "prompt_tokens": stats.prompt_tokens,
         "new_tokens": stats.generated_tokens,
         "peak_gb": (peak_bytes() or 0) / 1e9,
+        "bundle_gb": sum(file.stat().st_size for file in Path(folder).iterdir()) / 1e9,
     }
 
 
@@ -98,6 +100,7 @@ def main() -> None:
     parser.add_argument("--fps", type=float, default=2.0)
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--note", help="what else the reader should know, such as other load on the machine")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     bundles = dict(item.split("=", 1) for item in options.bundle)
@@ -110,7 +113,15 @@ def main() -> None:
         return
     names = [*bundles, *(f"transformers, {dtype}" for dtype in options.dtypes)]
     rounds = [{name: run_alone(__file__, name) for name in names} for _ in range(options.rounds)]
-    result = {"machine": describe(), "media": options.media.name, "rounds": options.rounds, "runs": medians(rounds)}
+    result = {
+        "machine": describe(),
+        "media": options.media.name,
+        "checkpoint": json.loads((options.checkpoint / "config.json").read_text(encoding="utf-8"))["dtype"],
+        "rounds": options.rounds,
+        "runs": medians(rounds),
+    }
+    if options.note:
+        result["note"] = options.note
     keep(RESULTS, result)
 
 

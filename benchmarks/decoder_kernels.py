@@ -22,12 +22,12 @@ from decoder_limits import DEVICES, PROMPT, Counts
 from vl3edge.export.graphs.decoder import text_spec
 from vl3edge.export.kernels.compile import compile_kernels
 from vl3edge.export.kernels.shape import DecoderShape, MatrixKind, uniform_shape
-from vl3edge.export.options import default_head_bits
 from vl3edge.models.synthetic.random import preset
 
 RESULTS = Path(__file__).parent / "results" / "decoder_kernels.json"
 SIZES = ("2b", "7b")
 _LONG = 16_000
+HEAD_BITS = 4  # of every preset
 ENGLISH = 68_864  # about: rows of the released tokenizer that `--vocabulary corpus` keeps
 
 
@@ -47,9 +47,7 @@ def main() -> None:
 def released(size: str) -> DecoderShape:
     """A released decoder, as it is exported by default."""
     config = preset(size).text
-    return uniform_shape(
-        text_spec(config), config.rms_norm_eps, bits=4, group=128, head_bits=default_head_bits(["cuda"])
-    )
+    return uniform_shape(text_spec(config), config.rms_norm_eps, bits=4, group=128, head_bits=HEAD_BITS)
 
 
 def counted(shape: DecoderShape) -> dict[str, Any]:

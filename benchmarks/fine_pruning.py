@@ -1,19 +1,22 @@
 """Which tokens may go? The fine model, whose tokens know their own place alone, on held-out clips through H.264.
 
-    python benchmarks/fine_pruning.py [--checkpoint DIR] [--clips 256] [--json benchmarks/results/fine_pruning.json]
+    python benchmarks/fine_pruning.py [--clips 256] [--rules RULE …] [--json benchmarks/results/fine_pruning.json]
 
-Rules, at 50, 25 and 15 % of a clip's tokens where they take a share:
+Rows of rules that are not named stay in the file, if they are of the same clips. Rules, at 50, 25 and 15 % of a clip's
+tokens where they take a share:
 
     difffp    the released threshold, 0.1
     auto      each clip's own noise floor (`--threshold auto`)
     budget    the largest changes of the clip, by DiffFP's measure
     shifted   the same after the camera's motion: blocks are compared where the picture before has moved to
-    unique    the most unique tokens (`--keep-ratio`)
+    unique    the most unique tokens
+    shipped   DiffFP at 0.1, then the most unique (`--max-visual-tokens`)
     both      half of the way by `budget`, the rest by `unique`
     random    the control: any, as many of every frame
 
 Every rule answers the same questions, one of each kind that a clip allows; `points` is the difference to all tokens in
-percentage points, with its 95 % interval (runtime/evaluate/paired.py). The model is the float32 reference in torch.
+percentage points, with its 95 % interval (runtime/evaluate/paired.py), `over` the same to `budget` at the same share.
+The model is the float32 reference in torch.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from largest_changes import budget_threshold, fewest_tokens
 from machine import describe
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
@@ -43,7 +47,7 @@ from vl3edge.models.demo.stock import VideoLlama3ForConditionalGeneration
 from vl3edge.runtime.config import PruningConfig
 from vl3edge.runtime.evaluate.paired import PairedDifference, paired_difference
 from vl3edge.runtime.vision.difffp import token_differences
-from vl3edge.runtime.vision.difffp_threshold import budget_threshold, choose_threshold, fewest_tokens
+from vl3edge.runtime.vision.difffp_threshold import choose_threshold
 from vl3edge.runtime.vision.uniqueness import unique_tokens
 
 SHARES = (0.5, 0.25, 0.15)
@@ -67,7 +71,7 @@ class FineClip:
 
 @dataclass(frozen=True)
 class Row:
-    """One rule on the clips of one kind. tokens: share kept."""
+    """One rule on the clips of one kind. tokens: share kept. difference: to all tokens. over: to `budget`."""
 
     rule: str
     share: float | None
@@ -76,6 +80,7 @@ class Row:
     exact: float
     answers: int
     difference: PairedDifference | None
+    over: PairedDifference | None
 
 
 class FineModel:
@@ -151,10 +156,11 @@ def _unique(clip: FineClip, share: float, among: Mask | None = None) -> Mask:
 
 Rule = Callable[[FineClip, float], Mask]
 RULES: dict[str, Rule] = {
+    "budget": lambda c, share: _budget(c.changes, share),  # first: others are compared with it
     "random": lambda c, share: random_keep(c.clip.features.shape[:3], share, np.random.default_rng([c.number, 16])),
-    "budget": lambda c, share: _budget(c.changes, share),
     "shifted": lambda c, share: _budget(c.shifted, share),
     "unique": _unique,
+    "shipped": lambda c, share: _unique(c, share, _above(c.changes, 0.1)),
     "both": lambda c, share: _unique(c, share, _budget(c.changes, (1 + share) / 2)),
 }
 FIXED: dict[str, Rule] = {
@@ -176,19 +182,22 @@ def kinds(world: World) -> list[str]:
     return found
 
 
-def measure(model: FineModel, clips: Sequence[FineClip]) -> list[Row]:
+def measure(model: FineModel, clips: Sequence[FineClip], rules: Sequence[str]) -> list[Row]:
     rows: list[Row] = []
     whole: list[list[bool]] = []
-    plan = [(name, None, rule) for name, rule in FIXED.items()]
-    plan += [(name, share, rule) for name, rule in RULES.items() for share in SHARES]
+    budget: dict[float | None, list[list[bool]]] = {}
+    plan = [(name, None, rule) for name, rule in FIXED.items() if name in rules]
+    plan += [(name, share, rule) for name, rule in RULES.items() for share in SHARES if name in rules]
     for name, share, rule in plan:
         keeps = [rule(clip, share or 1.0) for clip in clips]
         right = model.right(clips, keeps)
         whole = whole or right
+        budget.setdefault(share, right)
         for kind in ("all", "still", "panning", "zooming", "noisy", "cut"):
             of = [n for n, clip in enumerate(clips) if kind in kinds(clip.clip.world)]
             flat = [hit for n in of for hit in right[n]]
             before = [hit for n in of for hit in whole[n]]
+            fitted = [hit for n in of for hit in budget[share][n]]
             numbers = [n for n in of for _ in right[n]]
             rows.append(
                 Row(
@@ -199,6 +208,7 @@ def measure(model: FineModel, clips: Sequence[FineClip]) -> list[Row]:
                     exact=round(float(np.mean(flat)), 5),
                     answers=len(flat),
                     difference=None if name == "all" else paired_difference(before, flat, numbers),
+                    over=None if name == "budget" or share is None else paired_difference(fitted, flat, numbers),
                 )
             )
     return rows
@@ -208,13 +218,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
     parser.add_argument("--clips", type=int, default=256)
+    parser.add_argument("--rules", nargs="+", choices=[*FIXED, *RULES], default=[*FIXED, *RULES], help="default: all")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     model = FineModel(options.checkpoint)
-    rows = measure(model, [model.clip(number) for number in range(FIRST, FIRST + options.clips)])
+    asked = {"all", "budget", *options.rules}  # the first two are what others are compared with
+    rows = measure(model, [model.clip(number) for number in range(FIRST, FIRST + options.clips)], sorted(asked))
     if options.json:
-        result = {"machine": describe(), "clips": options.clips, "first": FIRST, "rows": [asdict(row) for row in rows]}
+        about = {"clips": options.clips, "first": FIRST}
+        before = json.loads(options.json.read_text(encoding="utf-8")) if options.json.exists() else {}
+        kept = before["rows"] if all(before.get(key) == value for key, value in about.items()) else []
+        together = [row for row in kept if row["rule"] not in asked] + [asdict(row) for row in rows]
+        order = [*FIXED, *RULES]
+        together.sort(key=lambda row: order.index(row["rule"]))
+        result = {"machine": describe(), **about, "rows": together}
         options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     for row in rows:
         points = ""

@@ -19,8 +19,9 @@ from matplotlib.ticker import PercentFormatter
 
 RESULTS = Path(__file__).parent / "results"
 STYLES: dict[str, dict[str, Any]] = {
-    "unique": {"color": "#1f6fb4", "marker": "s", "label": "--keep-ratio"},
-    "both": {"color": "#5b8c3a", "marker": "D", "label": "DiffFP half of the way, then --keep-ratio"},
+    "shipped": {"color": "#1f6fb4", "marker": "s", "label": "--max-visual-tokens: DiffFP, then the most unique"},
+    "unique": {"color": "#7fb0dc", "marker": "^", "label": "the most unique"},
+    "both": {"color": "#5b8c3a", "marker": "D", "label": "DiffFP half of the way, then the most unique"},
     "budget": {"color": "#c2410c", "marker": "o", "label": "largest changes (DiffFP)"},
     "shifted": {"color": "#8e5bb0", "marker": "v", "label": "largest changes, camera's motion compensated"},
     "random": {"color": "#c9a227", "marker": "x", "linestyle": ":", "label": "at random"},

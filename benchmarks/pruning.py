@@ -7,7 +7,7 @@ evaluation, with the tokens that each rule keeps:
 
     fixed     one threshold for all clips; 0.1 is the released one
     auto      each clip's own noise floor (`--threshold auto`)
-    budget    a share of the clip's tokens (`--max-visual-tokens`), the largest differences of the clip
+    budget    a share of the clip's tokens, the largest differences of the clip
     random    the control: as many tokens as the budget, but any; as everywhere the first frame whole, one of each other
 
 Exact match and NLL are of the right answers; KL is to the model's own distribution with every token kept, so it is what
@@ -28,6 +28,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from largest_changes import budget_threshold, fewest_tokens
 from machine import describe
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
@@ -42,7 +43,7 @@ from vl3edge.models.demo.sequences import SequenceBuilder, collate
 from vl3edge.models.demo.stock import VideoLlama3ForConditionalGeneration
 from vl3edge.runtime.config import PruningConfig
 from vl3edge.runtime.vision.difffp import RELEASED_THRESHOLD, token_differences
-from vl3edge.runtime.vision.difffp_threshold import budget_threshold, choose_threshold, fewest_tokens
+from vl3edge.runtime.vision.difffp_threshold import choose_threshold
 
 NOISE = (0.0, 2.0, 4.0)  # standard deviation in 8-bit levels
 CRF = 18
@@ -80,10 +81,10 @@ class Rule:
             threshold = choose_threshold(differences, PruningConfig("auto"))
         elif self.setting is not None and self.kind != "fixed":
             budget = max(int(self.setting * differences.size), fewest_tokens(*differences.shape))
-            threshold = choose_threshold(differences, PruningConfig(max_visual_tokens=budget))
             if self.kind == "random":
                 differences = np.random.default_rng([clip.seed, 7]).random(differences.shape)
-                threshold = budget_threshold(differences, budget)
+            least = RELEASED_THRESHOLD if self.kind == "budget" else 0.0
+            threshold = max(least, budget_threshold(differences, budget))
         return keep_above(differences[1:].reshape(-1, *clip.features.shape[1:3]), threshold), threshold
 
 

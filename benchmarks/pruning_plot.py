@@ -21,7 +21,7 @@ RESULTS = Path(__file__).parent / "results"
 STYLES: dict[str, dict[str, Any]] = {
     "fixed": {"color": "#8a8a8a", "marker": "o", "markersize": 4, "label": "--threshold 0.1 to 25.5"},
     "random": {"color": "#c9a227", "marker": "x", "linestyle": ":", "label": "as many, at random"},
-    "budget": {"color": "#1f6fb4", "marker": "s", "markersize": 5, "label": "--max-visual-tokens 75, 50, 35, 25 %"},
+    "budget": {"color": "#1f6fb4", "marker": "s", "markersize": 5, "label": "largest changes, 75, 50, 35, 25 %"},
     "auto": {"color": "#c2410c", "marker": "*", "markersize": 14, "linestyle": "", "label": "--threshold auto"},
 }
 QUANTITIES = {

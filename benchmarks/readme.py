@@ -14,11 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tables.accuracy import demo_table, encoder_table, prefill_table, pruning_table, quantization_table
-from tables.fine import fine_kinds_table, fine_pruning_table, fine_table
+from tables.fine import fine_kinds_table, fine_pruning_table, fine_table, presets_table
 from tables.gpu import gpu_table
 from tables.kernels import kernel_launches, kernel_limits, kernel_registers
 from tables.reliability import reliability_table
-from tables.speed import headline_table, real_size_table, speed_table
+from tables.speed import headline_table, memory_table, real_size_table, speed_table
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -28,12 +28,14 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "gpu": gpu_table,
     "demo": demo_table,
     "real-size": real_size_table,
+    "memory": memory_table,
     "quantization": quantization_table,
     "pruning": pruning_table,
     "speed": speed_table,
     "encoder": encoder_table,
     "prefill": prefill_table,
     "reliability": reliability_table,
+    "presets": presets_table,
     "fine": fine_table,
     "fine-kinds": fine_kinds_table,
     "fine-pruning": fine_pruning_table,

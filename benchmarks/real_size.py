@@ -23,7 +23,10 @@ from machine import describe
 VARIANTS = {
     "fp32": ["--quant", "none", "--precision", "fp32"],
     "fp16": ["--quant", "none", "--precision", "fp16"],
-    "int4": ["--quant", "rtn", "--calibration-tokens", "1024"],
+    "int4": [
+        *("--quant", "rtn", "--calibration-tokens", "1024"),
+        *("--head-bits", "8", "--vision-bits", "16", "--prefill-bits", "16"),
+    ],
 }
 RESULTS = Path(__file__).parent / "results" / "real_size.json"
 

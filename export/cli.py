@@ -9,15 +9,18 @@ from pathlib import Path
 
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.quant.errors import QuantError
-from vl3edge.quant.plan import QuantizationPlan
 from vl3edge.runtime.cli.info import contents_table
 from vl3edge.runtime.cli.stderr import exit_status, progress
 from vl3edge.runtime.errors import ConfigError
 
-from .options import TARGETS, ExportOptions, default_head_bits
+from .options import TARGETS, ExportOptions
 from .pipeline import export_bundle
+from .presets import DEFAULT_PRESET, PRESETS, export_options, preset_settings
 from .progress import ProgressLines
 from .vocabulary.texts import CORPUS
+
+_SETTINGS = tuple(preset_settings(DEFAULT_PRESET))
+"""What a preset sets; each has an option of its own, None where it is not given."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -48,40 +51,30 @@ def _export(options: argparse.Namespace) -> None:
 
 def _export_options(options: argparse.Namespace) -> ExportOptions:
     """Raises ConfigError for options that no checkpoint can satisfy."""
-    plan = None
-    targets = tuple(dict.fromkeys(options.target or ["cpu"]))
-    head_bits = options.head_bits or default_head_bits(targets)
-    if options.quant == "none" and options.save_gptq is not None:
-        raise ConfigError("--save-gptq and --quant none are mutually exclusive")
     if options.calibration_tokens < 1:
         raise ConfigError(f"--calibration-tokens must be at least 1, not {options.calibration_tokens}")
-    if options.quant != "none":
-        try:
-            plan = QuantizationPlan(
-                method=options.quant,
-                bits="auto" if options.bits == "auto" else int(options.bits),
-                average_bits=options.average_bits,
-                head_bits=None if head_bits == 16 else head_bits,
-                group_size=options.group_size,
-                symmetric=not options.asymmetric,
-            )
-        except QuantError as e:
-            raise ConfigError(str(e)) from e
-    return ExportOptions(
-        targets=targets,
-        plan=plan,
-        precision=options.precision,
-        calibration=tuple(options.calibration),
-        calibration_tokens=options.calibration_tokens,
-        save_gptq=options.save_gptq,
-        activation_bits=options.activation_bits,
-        vision_bits=options.vision_bits,
-        prefill_bits=options.prefill_bits,
-        vocabulary=options.vocabulary,
-        name=options.name,
-        force=options.force,
-        kernels=not options.no_kernels,
-    )
+    settings = {name: getattr(options, name) for name in _SETTINGS if getattr(options, name) is not None}
+    if "bits" in settings and settings["bits"] != "auto":
+        settings["bits"] = int(settings["bits"])
+    try:
+        wanted = export_options(
+            options.preset,
+            tuple(dict.fromkeys(options.target or ["cpu"])),
+            settings,
+            precision=options.precision,
+            calibration=tuple(options.calibration),
+            calibration_tokens=options.calibration_tokens,
+            save_gptq=options.save_gptq,
+            vocabulary=options.vocabulary,
+            name=options.name,
+            force=options.force,
+            kernels=not options.no_kernels,
+        )
+    except QuantError as e:
+        raise ConfigError(str(e)) from e
+    if wanted.plan is None and options.save_gptq is not None:
+        raise ConfigError("--save-gptq and --quant none are mutually exclusive")
+    return wanted
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -102,20 +95,29 @@ def _parser() -> argparse.ArgumentParser:
         help="leave out the decoder's own kernels for NVIDIA GPUs, which Triton compiles (pip install "
         "'vl3edge[kernels]') and --decoder kernels runs",
     )
+    parser.add_argument(
+        "--preset",
+        choices=PRESETS,
+        help="exact: nothing is quantized; balanced (default): the fast one, 4 bits for the decoder, on CPUs 8 for the "
+        "encoder and for prompts; small: the least memory. The options below go before it; --quant none alone is exact",
+    )
     parser.add_argument("--precision", choices=("fp32", "fp16"), help="precision of weights that are not quantized")
     parser.add_argument("--name", help="model name in the bundle (default: the checkpoint's name)")
     group = parser.add_argument_group("quantization of the decoder")
-    group.add_argument("--quant", choices=("gptq", "rtn", "none"), default="gptq", help="default: gptq")
-    group.add_argument("--bits", choices=("3", "4", "8", "auto"), default="4", help="bits of the layers (default: 4)")
-    group.add_argument("--average-bits", type=float, default=4.5, help="average for --bits auto (default: 4.5)")
+    group.add_argument("--quant", choices=("gptq", "rtn", "none"), dest="method", help="default: gptq")
+    group.add_argument("--bits", choices=("3", "4", "8", "auto"), help="bits of the layers (default: 4)")
+    group.add_argument("--average-bits", type=float, help="average for --bits auto (default: 4.5)")
     group.add_argument(
-        "--head-bits",
-        type=int,
-        choices=(4, 8, 16),
-        help="bits of the output head (default: 8; 4 where a target is cuda, rtx or jetson)",
+        "--head-bits", type=int, choices=(4, 8, 16), help="bits of the output head; 16: float (default: 4)"
     )
-    group.add_argument("--group-size", type=int, default=128, help="weights that share a scale (default: 128)")
-    group.add_argument("--asymmetric", action="store_true", help="store zero points, better at few bits")
+    group.add_argument("--group-size", type=int, help="weights that share a scale (default: 128)")
+    group.add_argument(
+        "--asymmetric",
+        action="store_false",
+        dest="symmetric",
+        default=None,
+        help="store zero points, better at few bits",
+    )
     group.add_argument(
         "--calibration", nargs="+", default=[], metavar="PATH", help="media to calibrate on (default: synthetic scenes)"
     )
@@ -124,26 +126,23 @@ def _parser() -> argparse.ArgumentParser:
         "--activation-bits",
         type=int,
         choices=(8, 32),
-        default=8,
         help="precision of activations on CPUs (default: 8, faster)",
     )
     group.add_argument(
         "--prefill-bits",
         type=int,
         choices=(8, 16),
-        default=16,
         help="8: also store the layers' weights in 8 bits, which reads prompts faster on CPUs with VNNI, and more "
-        "accurately than 4; calibrated on at most 4,096 tokens of the same media (default: 16, prompts use the "
-        "decoder's own weights)",
+        "accurately than 4; calibrated on at most 4,096 tokens of the same media; 16: prompts use the decoder's "
+        "own weights (default: the preset's)",
     )
     group.add_argument("--save-gptq", type=Path, metavar="DIR", help="also write an ordinary GPTQ checkpoint")
     parser.add_argument(
         "--vision-bits",
         type=int,
         choices=(8, 16),
-        default=16,
-        help="8: the encoder's products in 8 bits, twice as fast on CPUs; calibrated on the same media (default: 16, "
-        "float)",
+        help="8: the encoder's products in 8 bits, twice as fast on CPUs; calibrated on the same media; 16: float "
+        "(default: the preset's)",
     )
     parser.add_argument(
         "--vocabulary",

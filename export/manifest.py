@@ -13,7 +13,15 @@ import onnxruntime
 import torch
 
 from vl3edge.models.config import MediaProcessing, ModelConfig
-from vl3edge.runtime.bundle.manifest import FileEntry, Manifest, MediaSpec, ProcessorSpec, TokenSpec, VisionSpec
+from vl3edge.runtime.bundle.manifest import (
+    ExportSpec,
+    FileEntry,
+    Manifest,
+    MediaSpec,
+    ProcessorSpec,
+    TokenSpec,
+    VisionSpec,
+)
 
 from .graphs.decoder import text_spec
 from .options import ExportOptions
@@ -62,6 +70,7 @@ def make_manifest(
         tokens=TokenSpec(config.image_token_id, config.video_token_id, config.eos_token_ids),
         generation=replace(config.generation, penalize_prompt=config.layout == "transformers"),
         vocabulary=vocabulary.spec,
+        export=ExportSpec(options.preset, options.changed, options.activation_bits),
         quantization={},
         measured={},
         versions={

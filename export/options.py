@@ -20,14 +20,9 @@ from .tensorrt import TENSORRT_TARGETS
 TARGETS = ("cpu", "cuda", *TENSORRT_TARGETS)
 
 
-def default_head_bits(targets: Collection[str]) -> Literal[4, 8]:
-    """Bits of the output head: 4 for GPUs, whose steps are bound by what they read; measured in docs/accuracy.md."""
-    return 8 if set(targets) <= {"cpu"} else 4
-
-
 @dataclass(frozen=True)
 class ExportOptions:
-    """How to export a checkpoint.
+    """How to export a checkpoint; as they stand the options quantize nothing. `presets.py` has the command's.
 
     targets: "cpu" is in every bundle; all others add float16 graphs for NVIDIA GPUs; "rtx" compiled TensorRT plans as
         well, "jetson" what `vl3edge build` compiles there.
@@ -45,6 +40,8 @@ class ExportOptions:
     prefill_bits: 8 adds a prefill graph for CPUs, which stores the layers' weights again in 8 bits; 16 does not.
     vocabulary: a file of the texts that will be said, or "corpus": the output head keeps their tokens and what anything
         can be spelled with (`vocabulary/`). Not lossless; None keeps all.
+    preset, changed: for the manifest: which preset these options follow, "" for none, and what differs from it
+        (`presets.py`).
     name: the model's name in the bundle; None takes the checkpoint's name.
     kernels: for GPU targets, also compile the decoder's kernels, which takes minutes and needs Triton. The command line
         does so by default.
@@ -60,6 +57,8 @@ class ExportOptions:
     vision_bits: Literal[8, 16] = 16
     prefill_bits: Literal[8, 16] = 16
     vocabulary: str | None = None
+    preset: Literal["", "exact", "balanced", "small"] = ""
+    changed: tuple[str, ...] = ()
     name: str | None = None
     force: bool = False
     kernels: bool = False
@@ -95,8 +94,12 @@ class ExportOptions:
             if bits not in (8, 16):
                 raise ExportError(f"{option} must be 8 or 16, not {bits}")
         if not config.has_decoder:
-            asked = {"save_gptq": self.save_gptq is not None, "prefill_bits 8": self.prefill_bits == 8}
-            asked["vocabulary"] = self.vocabulary is not None
+            given = not self.preset or "prefill_bits 8" in self.changed  # of a preset's settings it takes those it can
+            asked = {
+                "save_gptq": self.save_gptq is not None,
+                "prefill_bits 8": self.prefill_bits == 8 and given,
+                "vocabulary": self.vocabulary is not None,
+            }
             if names := [name for name, is_asked in asked.items() if is_asked]:
                 raise ExportError(f"the checkpoint holds only a vision encoder: leave out {' and '.join(names)}")
         quantizes = self.quantizes(config)

@@ -71,16 +71,16 @@ MAX_DRAFTS = 8
 
 @dataclass(frozen=True)
 class PruningConfig:
-    """DiffFP: which video tokens are dropped because they did not change.
+    """Which tokens of a video the decoder is not given: those that did not change (DiffFP), and the least unique ones.
 
     threshold: a token is kept when the mean absolute difference of its normalized pixels to the previous sampled
         frame, times 255, is above it. 0.1 is the released model's value; "auto" takes each clip's own noise floor.
-    enabled: False keeps every token; None follows the checkpoint (the released ones prune), and prunes for "auto" or a
-        budget.
-    max_visual_tokens: of each video; the threshold is raised until no more are kept. The first frame stays whole and
-        every other keeps one token, so that many it must allow. Images are never pruned and need not fit.
-    keep_ratio: the share, above 0 and at most 1, of what is left then (or of all tokens, where DiffFP is off) that the
-        decoder is given: the most unique of a video's tokens, at least one of every frame. Images keep all.
+    enabled: of DiffFP; None follows the checkpoint (the released ones prune), and prunes for "auto".
+    max_visual_tokens: of each video, the most that the decoder is given: the most unique of those that DiffFP leaves
+        (of all, where it is off). Every frame keeps one, so that many it must allow.
+    keep_ratio: the same as a share of what DiffFP leaves, above 0 and at most 1. With both the fewer are given.
+
+    Images keep all their tokens, and need not fit a budget.
     """
 
     threshold: float | Literal["auto"] = 0.1
@@ -95,20 +95,28 @@ class PruningConfig:
             raise ConfigError(f"threshold must be a number, 0 or more, or 'auto', not {self.threshold!r}")
         if self.max_visual_tokens is not None and self.max_visual_tokens < 1:
             raise ConfigError(f"max_visual_tokens must be at least 1, not {self.max_visual_tokens}")
-        if self.enabled is False and self.max_visual_tokens is not None:
-            raise ConfigError("max_visual_tokens needs pruning, which is switched off")
         if self.keep_ratio is not None and not 0 < self.keep_ratio <= 1:
             raise ConfigError(f"keep_ratio must be above 0 and at most 1, not {self.keep_ratio}")
 
     @property
     def chooses_threshold(self) -> bool:
         """Whether the threshold depends on all frames of a clip, so that all are read before the first is encoded."""
-        return self.threshold == "auto" or self.max_visual_tokens is not None
+        return self.threshold == "auto"
+
+    @property
+    def chooses_tokens(self) -> bool:
+        """Whether tokens are chosen by how unique they are, after all of a clip's are known."""
+        return self.max_visual_tokens is not None or self.keep_ratio is not None
 
     @property
     def needs_whole_clip(self) -> bool:
         """Whether any choice depends on all of a clip, so that a stream cannot be pruned so."""
-        return self.chooses_threshold or self.keep_ratio is not None
+        return self.chooses_threshold or self.chooses_tokens
+
+    def tokens_chosen(self, left: int) -> int:
+        """How many of a video's tokens the decoder is given, of those that DiffFP leaves."""
+        share = left if self.keep_ratio is None else round(self.keep_ratio * left)
+        return share if self.max_visual_tokens is None else min(share, self.max_visual_tokens)
 
 
 @dataclass(frozen=True)

@@ -54,8 +54,8 @@ class MemoryBudget:
         needed = self._loaded + (0 if self._on_gpu else loading_bytes(self._manifest))
         if self.limit_bytes is not None and needed > self.limit_bytes:
             raise MemoryLimitError(
-                f"the model needs {_gb(needed)} while it is loaded, {self._limit()}: use a bundle with fewer bits "
-                f"(--quant gptq, --vision-bits 8){'' if self._given else f', or {_ADVICE}'}"
+                f"the model needs {_gb(needed)} while it is loaded, {self._limit()}: use a smaller bundle "
+                f"(export --preset small){'' if self._given else f', or {_ADVICE}'}"
             )
 
     def frames_per_call(

@@ -87,6 +87,7 @@ EXPORT_WINGS = (
     "tensorrt",
     "kernels",
     "options",
+    "presets",
     "manifest",
     "disk_estimate",
     "vision_stage",

@@ -54,7 +54,7 @@ def pruning_table() -> str:
     names = {
         "fixed": "`--threshold 0.1`, released",
         "auto": "`--threshold auto`",
-        "budget": "`--max-visual-tokens`, half",
+        "budget": "largest changes, half",
     }
     chosen = {("fixed", 0.1), ("auto", None), ("budget", 0.5)}
     rows = [

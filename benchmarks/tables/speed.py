@@ -11,7 +11,7 @@ Part = tuple[dict[str, Any], list[list[str]]]  # of the speed table: a machine, 
 
 
 def headline_table() -> str:
-    """Five ratios from one CPU: tokens written, tokens of a prompt read, whole captions."""
+    """Four ratios from one CPU: tokens written, tokens of a prompt read, a whole caption; as exported by default."""
     cpu = "AMD EPYC"
     (entry,) = load("peers")[cpu].values()
     runs = load("caption")[cpu]["runs"]
@@ -22,12 +22,13 @@ def headline_table() -> str:
         ("decode", transformers, "tokens written a second"),
         ("prefill", genai, "tokens of a prompt read a second"),
     ):
-        mine, other = (entry["peers"][name][f"{key}_tokens_per_s"] for name in ("vl3edge, int4", peer))
+        names = ("vl3edge, int4, head in 4 bits, prompts in 8", peer)
+        mine, other = (entry["peers"][name][f"{key}_tokens_per_s"] for name in names)
         rows.append([work, f"{mine:.1f}", peer, f"{other:.1f}", f"{mine / other:.2f}×"])
-    for name, work in (("int4", "as exported by default"), ("int4, encoder and prompts in 8 bits", "both in 8 bits")):
-        mine, other = runs[name]["seconds"], runs[transformers]["seconds"]
-        what = f"caption of 16 frames in 64 tokens, {work}"
-        rows.append([what, f"{mine:.0f} s", transformers, f"{other:.0f} s", f"{other / mine:.2f}×"])
+    mine, other = (runs[name]["seconds"] for name in ("int4, encoder and prompts in 8 bits", transformers))
+    rows.append(
+        ["caption of 16 frames in 64 tokens", f"{mine:.0f} s", transformers, f"{other:.0f} s", f"{other / mine:.2f}×"]
+    )
     return f"{table(['work', 'vl3edge', 'against', 'the other', 'ratio'], rows)}\n\n{machine_line(entry)}"
 
 
@@ -48,6 +49,28 @@ def real_size_table() -> str:
         table(["step", "time", "peak memory", "bundle, GB", "of it decoder and embeddings, GB"], rows)
         + f"\n\n{machine_line(result)}"
     )
+
+
+_TERMS = {
+    "base": "libraries",
+    "weights": "weights",
+    "frames": "frames",
+    "vision": "encoder",
+    "tokens": "tokens",
+    "kv": "KV cache",
+    "prefill": "prompt",
+}
+
+
+def memory_table() -> str:
+    """Peak memory of a process at the 2B sizes, in MB: the estimate, item by item, and what was measured."""
+    rows = []
+    for row in load("memory")["rows"]:
+        if row["bundle"].startswith("2B"):
+            what = f"{row['bundle']}: {row['frames']} frames, {row['context_tokens']:,} tokens"
+            terms = [f"{row['terms_mb'][term]:,.0f}" for term in _TERMS]
+            rows.append([what, *terms, f"{row['estimated_mb']:,}", f"{row['measured_mb']:,}"])
+    return table(["", *_TERMS.values(), "together", "measured"], rows)
 
 
 def speed_table() -> str:
@@ -101,17 +124,19 @@ def batch_parts() -> Iterator[Part]:
 
 def caption_parts() -> Iterator[Part]:
     for result in load("caption").values():
-        yield result, caption_rows(result["runs"])
+        yield result, caption_rows(result["runs"], result.get("checkpoint", ""))
 
 
-def caption_rows(runs: dict[str, Any]) -> list[list[str]]:
+def caption_rows(runs: dict[str, Any], checkpoint: str) -> list[list[str]]:
+    """checkpoint: the type of the weights that transformers read, which its memory depends on; "" where unknown."""
     rows = []
+    source = f" from a checkpoint in {checkpoint}" if checkpoint else ""
     for name, run in runs.items():
         for peer, theirs in runs.items():
             if peer.startswith("transformers") and not name.startswith("transformers"):
                 work = f"caption of {run['frames']:.0f} frames, {run['new_tokens']:.0f} tokens, {name}"
                 times = [f"{one['seconds']:.0f} s, {one['peak_gb']:.1f} GB" for one in (run, theirs)]
-                rows.append([work, times[0], peer, times[1], f"{theirs['seconds'] / run['seconds']:.1f}×"])
+                rows.append([work, times[0], peer, times[1] + source, f"{theirs['seconds'] / run['seconds']:.1f}×"])
     return rows
 
 

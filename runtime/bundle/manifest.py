@@ -210,6 +210,20 @@ NO_VOCABULARY = VocabularySpec()
 
 
 @dataclass(frozen=True)
+class ExportSpec:
+    """How a bundle was asked for, where its other facts do not tell.
+
+    preset: of `vl3edge export`; "" for none, as in bundles from before. changed: settings that were given instead of
+    the preset's, in words, such as "head_bits 8". activation_bits: 8 if a CPU rounds activations before the decoder's
+    quantized products.
+    """
+
+    preset: Literal["", "exact", "balanced", "small"] = ""
+    changed: tuple[str, ...] = ()
+    activation_bits: Literal[8, 32] = 8
+
+
+@dataclass(frozen=True)
 class FileEntry:
     bytes: int
     sha256: str
@@ -242,6 +256,7 @@ class Manifest:
     prefill_quantization: PrefillQuantization = PrefillQuantization()
     generation: GenerationSpec = GREEDY
     vocabulary: VocabularySpec = NO_VOCABULARY
+    export: ExportSpec = ExportSpec()
     slim: Literal["", "cpu", "cuda", "rtx", "jetson"] = ""
     kind: Literal["model", "encoder"] = "model"
 

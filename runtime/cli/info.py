@@ -67,6 +67,8 @@ def _describe(bundle: Bundle, gpu: CudaDevice | None) -> None:
     _show(f"model        {manifest.source}, layout {manifest.layout}")
     targets, method = ", ".join(manifest.targets), manifest.quantization.get("method", "none")
     _show(f"targets      {targets}; {manifest.precision}; quantization {method}")
+    if manifest.export.preset:
+        _show(f"preset       {_preset_line(manifest)}")
     if manifest.slim:
         _show(f"slim         for {manifest.slim} only: files of other backends were deleted")
     products = ", products in 8 bits" if manifest.vision_quantization.bits == 8 else ""
@@ -115,6 +117,21 @@ def _tuned_for(gpu: CudaDevice | None, bundle: Bundle) -> TunedFor | None:
         return open_launcher(Backend("cuda", (), "", device=gpu), bundle)[1].tuned_for
     except BackendError:
         return None
+
+
+def _preset_line(manifest: Manifest) -> str:
+    """The preset of the export, the settings that were given instead of its own, and what came of both."""
+    facts, spec = manifest.quantization, manifest.export
+    decoder = "whole"
+    if facts.get("method", "none") != "none":
+        head = facts.get("head_bits") or "whole"
+        decoder = f"{facts.get('bits')} bits in groups of {facts.get('group_size')}, head {head}"
+        decoder += ", activations whole" if spec.activation_bits == 32 else ""
+    encoder, prompts = manifest.vision_quantization.bits, manifest.prefill_quantization.bits
+    changed = f" but {', '.join(spec.changed)}" if spec.changed else ""
+    parts = [f"encoder {'8 bits' if encoder == 8 else 'whole'}", f"decoder {decoder}"]
+    parts += ["prompts 8 bits"] if prompts == 8 else []
+    return f"{spec.preset}{changed}: {'; '.join(parts)}"
 
 
 def _generation_line(manifest: Manifest) -> str:

@@ -123,14 +123,17 @@ def add_pruning(group: argparse._ArgumentGroup) -> None:
         help="DiffFP threshold: higher drops more tokens; auto: just above each clip's noise (default: 0.1)",
     )
     group.add_argument(
-        "--max-visual-tokens", type=int, metavar="N", help="at most N tokens per video; raises the threshold to fit"
+        "--max-visual-tokens",
+        type=int,
+        metavar="N",
+        help="give the decoder at most N tokens of each video: of those left by DiffFP the most unique",
     )
-    group.add_argument("--no-pruning", action="store_true", help="keep every video token")
+    group.add_argument("--no-pruning", action="store_true", help="without DiffFP: keep what does not change, too")
     group.add_argument(
         "--keep-ratio",
         type=float,
         metavar="R",
-        help="give the decoder this share of a video's tokens left by DiffFP, the most unique ones (default: 1)",
+        help="the same as a share of the tokens left by DiffFP (default: 1)",
     )
 
 

@@ -23,7 +23,6 @@ from .. import roofline as workload
 from ..backends.select import select_backend
 from ..bundle.bundle import Bundle
 from ..config import GenerationConfig, MediaKind, PruningConfig, SamplingPlan
-from ..errors import ConfigError
 from ..host import cores
 from ..media.addresses import without_secrets
 from ..memory_estimate import MemoryEstimate, estimate
@@ -36,9 +35,10 @@ from ..terminal import one_line
 from ..vision.clip import new_uid
 from ..vision.clip_encoder import ClipEncoder
 from ..vision.difffp import token_differences
-from ..vision.difffp_threshold import check_budget, choose_threshold
+from ..vision.difffp_threshold import choose_threshold
 from ..vision.engines import VisionEngines
 from ..vision.opened_media import OpenedMedia
+from ..vision.uniqueness import check_budget
 
 LEVELS = 255.0
 """Thresholds here are times 255, as in the released model; the paper's, those of Run-Length Tokenization, are not."""
@@ -91,7 +91,8 @@ class Inspection:
 
     model: the bundle's name. source_size: height and width before resizing, in pixels. duration_s: of the video; 0 for
         an image. start_s, end_s: of the part sampled. frames: uint8 [F, H, W, 3], as they would be encoded.
-    block: side of a token's block in pixels. differences: float64 [F, n] of `token_differences`. keep: bool [F, n].
+    block: side of a token's block in pixels. differences: float64 [F, n] of `token_differences`.
+    keep: bool [F, n], what DiffFP leaves; which of these a budget drops, only the encoder's output can tell.
     threshold: of DiffFP; None where every token is kept, as of an image.
     pruned, whole: what an answer takes with pruning as asked for, and with every token kept.
     read_s: what reading and resizing took just now. context_tokens: the model's limit.
@@ -147,9 +148,14 @@ class Inspection:
         return self.num_frames > 1
 
     @property
+    def drops(self) -> int:
+        """How many of the tokens that DiffFP leaves the decoder does not get."""
+        return int(self.keep.sum()) - self.pruned.visual_tokens
+
+    @property
     def costs(self) -> dict[str, Cost]:
         """What to compare, by name; the one cost has none where nothing could be pruned."""
-        if self.threshold is None or not self.moves:
+        if not self.drops and (self.threshold is None or not self.moves):
             return {"": self.whole}
         return {"pruned": self.pruned, "every token": self.whole}
 
@@ -199,8 +205,6 @@ def inspect(
     speed: of the machine; None measures it. Raises MediaError, ConfigError, BundleError as encoding and asking would.
     """
     manifest, pruning = bundle.manifest, pruning or PruningConfig()
-    if pruning.keep_ratio is not None:
-        raise ConfigError("keep_ratio depends on the encoder, which does not run here: leave it out")
     processor, patch = manifest.processor, manifest.vision.patch_size
     encoder = ClipEncoder(VisionEngines(bundle, select_backend("cpu", 0)), processor, patch)
     opened = encoder.open(media, kind, sampling)
@@ -233,8 +237,8 @@ def inspect(
         differences=differences,
         keep=keep,
         threshold=threshold,
-        pruned=costs.of(keep),
-        whole=costs.of(np.ones_like(keep)),
+        pruned=costs.of(keep, _tokens_given(opened, pruning, keep)),
+        whole=costs.of(np.ones_like(keep), keep.size),
         context_tokens=manifest.text.max_position_embeddings,
         read_s=read_s,
     )
@@ -243,11 +247,17 @@ def inspect(
 def _threshold(
     encoder: ClipEncoder, media: OpenedMedia, pruning: PruningConfig, differences: npt.NDArray[np.float64]
 ) -> float | None:
-    if encoder.pruner(media.kind, pruning) is None:
-        return None
+    return None if encoder.pruner(media.kind, pruning) is None else choose_threshold(differences, pruning)
+
+
+def _tokens_given(media: OpenedMedia, pruning: PruningConfig, keep: npt.NDArray[np.bool_]) -> int:
+    """How many of the tokens that DiffFP leaves the decoder gets."""
+    left = int(keep.sum())
+    if media.kind == "image":
+        return left
     if pruning.max_visual_tokens is not None:
-        check_budget(media.name, len(differences), differences.shape[1], pruning.max_visual_tokens)
-    return choose_threshold(differences, pruning)
+        check_budget(media.name, len(keep), pruning.max_visual_tokens)
+    return max(pruning.tokens_chosen(left), len(keep))
 
 
 def _keep(differences: npt.NDArray[np.float64], threshold: float | None) -> npt.NDArray[np.bool_]:
@@ -282,11 +292,13 @@ class _Costs:
         self._tokenizer = tokenizer
         self._pieces = pieces
 
-    def of(self, keep: npt.NDArray[np.bool_]) -> Cost:
-        """keep: bool [F, n]."""
+    def of(self, keep: npt.NDArray[np.bool_], visual: int) -> Cost:
+        """keep: bool [F, n], what DiffFP leaves. visual: how many of these the decoder gets, at least F."""
         manifest, media = self._bundle.manifest, self._media
-        visual = int(keep.sum())
-        nothing = VisualTokens(np.zeros((visual, 0), np.float32), tuple(keep.sum(axis=1).tolist()), new_uid())
+        left = keep.sum(axis=1)
+        # Whose tokens go is not known here, and changes no length: one of each frame, the others from the first on.
+        given = 1 + np.diff(np.minimum(np.cumsum(left - 1), visual - len(left)), prepend=0)
+        nothing = VisualTokens(np.zeros((visual, 0), np.float32), tuple(given.tolist()), new_uid())
         spliced = splice(self._pieces, [nothing], [0], self._tokenizer)
         prompt = len(spliced)
         limit = manifest.text.max_position_embeddings
@@ -295,21 +307,22 @@ class _Costs:
             manifest,
             frames=media.num_frames,
             size=self._size,
-            visual_tokens=visual,
+            visual_tokens=int(left.sum()),
             context_tokens=min(limit, prompt + answer),
             kind=media.kind,
             source_size=(media.height, media.width),
         )
-        return Cost(visual, prompt - visual, spliced.media_tokens, answer, memory, self._floors(visual, prompt, answer))
+        floors = self._floors(int(left.sum()), prompt, answer)
+        return Cost(visual, prompt - visual, spliced.media_tokens, answer, memory, floors)
 
-    def _floors(self, visual: int, prompt: int, answer: int) -> dict[str, float]:
+    def _floors(self, projected: int, prompt: int, answer: int) -> dict[str, float]:
         manifest, speed = self._bundle.manifest, self._speed
         patches = self._size[0] * self._size[1] // manifest.vision.patch_size**2
         steps = max(0, answer - 1)  # the first token comes with the prefill
         read = steps * workload.step_bytes(self._bundle, prompt + answer // 2)
         return {
             "vision encoder": self._encoded * workload.vision_flops(manifest, patches) / speed.flops,
-            "projector": workload.projector_flops(manifest, visual) / speed.flops,
+            "projector": workload.projector_flops(manifest, projected) / speed.flops,
             "prefill": workload.prefill_flops(manifest, prompt) / speed.flops,
             "decoding": max(read / speed.bandwidth, steps * workload.prefill_flops(manifest, 1) / speed.flops),
         }

@@ -19,10 +19,13 @@ def facts(seen: Inspection) -> list[str]:
     rows, columns = seen.grid
     found.append(f"{columns}×{rows} tokens {'each' if seen.moves else ''}".rstrip())
     if seen.threshold is not None and seen.moves:
-        kept = f"{seen.pruned.visual_tokens:,} of {seen.keep.size:,} kept ({seen.share_kept:.0%})"
+        left = int(seen.keep.sum())
+        kept = f"{left:,} of {seen.keep.size:,} kept ({left / seen.keep.size:.0%})"
         found.append(f"{kept} at threshold {seen.threshold:.3g}")
-    elif seen.moves:
+    elif seen.moves and not seen.drops:
         found.append("not pruned")
+    if seen.drops:
+        found.append(f"the {seen.pruned.visual_tokens:,} most unique for the decoder ({seen.share_kept:.0%})")
     return found
 
 

@@ -28,7 +28,6 @@ from ..media.video import VideoReader, open_source
 from ..memory_budget import MemoryBudget
 from .clip import Clip
 from .difffp import FramePruner
-from .difffp_threshold import check_budget
 from .engines import VisionEngines
 from .frame_encoder import EncodedFrames, FrameEncoder, check_finite
 from .frame_features import FrameFeatures, merged, vectors_of
@@ -36,6 +35,7 @@ from .opened_media import OpenedMedia
 from .pending_clip import AnyClip, PendingClip
 from .read_ahead import read_ahead
 from .stream_encoder import StreamFrames, frames_sharing_budget
+from .uniqueness import check_budget
 
 SharingMedia = OpenedMedia | AnyClip
 """What can share a pixel budget."""
@@ -92,12 +92,13 @@ class ClipEncoder:
         size = self._size(media.name, shape, [self._shape(item) for item in conversation or [media]])
         pruning = pruning or PruningConfig()
         work = self._work(media.kind, pruning)
-        if work.threshold is not None and pruning.max_visual_tokens is not None:
-            check_budget(media.name, media.num_frames, size[0] * size[1] // work.block**2, pruning.max_visual_tokens)
+        chooses_tokens = media.kind == "video" and pruning.chooses_tokens
+        if chooses_tokens and pruning.max_visual_tokens is not None:
+            check_budget(media.name, media.num_frames, pruning.max_visual_tokens)
         at_once = self._frames_per_call(media.name, shape, size)
         parts = self._parts(media, size, work, pruning, at_once)
-        if media.kind == "video" and pruning.keep_ratio is not None:
-            parts = work.most_unique(parts, pruning.keep_ratio)
+        if chooses_tokens:
+            parts = work.most_unique(parts, pruning)
         return PendingClip(media, size, work, read_ahead(parts) if self._vision.runs_beside_decoder else parts)
 
     def begin_all(

@@ -1,7 +1,7 @@
-"""Thresholds of DiffFP that suit one clip: the one that fits a budget of tokens, and the one above its noise floor.
+"""The threshold of DiffFP that suits one clip: just above its noise floor.
 
 The released threshold of 0.1 asks whether a block changed by a twentieth of an 8-bit level: a sensor's noise of one
-level, or what H.264 makes of it, changes every block by more. Both choices need the differences of the whole clip
+level, or what H.264 makes of it, changes every block by more. The choice needs the differences of the whole clip
 (`token_differences`), a few numbers a frame; which tokens are kept is then `FramePruner`'s decision as for any other
 threshold.
 """
@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from ..config import PruningConfig
-from ..errors import MediaError
 from .difffp import RELEASED_THRESHOLD
 
 Differences = npt.NDArray[np.float64]
@@ -27,45 +26,8 @@ _SEED_SHARE = 0.25  # of the differences; the smallest ones, taken for noise to 
 
 
 def choose_threshold(differences: Differences, pruning: PruningConfig) -> float:
-    """The threshold that `pruning` means for a clip; differences: float64 [F, n] of `token_differences`.
-
-    A budget comes on top: the larger of the two thresholds.
-    """
-    threshold = noise_threshold(differences) if pruning.threshold == "auto" else float(pruning.threshold)
-    if pruning.max_visual_tokens is not None:
-        threshold = max(threshold, budget_threshold(differences, pruning.max_visual_tokens))
-    return threshold
-
-
-def fewest_tokens(num_frames: int, tokens_per_frame: int) -> int:
-    """The tokens that the highest threshold keeps: all of the first frame, one of every other."""
-    return tokens_per_frame + num_frames - 1
-
-
-def check_budget(name: str, num_frames: int, tokens_per_frame: int, max_tokens: int) -> None:
-    """Raises MediaError for a clip, called `name`, that pruning cannot bring down to `max_tokens`."""
-    fewest = fewest_tokens(num_frames, tokens_per_frame)
-    if max_tokens < fewest:
-        raise MediaError(
-            f"{name}: pruning leaves at least {fewest:,} visual tokens, {tokens_per_frame:,} of the first frame and "
-            f"one of each other ({num_frames - 1:,}), but {max_tokens:,} are allowed: allow more or sample fewer frames"
-        )
-
-
-def budget_threshold(differences: Differences, max_tokens: int) -> float:
-    """The smallest threshold with which a clip keeps at most `max_tokens`; differences: float64 [F, n].
-
-    Tokens go one by one in the order of their differences; ties go together, so fewer than `max_tokens` may be kept.
-    Raises ValueError if `max_tokens` is below `fewest_tokens`.
-    """
-    spare = max_tokens - fewest_tokens(*differences.shape)
-    if spare < 0:
-        raise ValueError(f"{max_tokens} tokens are fewer than the {max_tokens - spare} that no threshold prunes")
-    # Whatever the threshold, a frame keeps one token: its most changed, or its first. Only the others cost extra.
-    others = np.sort(differences[1:], axis=1)[:, :-1].ravel()
-    if spare >= others.size:
-        return 0.0
-    return float(np.partition(others, -1 - spare)[-1 - spare])
+    """The threshold that `pruning` means for a clip; differences: float64 [F, n] of `token_differences`."""
+    return noise_threshold(differences) if pruning.threshold == "auto" else float(pruning.threshold)
 
 
 def noise_threshold(differences: Differences) -> float:

@@ -79,13 +79,13 @@ class FrameEncoder:
         self.prune_s += pruned - begin
         return EncodedFrames(tokens, tuple(keep.sum(axis=1).tolist()))
 
-    def most_unique(self, parts: Iterator[EncodedFrames], keep_ratio: float) -> Iterator[EncodedFrames]:
-        """The clip in one part, of whose tokens a share is kept (`uniqueness.py`)."""
+    def most_unique(self, parts: Iterator[EncodedFrames], pruning: PruningConfig) -> Iterator[EncodedFrames]:
+        """The clip in one part, of whose tokens as many are kept as `pruning` says (`uniqueness.py`)."""
         held = list(parts)
         begin = time.perf_counter()
         tokens = np.concatenate([part.tokens for part in held])
         counts = [count for part in held for count in part.tokens_per_frame]
-        keep = unique_tokens(tokens, counts, round(keep_ratio * len(tokens)))
+        keep = unique_tokens(tokens, counts, pruning.tokens_chosen(len(tokens)))
         kept = tuple(int(part.sum()) for part in np.split(keep, np.cumsum(counts)[:-1]))
         self.prune_s += time.perf_counter() - begin
         yield EncodedFrames(tokens[keep], kept)

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import MediaError
+
 Tokens = npt.NDArray[np.float32]
 
 _TEMPERATURE = 0.01  # of the softmax over frames
@@ -34,6 +36,15 @@ def unique_tokens(tokens: Tokens, tokens_per_frame: Sequence[int], count: int) -
     weights = _frame_weights(np.array([scores.mean() for scores in in_clip]))
     counts = _seats(weights * tokens_per_frame, tokens_per_frame, max(count, len(in_frame)))
     return np.concatenate([_largest(a + b, kept) for a, b, kept in zip(in_frame, in_clip, counts, strict=True)])
+
+
+def check_budget(name: str, num_frames: int, max_tokens: int) -> None:
+    """Raises MediaError for a video, called `name`, of which every frame must keep a token and `max_tokens` may."""
+    if max_tokens < num_frames:
+        raise MediaError(
+            f"{name}: pruning leaves at least {num_frames:,} visual tokens, one of each frame, but {max_tokens:,} are "
+            "allowed: allow more or sample fewer frames"
+        )
 
 
 def _uniqueness(units: Tokens) -> npt.NDArray[np.float64]:

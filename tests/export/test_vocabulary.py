@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from vl3edge.export import cli
 from vl3edge.export.errors import ExportError
-from vl3edge.export.options import ExportOptions, default_head_bits
+from vl3edge.export.options import ExportOptions
 from vl3edge.export.pipeline import ExportReport, export_bundle
 from vl3edge.export.verify.verify import VerifyOptions, verify_bundle
 from vl3edge.export.vocabulary import head_vocabulary as vocabulary
@@ -230,18 +230,3 @@ def test_the_manifest_and_the_list_must_agree(cut: Path, tmp_path: Path) -> None
     (copy / "bundle.json").write_text(json.dumps(data))
     with pytest.raises(BundleError, match=r"text\.head_rows is 0 of 320, and head-tokens\.npy is listed"):
         open_bundle(copy)
-
-
-@pytest.mark.parametrize(
-    ("targets", "bits"), [(("cpu",), 8), ((), 8), (("cuda",), 4), (("cpu", "rtx"), 4), (("jetson",), 4)]
-)
-def test_heads_of_gpus_have_4_bits_by_default(targets: tuple[str, ...], bits: int) -> None:
-    assert default_head_bits(targets) == bits
-    options = cli._parser().parse_args(["x", "-o", "y", *(f"--target={target}" for target in targets)])
-    plan = cli._export_options(options).plan
-    assert plan is not None
-    assert plan.head_bits == bits
-    options = cli._parser().parse_args(["x", "-o", "y", "--head-bits", "16", "--target", "cuda"])
-    plan = cli._export_options(options).plan
-    assert plan is not None
-    assert plan.head_bits is None

@@ -17,7 +17,9 @@ CAPTION = "A red square on a checkered ground. It waits, moves right, turns down
 def test_half_the_tokens_give_the_same_caption(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, err = run(capsys, "caption", CLIP, "--max-visual-tokens", 72)
     assert (status, out.strip()) == (0, CAPTION)
-    assert "72 of 144 visual tokens (threshold 0.3" in err
+    assert "72 of 144 visual tokens |" in err
+    status, _, err = run(capsys, "caption", CLIP, "--no-pruning", "--max-visual-tokens", 50, "--max-new-tokens", 1)
+    assert (status, "50 of 144 visual tokens |" in err) == (0, True)
     status, _, err = run(capsys, "caption", CLIP)
     assert status == 0
     assert "87 of 144 visual tokens |" in err  # the released threshold goes without saying
@@ -40,14 +42,14 @@ def test_a_budget_is_of_each_clip_and_too_small_a_one_costs_its_own_record(
     write_clip(tmp_path / "a.mp4", 26)
     write_clip(tmp_path / "b.mp4", 3)  # fewer frames
     arguments = ("caption", tmp_path / "a.mp4", tmp_path / "b.mp4", "--format", "jsonl", "--max-new-tokens", 1)
-    status, out, _ = run(capsys, *arguments, "--max-visual-tokens", 24)
+    status, out, _ = run(capsys, *arguments, "--max-visual-tokens", 9)
     assert status == 0
-    assert [json.loads(line)["num_tokens"] for line in out.splitlines()] == [24, 24]
-    status, out, _ = run(capsys, *arguments, "--max-visual-tokens", 23)
+    assert [json.loads(line)["num_tokens"] for line in out.splitlines()] == [9, 9]
+    status, out, _ = run(capsys, *arguments, "--max-visual-tokens", 8)
     assert status == 1
     records = [json.loads(line) for line in out.splitlines()]
-    assert "at least 24 visual tokens" in records[0]["error"]
-    assert records[1]["num_tokens"] == 23
+    assert "at least 9 visual tokens" in records[0]["error"]
+    assert records[1]["num_tokens"] == 8
 
 
 def test_a_share_of_the_tokens(capsys: pytest.CaptureFixture[str]) -> None:
@@ -63,7 +65,6 @@ USAGE = {
     "no budget": (["--max-visual-tokens", "0"], "max_visual_tokens must be at least 1"),
     "half a token": (["--max-visual-tokens", "0.5"], "--max-visual-tokens"),
     "threshold of nothing": (["--threshold", "auto", "--no-pruning"], "mutually exclusive"),
-    "no pruning": (["--max-visual-tokens", "50", "--no-pruning"], "needs pruning"),
 }
 
 

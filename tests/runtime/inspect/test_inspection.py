@@ -25,7 +25,7 @@ from vl3edge.runtime.inspect.frames import choose_shown, dimmed, veil
 from vl3edge.runtime.inspect.inspection import Inspection, Speed, inspect
 from vl3edge.runtime.inspect.page import page
 from vl3edge.runtime.inspect.picture import DPI, page_charts, picture
-from vl3edge.runtime.inspect.text import verdict
+from vl3edge.runtime.inspect.text import facts, verdict
 from vl3edge.runtime.prompt.chat_template import DESCRIBE, question_about
 from vl3edge.runtime.vision.difffp import keep_mask
 
@@ -47,7 +47,6 @@ PRUNINGS = {
     "released": PruningConfig(),
     "auto": PruningConfig("auto"),
     "the paper's": PruningConfig(25.5),
-    "budget": PruningConfig(max_visual_tokens=60),
     "off": PruningConfig(enabled=False),
 }
 
@@ -65,6 +64,32 @@ def test_counts_are_those_of_a_real_call(name: str, model: VideoLlama3) -> None:
     assert seen.pruned.prompt_tokens == len(model.prompt(question_about([clip], DESCRIBE["video"]), [clip]))
     whole = model.encode(CLIP, sampling, PruningConfig(enabled=False))
     assert seen.whole.prompt_tokens == len(model.prompt(question_about([whole], DESCRIBE["video"]), [whole]))
+
+
+GIVEN = {
+    "budget": PruningConfig(max_visual_tokens=60),
+    "share": PruningConfig(keep_ratio=0.3),
+    "ample": PruningConfig(max_visual_tokens=10_000),
+    "of all": PruningConfig(enabled=False, max_visual_tokens=40),
+    "least": PruningConfig("auto", keep_ratio=0.001),
+}
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_what_the_decoder_is_given_is_counted(name: str, model: VideoLlama3) -> None:
+    """Which tokens these are the encoder tells; the picture shows what DiffFP leaves."""
+    pruning = GIVEN[name]
+    clip, seen = model.encode(CLIP, pruning=pruning), seen_of(model, pruning=pruning)
+    left = model.encode(CLIP, pruning=replace(pruning, max_visual_tokens=None, keep_ratio=None))
+    assert seen.tokens_per_frame == left.tokens_per_frame
+    assert seen.pruned.visual_tokens == clip.num_tokens
+    assert seen.pruned.prompt_tokens == len(model.prompt(question_about([clip], DESCRIBE["video"]), [clip]))
+    assert seen.drops == left.num_tokens - clip.num_tokens
+    words = f"the {clip.num_tokens} most unique for the decoder"
+    assert (words in " ".join(facts(seen))) == (name != "ample")
+    assert "not pruned" not in facts(seen)
+    assert words in page(seen, {}, {}) or name == "ample"
+    assert len(seen.costs) == 2
 
 
 def test_an_image_is_counted_as_it_is_asked_about(model: VideoLlama3, media: Path) -> None:
@@ -85,7 +110,7 @@ def test_the_curve_is_what_pruning_keeps(model: VideoLlama3) -> None:
     assert seen.kept_with(thresholds).tolist() == kept
 
 
-def test_budget_that_no_threshold_meets_is_refused_as_by_encoding(model: VideoLlama3) -> None:
+def test_budget_that_no_choice_meets_is_refused_as_by_encoding(model: VideoLlama3) -> None:
     pruning = PruningConfig(max_visual_tokens=3)
     with pytest.raises(MediaError) as encoding:
         model.encode(CLIP, pruning=pruning)

@@ -1,4 +1,4 @@
-"""Thresholds chosen for a clip: a budget is met with the smallest threshold, noise is told from motion."""
+"""The threshold chosen for a clip: noise is told from motion."""
 
 from __future__ import annotations
 
@@ -11,28 +11,18 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from vl3edge.models.demo.clips import write_clip
-from vl3edge.runtime import PruningConfig, SamplingPlan, VideoLlama3
-from vl3edge.runtime.errors import ConfigError, MediaError
+from vl3edge.runtime import PruningConfig, VideoLlama3
+from vl3edge.runtime.errors import ConfigError
 from vl3edge.runtime.vision.difffp import keep_mask, token_differences
 from vl3edge.runtime.vision.difffp_threshold import (
     NOISE_LIMIT,
-    budget_threshold,
     choose_threshold,
-    fewest_tokens,
     noise_threshold,
 )
 from vl3edge.runtime.vision.engines import VisionEngines
 
 CLIP = Path(__file__).parents[2] / "fixtures" / "demo_clip.mp4"
 SHAPES = st.tuples(st.integers(1, 6), st.integers(1, 7))
-# Few different values, so that ties are common.
-DIFFERENCES = SHAPES.flatmap(lambda shape: arrays(np.float64, shape, elements=st.sampled_from([0, 0.05, 0.1, 1, 2, 9])))
-
-
-def kept(differences: np.ndarray, threshold: float) -> int:
-    """Tokens kept of a clip, by DiffFP's rule written out."""
-    first, *others = differences.tolist()
-    return len(first) + sum(max(1, sum(value > threshold for value in frame)) for frame in others)
 
 
 def first_whole(differences: np.ndarray) -> np.ndarray:
@@ -40,35 +30,11 @@ def first_whole(differences: np.ndarray) -> np.ndarray:
     return differences
 
 
-@settings(max_examples=300, deadline=None)
-@given(DIFFERENCES.map(first_whole), st.integers(0, 40))
-def test_budget_is_met_by_the_smallest_threshold(differences: np.ndarray, spare: int) -> None:
-    budget = fewest_tokens(*differences.shape) + spare
-    threshold = budget_threshold(differences, budget)
-    assert threshold >= 0
-    assert kept(differences, threshold) <= budget
-    if threshold > 0:
-        assert kept(differences, np.nextafter(threshold, 0)) > budget
-    highest = kept(differences, np.inf)
-    assert fewest_tokens(*differences.shape) == highest
-    with pytest.raises(ValueError, match=f"fewer than the {highest}"):
-        budget_threshold(differences, highest - 1)
-
-
-def test_without_ties_every_budget_is_used_up() -> None:
-    differences = first_whole(np.random.default_rng(0).random((5, 8)))
-    for budget in range(12, 41):
-        assert kept(differences, budget_threshold(differences, budget)) == budget
-
-
-def test_a_budget_comes_on_top_of_a_threshold() -> None:
+def test_a_number_stays_as_it_is() -> None:
     differences = first_whole(np.arange(12.0).reshape(3, 4))
-    assert choose_threshold(differences, PruningConfig(7.5)) == 7.5
-    assert choose_threshold(differences, PruningConfig(7.5, max_visual_tokens=12)) == 7.5
-    assert choose_threshold(differences, PruningConfig(7.5, max_visual_tokens=6)) == 10
-    auto = choose_threshold(differences, PruningConfig("auto"))
+    assert choose_threshold(differences, PruningConfig(7.5, max_visual_tokens=6)) == 7.5
+    auto = choose_threshold(differences, PruningConfig("auto", max_visual_tokens=6))
     assert auto == noise_threshold(differences)
-    assert choose_threshold(differences, PruningConfig("auto", max_visual_tokens=12)) == auto
 
 
 def camera(noise: float, moving: float, frames: int = 8, size: int = 224) -> tuple[np.ndarray, np.ndarray]:
@@ -137,25 +103,13 @@ def model() -> VideoLlama3:
     return VideoLlama3.load()
 
 
-CHOICES = {
-    "auto": PruningConfig("auto"),
-    "budget": PruningConfig(max_visual_tokens=60),
-    "fewest": PruningConfig(max_visual_tokens=24),
-    "ample": PruningConfig(max_visual_tokens=10_000),
-    "both": PruningConfig("auto", max_visual_tokens=70),
-    "on top": PruningConfig(5.0, max_visual_tokens=130),
-}
-
-
 @pytest.mark.parametrize("beside", [False, True], ids=["alternating", "beside"])
-@pytest.mark.parametrize("name", CHOICES)
 def test_a_chosen_threshold_gives_the_tokens_of_that_threshold(
-    model: VideoLlama3, monkeypatch: pytest.MonkeyPatch, name: str, beside: bool
+    model: VideoLlama3, monkeypatch: pytest.MonkeyPatch, beside: bool
 ) -> None:
     monkeypatch.setattr(VisionEngines, "runs_beside_decoder", beside)
     monkeypatch.setattr(VisionEngines, "frames_per_call", lambda *_: 4)  # chunks with pairs across their borders
-    pruning = CHOICES[name]
-    clip = model.encode(CLIP, pruning=pruning)
+    clip = model.encode(CLIP, pruning=PruningConfig("auto"))
     assert clip.threshold is not None
     same = model.encode(CLIP, pruning=PruningConfig(clip.threshold))
     assert (same.tokens_per_frame, same.num_pruned, same.threshold) == (
@@ -164,33 +118,6 @@ def test_a_chosen_threshold_gives_the_tokens_of_that_threshold(
         clip.threshold,
     )
     np.testing.assert_array_equal(same.visual.tokens, clip.visual.tokens)
-    if pruning.max_visual_tokens is not None:
-        assert clip.num_tokens <= pruning.max_visual_tokens
-    if name == "fewest":
-        assert clip.tokens_per_frame == (16, 1, 1, 1, 1, 1, 1, 1, 1)
-    if name in ("ample", "on top"):
-        assert clip.threshold == (0.1 if name == "ample" else 5.0)
-
-
-def test_real_clips_meet_budgets(model: VideoLlama3, media: Path) -> None:
-    plan = SamplingPlan(fps=2.0, max_frames=12)
-    whole = model.encode(media / "nasa_13013.mp4", plan, PruningConfig(enabled=False))
-    assert whole.threshold is None
-    for share in (0.75, 0.5, 0.25):
-        budget = int(share * whole.num_tokens)
-        clip = model.encode(media / "nasa_13013.mp4", plan, PruningConfig(max_visual_tokens=budget))
-        assert 0.98 * budget <= clip.num_tokens <= budget
-
-
-def test_what_cannot_be_pruned(model: VideoLlama3, media: Path) -> None:
-    tight = PruningConfig(max_visual_tokens=23)
-    with pytest.raises(MediaError, match=r"demo_clip\.mp4: pruning leaves at least 24 .* but 23 are allowed"):
-        model.begin(CLIP, pruning=tight)  # before anything is read
-    picture = model.encode(media / "cat.jpg", pruning=tight)
-    assert picture.num_tokens > 23
-    assert (picture.threshold, picture.num_pruned) == (None, 0)
-    with pytest.raises(MediaError, match="sample fewer frames"):
-        model.encode(np.zeros((3, 112, 112, 3), np.uint8), pruning=PruningConfig(max_visual_tokens=5))
 
 
 def test_a_stream_cannot_know_its_end(model: VideoLlama3) -> None:
@@ -205,5 +132,3 @@ def test_settings_that_cannot_work_are_refused() -> None:
             PruningConfig(threshold)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="max_visual_tokens must be at least 1"):
         PruningConfig(max_visual_tokens=0)
-    with pytest.raises(ConfigError, match="needs pruning"):
-        PruningConfig(enabled=False, max_visual_tokens=100)

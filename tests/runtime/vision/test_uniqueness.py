@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vl3edge.runtime import GenerationConfig, PruningConfig, SamplingPlan, VideoLlama3
-from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, open_bundle
-from vl3edge.runtime.errors import ConfigError
-from vl3edge.runtime.inspect.inspection import Speed, inspect
+from vl3edge.runtime.backends.select import select_backend
+from vl3edge.runtime.errors import ConfigError, MediaError
+from vl3edge.runtime.vision.engines import VisionEngines
 from vl3edge.runtime.vision.uniqueness import unique_tokens
 
 CLIP = Path(__file__).parents[2] / "fixtures" / "demo_clip.mp4"
@@ -87,7 +88,10 @@ def model() -> VideoLlama3:
     return VideoLlama3.load(num_threads=1)
 
 
-@pytest.mark.parametrize("pruning", [{}, {"enabled": False}, {"threshold": "auto"}, {"max_visual_tokens": 60}])
+PRUNINGS = [{}, {"enabled": False}, {"threshold": "auto"}, {"threshold": 5.0}]
+
+
+@pytest.mark.parametrize("pruning", PRUNINGS)
 def test_a_share_of_what_difffp_leaves(model: VideoLlama3, pruning: dict) -> None:
     whole = model.encode(CLIP, pruning=PruningConfig(**pruning))
     some = model.encode(CLIP, pruning=PruningConfig(**pruning, keep_ratio=0.6))
@@ -97,6 +101,75 @@ def test_a_share_of_what_difffp_leaves(model: VideoLlama3, pruning: dict) -> Non
     assert some.num_tokens + some.num_pruned == whole.num_tokens + whole.num_pruned
     assert (some.threshold, some.timestamps_s) == (whole.threshold, whole.timestamps_s)
     assert min(some.tokens_per_frame) >= 1
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["alternating", "beside"])
+@pytest.mark.parametrize("budget", [9, 31, 60])
+@pytest.mark.parametrize("pruning", PRUNINGS)
+def test_a_budget_is_met_with_the_most_unique(
+    model: VideoLlama3, monkeypatch: pytest.MonkeyPatch, pruning: dict, budget: int, beside: bool
+) -> None:
+    """As the definition says, of what DiffFP leaves."""
+    monkeypatch.setattr(VisionEngines, "runs_beside_decoder", beside)
+    monkeypatch.setattr(VisionEngines, "frames_per_call", lambda *_: 4)
+    whole = model.encode(CLIP, pruning=PruningConfig(**pruning))
+    some = model.encode(CLIP, pruning=PruningConfig(**pruning, max_visual_tokens=budget))
+    if whole.num_tokens <= budget:
+        assert np.array_equal(some.visual.tokens, whole.visual.tokens)
+        return
+    keep = written_out(whole.visual.tokens, list(whole.tokens_per_frame), budget)
+    assert np.array_equal(some.visual.tokens, whole.visual.tokens[keep])
+    assert some.num_tokens == sum(some.tokens_per_frame) == budget
+    assert some.num_tokens + some.num_pruned == whole.num_tokens + whole.num_pruned
+    assert some.threshold == whole.threshold
+    assert min(some.tokens_per_frame) >= 1
+
+
+def test_a_budget_that_is_ample_changes_nothing(model: VideoLlama3) -> None:
+    whole, some = (model.encode(CLIP, pruning=PruningConfig(max_visual_tokens=n)) for n in (None, 10_000))
+    assert np.array_equal(some.visual.tokens, whole.visual.tokens)
+    assert (some.tokens_per_frame, some.num_pruned) == (whole.tokens_per_frame, whole.num_pruned)
+
+
+@pytest.mark.parametrize(("ratio", "budget"), [(0.9, 31), (0.2, 31)])
+def test_with_a_share_and_a_budget_the_fewer_are_given(model: VideoLlama3, ratio: float, budget: int) -> None:
+    whole = model.encode(CLIP)
+    both = model.encode(CLIP, pruning=PruningConfig(keep_ratio=ratio, max_visual_tokens=budget))
+    assert both.num_tokens == min(round(ratio * whole.num_tokens), budget)
+
+
+def test_real_clips_meet_budgets(model: VideoLlama3, media: Path) -> None:
+    plan = SamplingPlan(fps=2.0, max_frames=12)
+    whole = model.encode(media / "nasa_13013.mp4", plan)
+    for share in (0.75, 0.5, 0.25):
+        budget = int(share * whole.num_tokens)
+        clip = model.encode(media / "nasa_13013.mp4", plan, PruningConfig(max_visual_tokens=budget))
+        assert clip.num_tokens == budget
+
+
+def test_a_budget_below_one_token_a_frame_is_refused(model: VideoLlama3, media: Path) -> None:
+    tight = PruningConfig(max_visual_tokens=8)
+    for pruning in (tight, PruningConfig(enabled=False, max_visual_tokens=8)):
+        with pytest.raises(MediaError, match=r"demo_clip\.mp4: pruning leaves at least 9 .* but 8 are allowed"):
+            model.begin(CLIP, pruning=pruning)  # before anything is read
+    picture = model.encode(media / "cat.jpg", pruning=tight)
+    assert picture.num_tokens > 8
+    assert (picture.threshold, picture.num_pruned) == (None, 0)
+    with pytest.raises(MediaError, match="sample fewer frames"):
+        model.encode(np.zeros((3, 112, 112, 3), np.uint8), pruning=PruningConfig(max_visual_tokens=2))
+
+
+def test_a_budget_does_not_switch_difffp_on(model: VideoLlama3) -> None:
+    """A checkpoint that does not prune is asked for its most unique tokens, of all."""
+    manifest = model.bundle.manifest
+    processor = replace(manifest.processor, token_compression=False)
+    whole = VideoLlama3(
+        replace(model.bundle, manifest=replace(manifest, processor=processor)), select_backend("cpu", 1)
+    )
+    clip = whole.encode(CLIP, pruning=PruningConfig(max_visual_tokens=40))
+    same = model.encode(CLIP, pruning=PruningConfig(enabled=False, max_visual_tokens=40))
+    assert clip.threshold is None
+    assert np.array_equal(clip.visual.tokens, same.visual.tokens)
 
 
 def test_all_of_them_change_nothing(model: VideoLlama3) -> None:
@@ -122,8 +195,7 @@ def test_a_ratio_is_a_share(ratio: float) -> None:
         PruningConfig(keep_ratio=ratio)
 
 
-def test_what_has_no_whole_clip_or_no_encoder_refuses(model: VideoLlama3) -> None:
-    with pytest.raises(ConfigError, match="without a budget or keep_ratio"):
-        model.open_session(pruning=PruningConfig(keep_ratio=0.5)).push(np.zeros((56, 56, 3), np.uint8), 0.0)
-    with pytest.raises(ConfigError, match="leave it out"):
-        inspect(open_bundle(DEMO_BUNDLE), CLIP, pruning=PruningConfig(keep_ratio=0.5), speed=Speed(1e9, 1e9))
+def test_what_has_no_whole_clip_refuses(model: VideoLlama3) -> None:
+    for pruning in (PruningConfig(keep_ratio=0.5), PruningConfig(max_visual_tokens=50)):
+        with pytest.raises(ConfigError, match="without a budget or keep_ratio"):
+            model.open_session(pruning=pruning).push(np.zeros((56, 56, 3), np.uint8), 0.0)
