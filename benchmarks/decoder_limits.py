@@ -89,8 +89,7 @@ class Counts:
         return [
             _launch("embedding", 1, row + 4 * hidden, 2 * hidden),
             self._product("qkv", layers, self._qkv, self._width, 8 * hidden + 4 * self._width),
-            _launch("rotation, cache written", layers, 4 * self._width + position, 3 * self._width),
-            _launch("attention", layers, 2 * self._heads + context * position + parts, 4 * self._heads * context, True),
+            _launch("attention", layers, 2 * self._width + context * position + parts, 4 * self._heads * context, True),
             _launch("its parts combined", layers, parts + 2 * self._heads, 2 * self._heads * SPLITS),
             self._product("output", layers, self._output, hidden, 2 * self._heads + 8 * hidden),
             self._product("gate and up", layers, self._gate, 2 * wide, 8 * hidden + 2 * wide),

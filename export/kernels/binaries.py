@@ -2,8 +2,9 @@
 
 Triton makes the PTX; its own `ptxas`, or the one that TRITON_PTXAS_PATH names, makes the machine code and reports the
 registers used. The PTX is version 8.2, which drivers from CUDA 12.2 on read. The same PTX becomes the machine code of
-8.7, 8.9 and 12.0, for which Triton would emit the same instructions; for 9.0, kernels with tensor cores are compiled
-again, because its `wgmma` is several times as fast and exists nowhere else.
+8.7 and 8.9, for which Triton would emit the same instructions. From 9.0 on kernels are compiled again: they overlap in
+the stream (`words.after_previous`) by two instructions that the PTX for all cannot have, and `wgmma`, which exists on
+9.0 alone, is several times as fast as what the others have.
 """
 
 from __future__ import annotations
@@ -24,24 +25,26 @@ from triton.compiler import ASTSource
 from vl3edge.export.errors import ExportError
 from vl3edge.runtime.bundle.kernel_set import PORTABLE
 
-from .variants import Kernel
+from .variants import OVERLAPS, Kernel
 
 PTX_VERSION = 82
-MACHINES = {"cubin-8.7": "sm_87", "cubin-8.9": "sm_89", "cubin-9.0": "sm_90", "cubin-12.0": "sm_120"}
+MACHINES = {"cubin-8.7": 87, "cubin-8.9": 89, "cubin-9.0": 90, "cubin-12.0": 120}
 _HOPPER = 90
+_LATER_PTX_VERSION = 87  # the first that knows 12.0; it becomes machine code here
 _ALIGNED = 16  # bytes: of every array that a kernel is given
 
 
 @dataclass(frozen=True)
 class Binary:
     """A kernel for one kind of GPU. registers, spilled_bytes: per thread; 0 for PTX, which does not specify them.
-    shared_bytes: per block, to request at the launch.
+    shared_bytes: per block, to request at the launch. overlaps: whether it may be launched beside the one before it.
     """
 
     content: bytes
     shared_bytes: int
     registers: int = 0
     spilled_bytes: int = 0
+    overlaps: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,21 +73,26 @@ def private_compiler() -> Iterator[None]:
 
 
 def compiled(kernel: Kernel) -> Compiled:
-    """Compiles one kernel, inside `private_compiler`. Raises ExportError where it does not compile."""
-    portable = _ptx(kernel, 80)
-    text = portable.asm["ptx"]
-    shared = portable.metadata.shared
-    if portable.metadata.global_scratch_size or portable.metadata.profile_scratch_size:
-        raise ExportError(f"{kernel.function.__name__} needs scratch memory, which launches do not provide")
-    parameters = len(re.findall(r"^\s*\.param ", text.partition("(")[2].partition(")")[0], re.MULTILINE))
-    binaries = {PORTABLE: Binary(text.encode(), shared)}
-    for name, machine in MACHINES.items():
-        if machine == f"sm_{_HOPPER}" and kernel.tensor_cores:
-            special = _ptx(kernel, _HOPPER)
-            binaries[name] = _assembled(special.asm["ptx"], f"{machine}a", special.metadata.shared)
-        else:
-            binaries[name] = _assembled(text, machine, shared)
-    return Compiled(portable.metadata.name, parameters - len(kernel.arguments), binaries)
+    """Compiles one kernel, inside `private_compiler`, for all that have a use for it; ExportError if that fails."""
+    binaries = {}
+    first = overlapping = _ptx(kernel, _HOPPER, overlaps=True)
+    if not kernel.for_dense:
+        first = _ptx(kernel, 80)
+        binaries[PORTABLE] = Binary(first.asm["ptx"].encode(), first.metadata.shared)
+    for name, capability in MACHINES.items():
+        if kernel.for_dense and capability != _HOPPER:
+            continue
+        if capability < _HOPPER:
+            binaries[name] = _assembled(first.asm["ptx"], f"sm_{capability}", first.metadata.shared)
+            continue
+        again = kernel.tensor_cores and capability != _HOPPER
+        special = _ptx(kernel, capability, overlaps=True) if again else overlapping
+        ptx = special.asm["ptx"]
+        if not kernel.tensor_cores:
+            ptx = ptx.replace(f".target sm_{_HOPPER}a", f".target sm_{_HOPPER}")
+        binaries[name] = _assembled(ptx, f"sm_{capability}a", special.metadata.shared, overlaps=True)
+    parameters = len(re.findall(r"^\s*\.param ", first.asm["ptx"].partition("(")[2].partition(")")[0], re.MULTILINE))
+    return Compiled(first.metadata.name, parameters - len(kernel.arguments), binaries)
 
 
 def versions() -> dict[str, str]:
@@ -92,9 +100,9 @@ def versions() -> dict[str, str]:
     return {"triton": str(triton.__version__), "ptxas": str(triton.knobs.nvidia.ptxas.version)}
 
 
-def _ptx(kernel: Kernel, capability: int) -> Any:
+def _ptx(kernel: Kernel, capability: int, overlaps: bool = False) -> Any:
     """The kernel as Triton compiles it for a compute capability, ten times over."""
-    constants = dict(kernel.constants)
+    constants = dict(kernel.constants) | {OVERLAPS: overlaps}
     types = dict(kernel.arguments)
     signature = {name: types.get(name, "constexpr") for name in kernel.function.arg_names}
     aligned = {
@@ -103,17 +111,20 @@ def _ptx(kernel: Kernel, capability: int) -> Any:
     options = {
         "num_warps": kernel.num_warps,
         "num_stages": kernel.num_stages,
-        "ptx_version": PTX_VERSION,
+        "ptx_version": PTX_VERSION if capability <= _HOPPER else _LATER_PTX_VERSION,
         "enable_fp_fusion": True,
     }
     source = ASTSource(kernel.function, signature, constants, aligned)
     try:
-        return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+        found = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     except Exception as e:  # Triton raises whatever its passes do
         raise ExportError(f"{kernel.function.__name__} does not compile with Triton {triton.__version__}: {e}") from e
+    if found.metadata.global_scratch_size or found.metadata.profile_scratch_size:
+        raise ExportError(f"{kernel.function.__name__} needs scratch memory, which launches do not provide")
+    return found
 
 
-def _assembled(ptx: str, machine: str, shared_bytes: int) -> Binary:
+def _assembled(ptx: str, machine: str, shared_bytes: int, overlaps: bool = False) -> Binary:
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
         source.write_text(ptx, encoding="utf-8")
@@ -124,4 +135,4 @@ def _assembled(ptx: str, machine: str, shared_bytes: int) -> Binary:
         registers = re.search(r"Used (\d+) registers", done.stderr)
         spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", done.stderr)
         count = int(registers.group(1)) if registers else 0
-        return Binary(target.read_bytes(), shared_bytes, count, sum(map(int, spills)))
+        return Binary(target.read_bytes(), shared_bytes, count, sum(map(int, spills)), overlaps)

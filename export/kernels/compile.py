@@ -6,7 +6,8 @@ FOLDER then holds `kernels.json` and an archive for each kind of GPU: `ptx-8.0.z
 8.0 on takes and whose driver compiles it when it is loaded, and `cubin-8.7.zip` and the like, machine code for one. A
 device needs one of them. `kernels.json`: format, versions; `archives`, each with its size and sha256; `kernels`, each
 with the function it comes from, the names and types of its arguments in order, how many null pointers follow them, its
-constants, its tile, threads, and for each archive shared memory, registers, spilled bytes and the sha256 of its entry.
+constants, its tile, threads, and for each archive shared memory, registers, spilled bytes, the sha256 of its entry and
+whether it overlaps with the kernel before it.
 Several may differ in their tile alone; one that spills registers to memory is left out where another does not.
 `weights.json` beside it: see `weights.py`.
 """
@@ -87,6 +88,8 @@ def _without_spills(kernels: list[Kernel], results: list[Compiled]) -> tuple[lis
 def _archive(path: Path, target: str, kernels: list[Kernel], results: list[Compiled]) -> dict[str, Any]:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         for kernel, result in zip(kernels, results, strict=True):
+            if target not in result.binaries:
+                continue
             entry = zipfile.ZipInfo(kernel.name, _NO_DATE)
             entry.compress_type = zipfile.ZIP_DEFLATED
             archive.writestr(entry, result.binaries[target].content)
@@ -109,6 +112,7 @@ def _entry(kernel: Kernel, result: Compiled) -> dict[str, Any]:
                 "shared_bytes": binary.shared_bytes,
                 "registers": binary.registers,
                 "spilled_bytes": binary.spilled_bytes,
+                "overlaps": binary.overlaps,
                 "sha256": hashlib.sha256(binary.content).hexdigest(),
             }
             for target, binary in result.binaries.items()

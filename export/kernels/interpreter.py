@@ -25,8 +25,9 @@ from vl3edge.runtime.bundle.manifest import DECODER_GRAPH
 from vl3edge.runtime.errors import BackendError
 
 from ..errors import ExportError
+from .few import few_product
 from .shape import read_shape
-from .variants import TILES, Kernel, variants
+from .variants import FEW_WORDS, TILES, Kernel, variants
 from .weights import decoder_weights
 
 POINTED: dict[str, Any] = {
@@ -37,7 +38,7 @@ POINTED: dict[str, Any] = {
     "u8": tl.uint8,
 }
 _ALIGNED = 16
-_LARGE = {"BM": 128, "BN": 512, "BT": 64, "C": 64, "SPLITS": 2, "TALL": 2, "UNROLL": 1}
+_LARGE = {"BM": 128, "BN": 512, "BK": 64, "BT": 64, "C": 64, "PARTS": 2, "SPLITS": 2, "TALL": 2}
 _native = interpreter._interpreter
 _patch_lang = interpreter._patch_lang
 _patched: dict[int, Any] = {}
@@ -137,6 +138,7 @@ class InterpreterLauncher:
     captures = False
     description = "kernels in Triton's interpreter on the CPU"
     tuned_for = None
+    prefers_dense = False
 
     def __init__(self, functions: dict[str, Any]) -> None:
         """functions: by the names of the kernels."""
@@ -182,7 +184,9 @@ def _large(kernel: Kernel) -> KernelSpec:
     """A kernel with tiles for the interpreter."""
     constants = dict(kernel.constants)
     tile = {name: _LARGE[name] for name in constants.keys() & _LARGE.keys()}
-    if "BK" in constants:
+    if "BK" in constants and "GROUP" in constants:  # within a group
         tile["BK"] = min(64, constants["GROUP"]) if constants["BITS"] == 16 else constants["GROUP"]
+    if kernel.function is few_product:  # likewise
+        tile["C"] = FEW_WORDS
     rest = {name: value for name, value in constants.items() if name not in TILES}
     return KernelSpec(kernel.name, kernel.function.__name__, kernel.arguments, rest, tile, kernel.num_warps)

@@ -2,6 +2,9 @@
 
 Activations are float16 in natural order, normed beforehand by `normalize`; sums are float32 within a group of codes and
 over the groups, so scales are never rounded into the weights. Weights: as in `products.py`.
+
+Where tensor cores want both factors in shared memory (`wgmma`, of 9.0), long prompts go through `dequantize` and
+`dense_product` instead: unpacking once is cheaper than for every tile. There weights are rounded to float16.
 """
 
 from __future__ import annotations
@@ -9,12 +12,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .words import place, zero_points
+from .words import after_previous, place, zero_points
 
 
 @triton.jit
-def normalize(x_ptr, norm_ptr, y_ptr, K: tl.constexpr, BLOCK: tl.constexpr, EPS: tl.constexpr):
+def normalize(
+    x_ptr, norm_ptr, y_ptr, K: tl.constexpr, BLOCK: tl.constexpr, EPS: tl.constexpr, PDL: tl.constexpr = False
+):
     """y = RMSNorm(x), float32 [count, K] -> float16 [count, K].  Grid: (count,).  BLOCK: a power of two from K on."""
+    after_previous(PDL)
     token, k = tl.program_id(0), tl.arange(0, BLOCK)
     x = tl.load(x_ptr + token * K + k, mask=k < K, other=0.0)
     factor = tl.rsqrt(tl.sum(x * x, 0) / K + EPS)
@@ -23,8 +29,9 @@ def normalize(x_ptr, norm_ptr, y_ptr, K: tl.constexpr, BLOCK: tl.constexpr, EPS:
 
 
 @triton.jit
-def to_step_order(x_ptr, y_ptr, K: tl.constexpr, BLOCK: tl.constexpr):
+def to_step_order(x_ptr, y_ptr, K: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr = False):
     """float32 [count, K] in natural order to the order of a step (`words.py`).  Grid: (count,)."""
+    after_previous(PDL)
     token, k = tl.program_id(0), tl.arange(0, BLOCK)
     x = tl.load(x_ptr + token * K + k, mask=k < K, other=0.0)
     tl.store(y_ptr + token * K + place(k, K), x, mask=k < K)
@@ -36,6 +43,7 @@ def prompt_product(
     K: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, ZEROS: tl.constexpr, ORDER: tl.constexpr,
     BIAS: tl.constexpr, RESIDUAL: tl.constexpr, GATED: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, TALL: tl.constexpr,
+    PDL: tl.constexpr = False,
 ):  # fmt: skip
     """y = x · Wᵀ, plus a bias, added to y, or times SiLU(gate).  Grid: (ceil(count / BM) · ceil(N / BN),).
 
@@ -47,6 +55,7 @@ def prompt_product(
     PER: tl.constexpr = 32 // BITS
     WORDS: tl.constexpr = K // PER
     GROUPS: tl.constexpr = K // GROUP
+    after_previous(PDL)
     pid = tl.program_id(0)
     high, wide = tl.cdiv(count, BM), tl.cdiv(N, BN)
     top = pid // (TALL * wide) * TALL
@@ -79,6 +88,15 @@ def prompt_product(
                 weights = tl.reshape(codes, (BN, BK)) - (1024.0 + (1 << (BITS - 1)))
             scales = tl.load(scales_ptr + columns * GROUPS + group).to(tl.float32)
             y += tl.dot(x, tl.trans(weights.to(tl.float16))) * scales[None, :]
+    _finish(y, rows, columns, written, bias_ptr, gate_ptr, y_ptr, pitch, BIAS, RESIDUAL, GATED)
+
+
+@triton.jit
+def _finish(
+    y, rows, columns, written, bias_ptr, gate_ptr, y_ptr, pitch,
+    BIAS: tl.constexpr, RESIDUAL: tl.constexpr, GATED: tl.constexpr,
+):  # fmt: skip
+    """Writes a tile of a product, with what follows it."""
     into = rows[:, None] * pitch + columns[None, :]
     if BIAS:
         y += tl.load(bias_ptr + columns).to(tl.float32)[None, :]
@@ -88,3 +106,62 @@ def prompt_product(
     if RESIDUAL:
         y += tl.load(y_ptr + into, mask=written, other=0.0)
     tl.store(y_ptr + into, y.to(y_ptr.dtype.element_ty), mask=written)
+
+
+@triton.jit
+def dequantize(
+    order_ptr, codes_ptr, scales_ptr, zeros_ptr, dense_ptr, N,
+    K: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, ZEROS: tl.constexpr, ORDER: tl.constexpr,
+    BN: tl.constexpr, C: tl.constexpr, PDL: tl.constexpr = False,
+):  # fmt: skip
+    """Weights as float16 [N, K], their columns in natural order, rounded.  Grid: (ceil(N / BN), ceil(words / C)).
+
+    order: int32 [K], the column that code k belongs to.
+    """
+    PER: tl.constexpr = 32 // BITS
+    WORDS: tl.constexpr = K // PER
+    GROUPS: tl.constexpr = K // GROUP
+    output = tl.program_id(0) * BN + tl.arange(0, BN)
+    word = tl.program_id(1) * C + tl.arange(0, C)
+    inside = (output < N)[:, None] & (word < WORDS)[None, :]
+    group = (word // (GROUP // PER))[None, :]
+    words = tl.load(codes_ptr + output[:, None] * WORDS + word[None, :], mask=inside, other=0)
+    scales = tl.load(scales_ptr + output[:, None] * GROUPS + group, mask=inside, other=0.0).to(tl.float32)
+    zeros = tl.full((BN, C), 1 << (BITS - 1), tl.float32)
+    if ZEROS:
+        zeros = zero_points(zeros_ptr, output[:, None], group, GROUPS, BITS, inside)
+    j = tl.arange(0, PER)[None, None, :]
+    codes = ((words[:, :, None] >> (j * BITS)) & ((1 << BITS) - 1)).to(tl.float32)
+    values = ((codes - zeros[:, :, None]) * scales[:, :, None]).to(tl.float16)
+    column = word[None, :, None] * PER + j
+    if ORDER:
+        column = tl.load(order_ptr + column, mask=(word < WORDS)[None, :, None], other=0)
+    after_previous(PDL)  # a product may read the memory yet
+    tl.store(dense_ptr + output[:, None, None] * K + column, values, mask=inside[:, :, None])
+
+
+@triton.jit
+def dense_product(
+    x_ptr, dense_ptr, bias_ptr, gate_ptr, y_ptr, count, N, pitch,
+    K: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, GATED: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, TALL: tl.constexpr, PDL: tl.constexpr = False,
+):  # fmt: skip
+    """`prompt_product` with weights float16 [N, K]: what tensor cores that read shared memory are fastest with."""
+    after_previous(PDL)
+    pid = tl.program_id(0)
+    high, wide = tl.cdiv(count, BM), tl.cdiv(N, BN)
+    top = pid // (TALL * wide) * TALL
+    height = tl.minimum(high - top, TALL)
+    rest = pid % (TALL * wide)
+    token = (top + rest % height) * BM + tl.arange(0, BM)
+    output = rest // height * BN + tl.arange(0, BN)
+    written = (token < count)[:, None] & (output < N)[None, :]
+    rows, columns = tl.minimum(token, count - 1), tl.minimum(output, N - 1)
+    k = tl.arange(0, BK)
+    y = tl.zeros((BM, BN), tl.float32)
+    for start in range(0, K, BK):
+        inside = start + k < K
+        x = tl.load(x_ptr + rows[:, None] * K + (start + k)[None, :], mask=inside[None, :], other=0.0)
+        w = tl.load(dense_ptr + columns[:, None] * K + (start + k)[None, :], mask=inside[None, :], other=0.0)
+        y = tl.dot(x, tl.trans(w), y)
+    _finish(y, rows, columns, written, bias_ptr, gate_ptr, y_ptr, pitch, BIAS, RESIDUAL, GATED)

@@ -12,6 +12,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .words import after_previous
+
 
 @triton.jit
 def cached(cache_ptr, layer, kind):
@@ -24,26 +26,22 @@ def cached(cache_ptr, layer, kind):
 def rotate_and_cache(
     qkv_ptr, cos_ptr, sin_ptr, lengths_ptr, cache_ptr, layer, row, count,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr, BT: tl.constexpr,
-    PROMPT: tl.constexpr,
+    PDL: tl.constexpr = False,
 ):  # fmt: skip
-    """Rotates queries in place; caches rotated keys, and values.  Grid: (ceil(count / BT), HEADS + 2 · KV_HEADS).
+    """Of a prompt: rotates queries in place; caches rotated keys, and values.  Grid: (ceil(count / BT), HEADS + 2 ·
+    KV_HEADS).
 
-    qkv: float16 [count, (HEADS + 2 · KV_HEADS) · 2 · HALF]. A prompt's tokens follow what is cached in `row`; a step's
-    token k follows what is cached in row k. Where a row is full, or its length negative, nothing is written to the
-    cache. BLOCK: a power of two from HALF on.
+    qkv: float16 [count, (HEADS + 2 · KV_HEADS) · 2 · HALF], of tokens that follow what is cached in `row`. What does
+    not fit into the row, or where its length is negative, is not written. BLOCK: a power of two from HALF on.
     """
+    after_previous(PDL)
     head = tl.program_id(1)
     token, channel = tl.program_id(0) * BT + tl.arange(0, BT), tl.arange(0, BLOCK)
-    given = token < count
-    if PROMPT:
-        position = tl.load(lengths_ptr + row) + token
-        slot = row * KV_HEADS + token * 0
-    else:
-        position = tl.load(lengths_ptr + token, mask=given, other=-1)
-        slot = token * KV_HEADS
+    length = tl.load(lengths_ptr + row)
+    position = length + token
     capacity = tl.load(cache_ptr)
-    fits = given & (position >= 0) & (position < capacity)
-    real = given[:, None] & (channel < HALF)[None, :]
+    fits = (token < count) & (length >= 0) & (position >= 0) & (position < capacity)
+    real = (token < count)[:, None] & (channel < HALF)[None, :]
     fitting = fits[:, None] & (channel < HALF)[None, :]
     here = qkv_ptr + (token * (HEADS + 2 * KV_HEADS) + head)[:, None] * 2 * HALF + channel[None, :]
     first = tl.load(here, mask=real, other=0.0).to(tl.float32)
@@ -58,7 +56,7 @@ def rotate_and_cache(
         tl.store(here + HALF, second.to(tl.float16), mask=real)
     else:
         kind = (head >= HEADS + KV_HEADS).to(tl.int32)
-        at = (slot + head - HEADS - kind * KV_HEADS) * capacity + position
+        at = (row * KV_HEADS + head - HEADS - kind * KV_HEADS) * capacity + position
         into = cached(cache_ptr, layer, kind) + at[:, None] * 2 * HALF + channel[None, :]
         tl.store(into, first.to(tl.float16), mask=fitting)
         tl.store(into + HALF, second.to(tl.float16), mask=fitting)
@@ -67,7 +65,7 @@ def rotate_and_cache(
 @triton.jit
 def move_cached(
     cos_ptr, sin_ptr, cache_ptr, row, source, target, count,
-    KV_HEADS: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr, BT: tl.constexpr,
+    KV_HEADS: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr, BT: tl.constexpr, PDL: tl.constexpr = False,
 ):  # fmt: skip
     """Moves `count` cached positions of a row from `source` to `target` <= source.  Grid: (layers, KV_HEADS, 2).
 
@@ -75,6 +73,7 @@ def move_cached(
     stretches may overlap: a program goes up through one head, BT positions at a time, all of which are read before one
     is written, and what it writes lies below all that it still has to read.
     """
+    after_previous(PDL)
     layer, slot, kind = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     capacity = tl.load(cache_ptr)
     base = cached(cache_ptr, layer, kind) + (row * KV_HEADS + slot) * capacity * 2 * HALF

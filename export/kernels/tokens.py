@@ -10,14 +10,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .words import place
+from .words import after_previous, place
 
 
 @triton.jit
 def embed(
     tokens_ptr, codes_ptr, scales_ptr, zeros_ptr, x_ptr, vocabulary,
     K: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, ZEROS: tl.constexpr, BLOCK: tl.constexpr,
-    STRANDS: tl.constexpr,
+    STRANDS: tl.constexpr, PDL: tl.constexpr = False,
 ):  # fmt: skip
     """Rows of the embedding table, float32 [count, K], in a step's order where STRANDS says so.  Grid: (count,).
 
@@ -25,6 +25,7 @@ def embed(
     as −1. Table: codes uint8 [vocabulary, K · BITS / 8], scales float16 [vocabulary, K / GROUP], perhaps zero points,
     as MatMulNBits has them; or float16 or float32 [vocabulary, K] with BITS 16 or 32. BLOCK: a power of two from K on.
     """
+    after_previous(PDL)
     row, k = tl.program_id(0), tl.arange(0, BLOCK)
     token = tl.load(tokens_ptr + row)
     inside = (k < K) & (token >= 0) & (token < vocabulary)
@@ -60,12 +61,13 @@ def _best(values, ids, nowhere):
 
 
 @triton.jit
-def best_of_block(logits_ptr, values_ptr, ids_ptr, vocabulary, BLOCK: tl.constexpr):
+def best_of_block(logits_ptr, values_ptr, ids_ptr, vocabulary, BLOCK: tl.constexpr, PDL: tl.constexpr = False):
     """The first stage of a choice: the best of every BLOCK logits.  Grid: (ceil(vocabulary / BLOCK), rows).
 
     logits: float32 [rows, vocabulary]. values: float32 [rows, blocks], NaN where a logit is. ids: int32 [rows, blocks],
     the lowest id of those that are equal.
     """
+    after_previous(PDL)
     block, row = tl.program_id(0), tl.program_id(1)
     ids = block * BLOCK + tl.arange(0, BLOCK)
     logits = tl.load(logits_ptr + row * vocabulary + ids, mask=ids < vocabulary, other=float("-inf"))
@@ -79,6 +81,7 @@ def best_of_block(logits_ptr, values_ptr, ids_ptr, vocabulary, BLOCK: tl.constex
 def choose(
     logits_ptr, values_ptr, ids_ptr, temperatures_ptr, top_k_ptr, draws_ptr, tokens_ptr, trail_ptr, lengths_ptr,
     vocabulary, blocks, grown, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, TRAIL: tl.constexpr,
+    PDL: tl.constexpr = False,
 ):  # fmt: skip
     """The second stage: the next token of each row, greedy or sampled; the row then is `grown` longer.  Grid: (rows,).
 
@@ -88,6 +91,7 @@ def choose(
     at any argmax of nothing but NaN. BLOCKS: a power of two from `blocks` on.
     Sampling is `filtered_probabilities` of the runtime without top-p, in float32.
     """
+    after_previous(PDL)
     row = tl.program_id(0)
     block = tl.arange(0, BLOCKS)
     values = tl.load(values_ptr + row * blocks + block, mask=block < blocks, other=float("-inf"))

@@ -15,6 +15,20 @@ import triton.language as tl
 
 
 @triton.jit
+def after_previous(PDL: tl.constexpr):
+    """Waits until the kernels before this one are done and what they wrote can be seen; then lets the next one begin.
+
+    PDL: whether kernels overlap so (programmatic dependent launch, from compute capability 9.0 on). A kernel may read
+    weights before, which nothing writes, and nothing else. As all of them wait here, what one reads all earlier ones
+    have written. The next is let in only now: were it let in at the start, kernels further on would come and wait
+    where there is room, and a small one would find it on few processors.
+    """
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
 def place(k, SIZE: tl.constexpr):
     """Where element k of a vector of SIZE elements, a multiple of 8, stands in a step's order."""
     return (k % 8) * (SIZE // 8) + k // 8

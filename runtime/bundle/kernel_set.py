@@ -28,12 +28,16 @@ _AGAIN = "Export the bundle again."
 
 @dataclass(frozen=True)
 class BinarySpec:
-    """A kernel in one archive. shared_bytes: of a block, to be asked for at the launch."""
+    """A kernel in one archive. shared_bytes: of a block, to be asked for at the launch.
+
+    overlaps: it may begin while the kernel before it runs, for which it waits by itself.
+    """
 
     shared_bytes: int
     registers: int
     spilled_bytes: int
     sha256: str
+    overlaps: bool = False
 
 
 @dataclass(frozen=True)

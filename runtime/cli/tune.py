@@ -62,7 +62,7 @@ def _table(kernels: KernelSet, tuning: Tuning) -> list[str]:
     lines = [f"{'kernel':<30}{'tokens up to':>13}{'variants':>10}{'µs':>10}{'untuned':>10}  tile"]
     for choice in tuning.choices:
         spec = specs[choice.kernel]
-        sizes = ", ".join(f"{name} {value}" for name, value in spec.tile.items() if name != "UNROLL")
+        sizes = ", ".join(f"{name} {value}" for name, value in spec.tile.items())
         name = f"{spec.function} {spec.constants.get('K', '')}".strip()
         times = f"{choice.microseconds:>10.1f}{choice.default_microseconds:>10.1f}"
         lines.append(f"{name:<30}{choice.up_to:>13}{choice.variants:>10}{times}  {sizes}")

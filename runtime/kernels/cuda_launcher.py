@@ -22,6 +22,7 @@ from ..errors import BackendError, BundleError
 
 _FREE_SHARED_BYTES = 48 << 10  # of a block; more has to be asked for
 _WARP = 32
+_HOPPER = (9, 0)
 _C_TYPES: dict[str, Any] = {"i32": ctypes.c_int32, "i64": ctypes.c_int64}  # pointers apart
 
 
@@ -44,6 +45,7 @@ class CudaLauncher:
         self._call(self._driver.cuInit, 0)
         self._context = self._call(self._driver.cuDevicePrimaryCtxRetain, self._call(self._driver.cuDeviceGet, 0))
         driver = int(self._call(self._driver.cuDriverGetVersion))
+        self.prefers_dense = device.capability == _HOPPER  # whose tensor cores read shared memory
         self.tuned_for = TunedFor(device.name, "{}.{}".format(*device.capability), driver, kernels.digest)
         finalizer = weakref.finalize(self, _unload, self._driver, device.stream, self._modules)
         finalizer.atexit = False  # the process gives everything back
@@ -62,9 +64,25 @@ class CudaLauncher:
             values = _packed(kernel, arguments)
             pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
             sizes = [*grid, *[1] * (3 - len(grid)), kernel.num_warps * _WARP, 1, 1]
-            shared = kernel.binaries[self._form].shared_bytes
-            launch = self._driver.cuLaunchKernel
-            self._call(launch, function, *sizes, shared, self._device.stream, ctypes.addressof(pointers), 0)
+            binary = kernel.binaries[self._form]
+            if binary.overlaps:
+                config = self._overlapping(sizes, binary.shared_bytes)
+                self._call(self._driver.cuLaunchKernelEx, config, function, ctypes.addressof(pointers), 0)
+            else:
+                last = (binary.shared_bytes, self._device.stream, ctypes.addressof(pointers), 0)
+                self._call(self._driver.cuLaunchKernel, function, *sizes, *last)
+
+    def _overlapping(self, sizes: Sequence[int], shared_bytes: int) -> Any:
+        """The driver's settings of a launch that may begin before the kernel in front of it has ended."""
+        driver = self._driver
+        config, attribute = driver.CUlaunchConfig(), driver.CUlaunchAttribute()
+        config.gridDimX, config.gridDimY, config.gridDimZ = sizes[:3]
+        config.blockDimX, config.blockDimY, config.blockDimZ = sizes[3:]
+        config.sharedMemBytes, config.hStream = shared_bytes, self._device.stream
+        attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        attribute.value.programmaticStreamSerializationAllowed = 1
+        config.attrs, config.numAttrs = [attribute], 1
+        return config
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         driver, stream = self._driver, self._device.stream

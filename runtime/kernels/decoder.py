@@ -23,7 +23,6 @@ from ..decode.rope import Rotary
 from ..prompt.splice import EmbeddingTable
 from .network import Network
 from .scratch import CacheTable, Choices, Vectors
-from .tiles import MANY_ROWS
 from .weights import strands
 
 _NO_TOKEN = -1  # its embedding is what stands there
@@ -70,7 +69,7 @@ class KernelDecoder(CachedDecoder):
     def _step(self, embeddings: np.ndarray) -> None:
         count = len(embeddings)
         self._settle()
-        self._vectors.x.rows(0, count).write(strands(embeddings) if count < MANY_ROWS else embeddings)
+        self._vectors.x.rows(0, count).write(strands(embeddings) if self._network.in_step_order(count) else embeddings)
         self._run_step(np.full(count, _NO_TOKEN))
 
     def _run_step(self, ids: np.ndarray, followed: bool = False) -> None:

@@ -20,7 +20,8 @@ class Launcher(Protocol):
     """Kernels run one after the other, in the order of their launches.
 
     captures: whether `capture` makes a CUDA graph. description: what runs, in words.
-    tuned_for: what a choice of tiles has to be for; None where nothing is tuned.
+    tuned_for: what a choice of tiles has to be for; None where nothing is tuned. prefers_dense: whether long prompts
+    are read faster with weights unpacked once.
     """
 
     @property
@@ -34,6 +35,9 @@ class Launcher(Protocol):
 
     @property
     def tuned_for(self) -> TunedFor | None: ...
+
+    @property
+    def prefers_dense(self) -> bool: ...
 
     def launch(self, kernel: KernelSpec, grid: Sequence[int], arguments: Sequence[int]) -> None:
         """Starts one kernel; arguments: whole numbers and addresses, in the kernel's order."""
@@ -74,6 +78,10 @@ class Catalogue:
         self._found: dict[Any, list[KernelSpec]] = {}
         for kernel in kernels:
             self._by_function.setdefault(kernel.function, []).append(kernel)
+
+    def of(self, function: str) -> list[KernelSpec]:
+        """All of a name, perhaps none."""
+        return self._by_function.get(function, [])
 
     def variants(
         self, function: str, constants: Mapping[str, Any], types: Mapping[str, str] | None = None

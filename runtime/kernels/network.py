@@ -2,21 +2,35 @@
 
 A step changes nothing but device memory, and its launches depend on the number of rows alone: tokens and lengths are
 arrays, and the cache is a table of addresses. So one capture serves every step of so many rows. Up to three rows are
-products of a vector each, with norms and activations in the same launch, on vectors in a step's order; from four on
-they are those of prompts. The arguments and constants are those of `export/kernels/`.
+products of a vector each, with norms and activations in the same launch; from four on they are products of a few
+vectors at once, and where there are none for so many rows, or for weights in small groups, those of prompts. Vectors
+are in a step's order, but for prompts and their products. The arguments and constants are those of `export/kernels/`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ..bundle.kernel_set import KernelSet, KernelSpec
 from ..errors import BundleError
 from .launcher import Catalogue, Launcher
 from .scratch import Choices, Vectors
-from .tiles import MANY_ROWS, Tiles, most_split, tallest, widest
+from .tiles import MANY_ROWS, Tiles, most_split, shared_out, tallest, widest
 from .weights import DeviceMatrix, DeviceWeights, StoredLayer, StoredNorm
+
+_LONG = 256
+"""Tokens of a prompt from which weights are unpacked once, where the device prefers that."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Products of `count` vectors. strands: they are in a step's order."""
+
+    count: int
+    vectors: Vectors
+    strands: bool
 
 
 class Network:
@@ -33,11 +47,14 @@ class Network:
         self.launcher = launcher
         self._tiles = tiles or Tiles()
         self.weights = DeviceWeights(kernels, launcher.memory)
+        self._tables = {"cos_ptr": self.weights.cos, "sin_ptr": self.weights.sin}
         self._catalogue = Catalogue(kernels.manifest.kernels, launcher)
         self._launch = self._catalogue.launch
         text = self.text
         self._heads = {"HEADS": text.num_heads, "KV_HEADS": text.num_kv_heads, "DIM": text.head_dim}
         self._rotary = {"KV_HEADS": text.num_kv_heads, "HALF": text.head_dim // 2}
+        self._few_rows = max((kernel.tile["BM"] for kernel in self._catalogue.of("few_product")), default=0)
+        self._dense = launcher.prefers_dense and bool(self._catalogue.of("dense_product"))
         self._best, self._choose = self._find("best_of_block")[0], self._find("choose")[0]
         self._block: int = self._best.constants["BLOCK"]
         self._pitch = (text.num_heads + 2 * text.num_kv_heads) * text.head_dim
@@ -51,7 +68,33 @@ class Network:
 
     def vectors(self, count: int, steps: bool = False) -> Vectors:
         """Memory for so many tokens of a prompt, or of steps."""
-        return Vectors(self.launcher.memory, self.text, count, self._splits if steps else 0)
+        dense = 0 if steps or not self._dense else self._largest_matrix
+        vectors = Vectors(self.launcher.memory, self.text, count, self._splits if steps else 0, dense)
+        if steps and count >= MANY_ROWS:
+            vectors.share(self.launcher.memory, *self._shared_sizes)
+        return vectors
+
+    @property
+    def _largest_matrix(self) -> int:
+        """Weights of the largest matrix of a layer."""
+        layers = self.weights.layers
+        matrices = [m for layer in layers for m in (*layer.qkv, layer.output, layer.gate, layer.up, layer.down)]
+        return max(matrix.spec.inputs * matrix.spec.outputs for matrix in matrices)
+
+    @property
+    def _shared_sizes(self) -> tuple[int, int]:
+        """Numbers and counters that programs need which share a row of weights."""
+        sizes = [(0, 0)]
+        for kernel in self._catalogue.of("few_product"):
+            if (parts := kernel.tile["PARTS"]) > 1:
+                blocks = -(-self._widest // kernel.tile["BN"])
+                sizes.append((blocks * parts * kernel.tile["BN"] * kernel.tile["BM"], blocks))
+        return max(size for size, _ in sizes), max(blocks for _, blocks in sizes)
+
+    @property
+    def _widest(self) -> int:
+        """Outputs of a layer's product, at most."""
+        return max(self._pitch, self.text.hidden_size, self.text.intermediate_size)
 
     @property
     def row_bytes(self) -> int:
@@ -70,29 +113,31 @@ class Network:
     def step(self, rows: int, vectors: Vectors, given: Choices, chosen: Choices, cache: int) -> None:
         """A token more in each of the first rows: that in `given.tokens`, or the vector in x where it is negative.
 
-        Chooses the next tokens. x is then in a step's order up to three rows, in natural order from four on.
+        Chooses the next tokens. x is then in the order that `in_step_order` says.
         """
-        many = rows >= MANY_ROWS
+        strands = self.in_step_order(rows)
         if self.weights.embeddings is not None:
-            self._embed(rows, vectors, given, self.weights.embeddings, strands=not many)
+            self._embed(rows, vectors, given, self.weights.embeddings, strands)
         for number, layer in enumerate(self.weights.layers):
-            if many:
-                self._normalize(rows, vectors, layer.input_norm)
-                self._qkv_of_many(rows, vectors, layer)
-            else:
+            if rows < MANY_ROWS:
                 self._qkv(rows, vectors, layer)
-            self._rotate(rows, vectors, chosen.lengths.address, cache, number)
-            self._attend(rows, vectors, chosen.lengths.address, cache, number, strands=not many)
-            if many:
-                self._rest_of_many(rows, vectors, layer, vectors.x.address, vectors.attended.address)
             else:
+                self._normalize(rows, vectors, layer.input_norm, strands)
+                self._qkv_of_many(rows, vectors, layer, strands)
+            self._attend(rows, vectors, chosen.lengths.address, cache, number, strands)
+            if rows < MANY_ROWS:
                 self._rest(rows, vectors, layer)
-        if many:
-            self._normalize(rows, vectors, self.weights.norm)
-            self._of_many(self.weights.head, rows, vectors.normed.address, chosen.logits.address, "*fp32")
-        else:
+            else:
+                self._rest_of_many(rows, vectors, layer, vectors.x.address, vectors.attended.address, strands)
+        if rows < MANY_ROWS:
             self._head(rows, vectors.x.address, chosen)
+        else:
+            self._head_of_many(rows, vectors, chosen, vectors.x.address, strands)
         self._pick(rows, chosen)
+
+    def in_step_order(self, rows: int) -> bool:
+        """Whether the vectors of a step of so many rows are in a step's order."""
+        return rows < MANY_ROWS or rows <= self._few_rows
 
     def prompt(
         self,
@@ -124,8 +169,7 @@ class Network:
             self._rest_of_many(count, vectors, layer, x, attended)
         assert chosen is not None  # or the last layer would have returned
         if results > 1:
-            self._normalize(results, vectors, self.weights.norm, x)
-            self._of_many(self.weights.head, results, vectors.normed.address, chosen.logits.address, "*fp32")
+            self._head_of_many(results, vectors, chosen, x)
             self._pick(results, chosen)
             return
         order = self._find("to_step_order")[0]
@@ -138,8 +182,7 @@ class Network:
         kernel = self._find("move_cached", self._rotary)[0]
         grid = (self.text.num_layers, self.text.num_kv_heads, 2)
         where = {"row": row, "source": source, "target": target, "count": count}
-        tables = {"cos_ptr": self.weights.cos, "sin_ptr": self.weights.sin}
-        self._launch(kernel, grid, **tables, cache_ptr=cache, **where)
+        self._launch(kernel, grid, **self._tables, cache_ptr=cache, **where)
 
     def _embed(self, rows: int, vectors: Vectors, given: Choices, table: DeviceMatrix, strands: bool) -> None:
         constants = {"K": table.spec.inputs, "STRANDS": strands, **table.spec.constants()}
@@ -163,7 +206,7 @@ class Network:
         self._product(layer.output, rows, settings, x_ptr=vectors.attended.address, y_ptr=x, pitch=width)
         gate, up = layer.gate, layer.up
         constants = {"K": width, **gate.spec.constants(), **up.spec.constants("UP_"), "WIDTH": gate.spec.outputs}
-        kernel = self._tiles.of(self._find("gated_product", constants), rows, widest)
+        kernel = self._tiles.of(self._find("gated_product", constants), rows, widest(gate.spec))
         grid = (-(-gate.spec.outputs // kernel.tile["BN"]) * rows,)
         ends = {"x_ptr": x, "norm_ptr": layer.mlp_norm.strands, "y_ptr": wide}
         self._launch(kernel, grid, **ends, **_stored(gate, True), **_stored(up, True, "up_"), rows=rows)
@@ -176,51 +219,98 @@ class Network:
 
     def _product(self, matrix: DeviceMatrix, rows: int, settings: Mapping[str, Any], **ends: int) -> None:
         constants = {"K": matrix.spec.inputs, **matrix.spec.constants(), **settings}
-        kernel = self._tiles.of(self._find("product", constants), rows, widest)
+        kernel = self._tiles.of(self._find("product", constants), rows, widest(matrix.spec))
         grid = (-(-matrix.spec.outputs // kernel.tile["BN"]) * rows,)
         self._launch(kernel, grid, **_stored(matrix, True), **ends, rows=rows, N=matrix.spec.outputs)
 
-    def _normalize(self, count: int, vectors: Vectors, norm: StoredNorm, x: int | None = None) -> None:
+    def _head_of_many(self, count: int, vectors: Vectors, chosen: Choices, x: int, strands: bool = False) -> None:
+        self._normalize(count, vectors, self.weights.norm, strands, x)
+        run = _Run(count, vectors, strands)
+        self._of_many(run, self.weights.head, vectors.normed.address, chosen.logits.address, "*fp32")
+
+    def _normalize(
+        self, count: int, vectors: Vectors, norm: StoredNorm, strands: bool = False, x: int | None = None
+    ) -> None:
         kernel = self._find("normalize")[0]
         ends = {"x_ptr": vectors.x.address if x is None else x, "y_ptr": vectors.normed.address}
-        self._launch(kernel, (count,), **ends, norm_ptr=norm.natural)
+        self._launch(kernel, (count,), **ends, norm_ptr=norm.strands if strands else norm.natural)
 
-    def _qkv_of_many(self, count: int, vectors: Vectors, layer: StoredLayer) -> None:
+    def _qkv_of_many(self, count: int, vectors: Vectors, layer: StoredLayer, strands: bool = False) -> None:
+        run = _Run(count, vectors, strands)
         for start, part in _starts(layer.qkv):
             y, bias = vectors.qkv.address + 2 * start, layer.bias + 2 * start
-            self._of_many(part, count, vectors.normed.address, y, "*fp16", pitch=self._pitch, bias_ptr=bias)
+            self._of_many(run, part, vectors.normed.address, y, "*fp16", pitch=self._pitch, bias_ptr=bias)
 
-    def _rest_of_many(self, count: int, vectors: Vectors, layer: StoredLayer, x: int, attended: int) -> None:
-        """A layer after its attention, vectors in natural order."""
-        normed, wide = vectors.normed.address, vectors.hidden.address
-        self._of_many(layer.output, count, attended, x, "*fp32", residual=True)
-        self._normalize(count, vectors, layer.mlp_norm, x)
-        self._of_many(layer.gate, count, normed, wide, "*fp16")
-        self._of_many(layer.up, count, normed, wide, "*fp16", gate_ptr=wide)
-        self._of_many(layer.down, count, wide, x, "*fp32", residual=True)
+    def _rest_of_many(
+        self, count: int, vectors: Vectors, layer: StoredLayer, x: int, attended: int, strands: bool = False
+    ) -> None:
+        """A layer after its attention."""
+        run, hidden, wide = _Run(count, vectors, strands), self.text.hidden_size, layer.gate.spec.outputs
+        normed, between = vectors.normed.address, vectors.hidden.address
+        self._of_many(run, layer.output, attended, x, "*fp32", hidden, residual=True)
+        self._normalize(count, vectors, layer.mlp_norm, strands, x)
+        self._of_many(run, layer.gate, normed, between, "*fp16", wide)
+        self._of_many(run, layer.up, normed, between, "*fp16", wide, gate_ptr=between)
+        self._of_many(run, layer.down, between, x, "*fp32", hidden, residual=True)
 
     def _of_many(
-        self, matrix: DeviceMatrix, count: int, x: int, y: int, kind: str, residual: bool = False, **more: int
+        self,
+        run: _Run,
+        matrix: DeviceMatrix,
+        x: int,
+        y: int,
+        kind: str,
+        width: int = 0,
+        residual: bool = False,
+        **more: int,
     ) -> None:
-        """A product of `count` vectors in natural order; kind: the type of y. more: bias, gate and pitch."""
-        constants = {"K": matrix.spec.inputs, **matrix.spec.constants(), "RESIDUAL": residual}
-        constants |= {"BIAS": "bias_ptr" in more, "GATED": "gate_ptr" in more}
-        kernel = self._tiles.of(self._find("prompt_product", constants, y_ptr=kind), count, tallest)
-        grid = (-(-count // kernel.tile["BM"]) * -(-matrix.spec.outputs // kernel.tile["BN"]),)
-        more = {"pitch": matrix.spec.outputs} | more
-        sizes = {"count": count, "N": matrix.spec.outputs}
-        self._launch(kernel, grid, x_ptr=x, y_ptr=y, **_stored(matrix, False), **sizes, **more)
+        """A product of several vectors. kind: the type of y, which in a step's order is `width` wide.
 
-    def _rotate(
-        self, count: int, vectors: Vectors, lengths: int, cache: int, layer: int, row: int | None = None
+        more: bias, gate and pitch.
+        """
+        ending = {"RESIDUAL": residual, "BIAS": "bias_ptr" in more, "GATED": "gate_ptr" in more}
+        more = {"pitch": matrix.spec.outputs, "N": matrix.spec.outputs, "x_ptr": x, "y_ptr": y} | more
+        if run.strands:
+            self._of_few(run, matrix, kind, ending | {"WIDTH": width}, more)
+        elif run.vectors.dense is not None and run.count >= _LONG and matrix is not self.weights.head:
+            self._of_dense(run, matrix, kind, ending, more)
+        else:
+            constants = {"K": matrix.spec.inputs, **matrix.spec.constants(), **ending}
+            kernel = self._tiles.of(self._find("prompt_product", constants, y_ptr=kind), run.count, tallest)
+            self._launch(kernel, _tiled(kernel, run, matrix), **_stored(matrix, False), count=run.count, **more)
+
+    def _of_few(
+        self, run: _Run, matrix: DeviceMatrix, kind: str, ending: Mapping[str, Any], more: Mapping[str, int]
     ) -> None:
-        """row: of a prompt; None is a step, a token in each row."""
-        constants = {**self._rotary, "HEADS": self.text.num_heads, "PROMPT": row is not None}
-        kernel = self._find("rotate_and_cache", constants)[0]
+        constants = {"K": matrix.spec.inputs, **matrix.spec.constants(), **ending}
+        tall = [k for k in self._find("few_product", constants, y_ptr=kind) if k.tile["BM"] >= run.count]
+        lowest = min(kernel.tile["BM"] for kernel in tall)
+        kernel = self._tiles.of([k for k in tall if k.tile["BM"] == lowest], run.count, shared_out(matrix.spec.outputs))
+        grid = (-(-matrix.spec.outputs // kernel.tile["BN"]), kernel.tile["PARTS"])
+        shared = {f"{name}_ptr": buffer.address for name, buffer in run.vectors.shared.items()}
+        self._launch(kernel, grid, **_stored(matrix, True), **shared, rows=run.count, **more)
+
+    def _of_dense(
+        self, run: _Run, matrix: DeviceMatrix, kind: str, ending: Mapping[str, Any], more: Mapping[str, int]
+    ) -> None:
+        spec, dense = matrix.spec, matrix.codes
+        if spec.bits < 16:
+            assert run.vectors.dense is not None
+            dense = run.vectors.dense.address
+            unpack = self._find("dequantize", {"K": spec.inputs, **spec.constants()})[0]
+            words = spec.inputs * spec.bits // 32
+            grid = (-(-spec.outputs // unpack.tile["BN"]), -(-words // unpack.tile["C"]))
+            self._launch(unpack, grid, **_stored(matrix, False), dense_ptr=dense, N=spec.outputs)
+        kernel = self._tiles.of(
+            self._find("dense_product", {"K": spec.inputs, **ending}, y_ptr=kind), run.count, tallest
+        )
+        self._launch(kernel, _tiled(kernel, run, matrix), dense_ptr=dense, count=run.count, **more)
+
+    def _rotate(self, count: int, vectors: Vectors, lengths: int, cache: int, layer: int, row: int) -> None:
+        kernel = self._find("rotate_and_cache", {**self._rotary, "HEADS": self.text.num_heads})[0]
         grid = (-(-count // kernel.tile["BT"]), self.text.num_heads + 2 * self.text.num_kv_heads)
-        tables = {"cos_ptr": self.weights.cos, "sin_ptr": self.weights.sin, "cache_ptr": cache, "lengths_ptr": lengths}
-        where = {"layer": layer, "row": row or 0, "count": count}
-        self._launch(kernel, grid, qkv_ptr=vectors.qkv.address, **tables, **where)
+        where = {"lengths_ptr": lengths, "cache_ptr": cache, "layer": layer, "row": row, "count": count}
+        self._launch(kernel, grid, qkv_ptr=vectors.qkv.address, **self._tables, **where)
 
     def _attend(self, rows: int, vectors: Vectors, lengths: int, cache: int, layer: int, strands: bool) -> None:
         constants = {"HEADS": self.text.num_heads, "DIM": self.text.head_dim, "STRANDS": strands}
@@ -228,7 +318,7 @@ class Network:
         splits = kernel.tile["SPLITS"]
         (combine,) = [found for found in self._find("combine", constants) if found.tile["SPLITS"] == splits]
         parts = {"sums_ptr": vectors.sums.address, "peaks_ptr": vectors.peaks.address}
-        where = {"lengths_ptr": lengths, "cache_ptr": cache, "layer": layer}
+        where = {"lengths_ptr": lengths, "cache_ptr": cache, "layer": layer, **self._tables}
         self._launch(kernel, (rows, self.text.num_kv_heads, splits), qkv_ptr=vectors.qkv.address, **parts, **where)
         self._launch(combine, (rows, self.text.num_heads), **parts, y_ptr=vectors.attended.address)
 
@@ -250,6 +340,10 @@ class Network:
 
     def _find(self, function: str, constants: Mapping[str, Any] | None = None, **types: str) -> list[KernelSpec]:
         return self._catalogue.variants(function, constants or {}, types)
+
+
+def _tiled(kernel: KernelSpec, run: _Run, matrix: DeviceMatrix) -> tuple[int]:
+    return (-(-run.count // kernel.tile["BM"]) * -(-matrix.spec.outputs // kernel.tile["BN"]),)
 
 
 def _stored(matrix: DeviceMatrix, step: bool, prefix: str = "") -> dict[str, int]:

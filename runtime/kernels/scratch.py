@@ -18,9 +18,11 @@ class Vectors:
 
     x: float32 [count, hidden], the residual stream. normed, qkv, attended, hidden: float16, what products take or give.
     last: float32 [1, hidden], that of a prompt's last token. sums, peaks: parts of attention, where there are `splits`.
+    dense: float16, a matrix of weights unpacked; None without. shared: of programs that share rows of weights, sums
+    float32 `parts` and counters int32 `arrived`; empty without.
     """
 
-    def __init__(self, memory: Memory, text: TextSpec, count: int, splits: int = 0) -> None:
+    def __init__(self, memory: Memory, text: TextSpec, count: int, splits: int = 0, dense: int = 0) -> None:
         heads = text.num_heads
         width = (heads + 2 * text.num_kv_heads) * text.head_dim
         self.x = memory.zeros((count, text.hidden_size), np.float32, staged=True)
@@ -31,6 +33,15 @@ class Vectors:
         self.last = memory.zeros((1, text.hidden_size), np.float32)
         self.sums = memory.zeros((count, heads, splits, text.head_dim), np.float32)
         self.peaks = memory.zeros((count, heads, splits, 2), np.float32)
+        self.dense = memory.zeros((dense,), np.float16) if dense else None
+        self.shared: dict[str, Buffer] = {}
+
+    def share(self, memory: Memory, parts: int, counters: int) -> None:
+        """Makes memory for programs that share rows of weights."""
+        self.shared = {
+            "parts": memory.zeros((max(1, parts),), np.float32),
+            "arrived": memory.zeros((max(1, counters),), np.int32),
+        }
 
     @staticmethod
     def bytes_of(text: TextSpec, splits: int = 0) -> int:

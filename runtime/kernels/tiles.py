@@ -1,6 +1,6 @@
 """Which of several variants a launch takes: they compute the same in tiles of other sizes.
 
-What the device was tuned for (`tune.py`) serves; without that, fixed rules, which no device has been asked about. Tiles
+What the device was tuned for (`tune.py`) serves; without that, fixed rules, good ones on an H200. Tiles
 are in the bits of a result, as sums are of other parts: by rounding, the answers of two devices differ.
 """
 
@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from ..bundle.kernel_set import KernelSpec
+from ..bundle.kernel_weights import Matrix
 from ..bundle.tuning import TunedKernel
 
 MANY_ROWS = 4
 """From so many rows on, products of a step are those of a prompt; with fewer, a row has the bits that it has alone."""
 _FEW_SPLITS, _MANY_SPLITS = 32, 8  # parts of a context that are attended to side by side
-_PREFERRED_WORDS = 256
+_FEW_WORDS, _MOST_WORDS, _ROWS = 128, 512, 4  # of a tile of one vector's products
+_MANY_OUTPUTS = 1 << 15
+_PROGRAMS = 512
 
 Rule = Callable[[Sequence[KernelSpec], int], KernelSpec]
 
@@ -36,9 +39,26 @@ class Tiles:
         return min(fitting, key=_up_to)[1] if fitting else max(tuned, key=_up_to)[1]
 
 
-def widest(variants: Sequence[KernelSpec], count: int) -> KernelSpec:
-    """Of a step's products: about so many words at once."""
-    return min(variants, key=lambda kernel: (abs(kernel.tile["C"] - _PREFERRED_WORDS), kernel.tile["BN"]))
+def widest(matrix: Matrix) -> Rule:
+    """Of a step's products: a row of weights in as few rounds as it takes; if outputs fill the device anyway, small
+    tiles, of which the fewest threads have nothing to do."""
+    words = matrix.inputs * matrix.bits // 32
+    wanted = _FEW_WORDS if matrix.outputs >= _MANY_OUTPUTS else min(words, _MOST_WORDS)
+
+    def rank(kernel: KernelSpec) -> tuple[int, int]:
+        return abs(kernel.tile["C"] - wanted), abs(kernel.tile["BN"] - _ROWS)
+
+    return lambda variants, count: min(variants, key=rank)
+
+
+def shared_out(outputs: int) -> Rule:
+    """Of a few vectors' products: as many programs as fill a device, each with rows of weights for all its threads."""
+
+    def rank(kernel: KernelSpec) -> tuple[int, int]:
+        programs = -(-outputs // kernel.tile["BN"]) * kernel.tile["PARTS"]
+        return abs(programs - _PROGRAMS), kernel.tile["BN"]
+
+    return lambda variants, count: min(variants, key=rank)
 
 
 def tallest(variants: Sequence[KernelSpec], count: int) -> KernelSpec:

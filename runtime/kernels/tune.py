@@ -25,16 +25,17 @@ from .network import Network
 from .scratch import CacheTable, prompt_chunk
 from .tiles import MANY_ROWS, Rule, Tiles
 
-CONTEXT = 1000
-"""Tokens in each row of the steps that are timed; fewer if the model has no room for them."""
+CONTEXT, LONG_CONTEXT = 1000, 8000
+"""Tokens in each row of the steps that are timed, and in one row alone, where attention is chosen for what is long;
+fewer if the model has no room for them."""
 _ROWS, _MOST_ROWS = 2 * MANY_ROWS, 16  # of a step of many rows: what is timed, and what it stands for
 _PROMPTS = (64, 512)
 _WARM_UPS, _RUNS = 2, 9
 _PROMPT_LAUNCHES = 4  # arithmetic takes their time, and a layer is like another
 _HOPELESS = 2.0  # times as long as the best so far: timed once
 _STEP = ("product", "gated_product", "attend")
-_STEP_OF_MANY = ("prompt_product", "attend")
-_PROMPT = ("prompt_product", "attend_prompt")
+_STEP_OF_MANY = ("few_product", "prompt_product", "attend")
+_PROMPT = ("prompt_product", "dense_product", "attend_prompt")
 
 Progress = Callable[[int, int], None]
 
@@ -59,6 +60,7 @@ class _Sieve:
         self._launcher = launcher
         self.memory, self.captures = launcher.memory, launcher.captures
         self.description, self.tuned_for = launcher.description, launcher.tuned_for
+        self.prefers_dense = launcher.prefers_dense
         self.passes: frozenset[str] = frozenset()
         self.most: int | None = None
         self.passed = 0
@@ -103,7 +105,6 @@ class Tuner:
         chunk = prompt_chunk(kernels.text, launcher)  # as the decoder reckons it, after the weights
         limit = kernels.text.max_position_embeddings
         self._prompts = sorted({min(size, limit) for size in (*_PROMPTS, chunk)})
-        self._context = min(CONTEXT, limit - 1)
 
     def tune(self, progress: Progress = lambda done, total: None) -> Tuning:
         """Times every variant. progress: called with (choices made, choices in all). Raises BackendError."""
@@ -120,10 +121,12 @@ class Tuner:
 
     def _steps(self) -> Iterator[_Load]:
         """Of one row, and of many."""
-        network, table = self._network, self._cache(_ROWS, self._context + 1)
-        vectors, chosen = network.vectors(_ROWS, steps=True), network.choices(_ROWS)
-        chosen.lengths.write(np.full(_ROWS, self._context))
-        for rows, up_to, functions in ((1, MANY_ROWS - 1, _STEP), (_ROWS, _MOST_ROWS, _STEP_OF_MANY)):
+        network, limit = self._network, self._network.text.max_position_embeddings - 1
+        loads = ((1, MANY_ROWS - 1, LONG_CONTEXT, _STEP), (_ROWS, _MOST_ROWS, CONTEXT, _STEP_OF_MANY))
+        for rows, up_to, context, functions in loads:
+            table = self._cache(rows, min(context, limit) + 1)
+            vectors, chosen = network.vectors(rows, steps=True), network.choices(rows)
+            chosen.lengths.write(np.full(rows, min(context, limit)))
             yield _Load(up_to, functions, partial(network.step, rows, vectors, chosen, chosen, table))
 
     def _of_prompts(self) -> Iterator[_Load]:

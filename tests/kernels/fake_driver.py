@@ -11,6 +11,7 @@ import enum
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,15 @@ class FakeDriver:
 
     class CUfunction_attribute(enum.Enum):
         CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES = 8
+
+    class CUlaunchAttributeID(enum.Enum):
+        CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION = 6
+
+    class CUlaunchAttribute(SimpleNamespace):
+        def __init__(self) -> None:
+            super().__init__(id=None, value=SimpleNamespace())
+
+    CUlaunchConfig = SimpleNamespace
 
     class CUstreamCaptureMode(enum.Enum):
         CU_STREAM_CAPTURE_MODE_RELAXED = 2
@@ -106,6 +116,20 @@ class FakeDriver:
     def cuLaunchKernel(
         self, function: Handle, *sizes: int
     ) -> tuple[Status]:  # grid, block, shared bytes, stream, parameters, extra
+        assert not function.content.binaries[self.form].overlaps
+        return self._launched("cuLaunchKernel", function, *sizes)
+
+    def cuLaunchKernelEx(self, config: Any, function: Handle, parameters: int, extra: int) -> tuple[Status]:
+        """Everything runs in order here, as if each kernel waited at once."""
+        assert function.content.binaries[self.form].overlaps
+        (attribute,) = config.attrs
+        assert config.numAttrs == attribute.value.programmaticStreamSerializationAllowed == 1
+        assert isinstance(attribute.id, self.CUlaunchAttributeID)
+        grid, block = ([getattr(config, f"{part}Dim{axis}") for axis in "XYZ"] for part in ("grid", "block"))
+        rest = (config.sharedMemBytes, config.hStream, parameters, extra)
+        return self._launched("cuLaunchKernelEx", function, *grid, *block, *rest)
+
+    def _launched(self, name: str, function: Handle, *sizes: int) -> tuple[Status]:
         kernel: KernelSpec = function.content
         *shape, shared, stream, parameters, extra = sizes
         assert (len(shape), stream, extra) == (6, self.device.stream, 0)
@@ -118,7 +142,7 @@ class FakeDriver:
             self._run(kernel, grid, values)
         else:
             self._captured.append(lambda: self._run(kernel, grid, values))
-        return self._result("cuLaunchKernel", getattr(self._current, "context", None) is self._context)
+        return self._result(name, getattr(self._current, "context", None) is self._context)
 
     def cuStreamBeginCapture(self, stream: int, mode: Any) -> tuple[Status]:
         assert isinstance(mode, self.CUstreamCaptureMode)

@@ -9,8 +9,10 @@ pytest.importorskip("triton")
 
 from caches import Cache, attended
 from interpreted import launch
+from test_rotary import THETA, rotated
 from weights import assert_near, strands
 
+from vl3edge.export.graphs.decoder import rotary_tables
 from vl3edge.export.kernels.attention import attend, attend_prompt, combine
 
 LAYER = 1
@@ -30,8 +32,10 @@ def step(
     sums = np.full((rows, heads, splits, dim), np.nan, np.float32)
     peaks = np.full((rows, heads, splits, 2), np.nan, np.float32)
     y = np.full((rows, heads * real), np.nan, np.float16)
+    cos, sin = rotary_tables(real, THETA, cache.capacity)
     launch(
-        attend, (rows, kv_heads, splits), qkv, cache.lengths, cache.table, LAYER, sums, peaks, reach=cache.buffers,
+        attend, (rows, kv_heads, splits),
+        qkv, cos, sin, cache.lengths, cache.table, LAYER, sums, peaks, reach=cache.buffers,
         HEADS=heads, KV_HEADS=kv_heads, DIM=dim, SCALE=real**-0.5, BLOCK_D=block, BLOCK_H=16, SPLITS=splits, BT=16,
     )  # fmt: skip
     launch(
@@ -43,14 +47,20 @@ def step(
 
 def wanted_step(cache: Cache, qkv: np.ndarray, heads: int, real: int) -> np.ndarray:
     rows, kv_heads, capacity, dim = cache.buffers[0].shape
-    queries = qkv.reshape(rows, -1, dim)
-    keys, values = cache.layers[LAYER]
+    given = qkv.reshape(rows, -1, dim)
+    cos, sin = rotary_tables(real, THETA, capacity)
     result = np.zeros((rows, heads, dim))
-    for row, length in enumerate(np.minimum(cache.lengths + 1, capacity)):
-        for head in range(heads if length > 0 else 0):
+    for row, length in enumerate(cache.lengths):
+        if length < 0:
+            continue
+        turned = rotated(given[row], min(length, capacity - 1), cos, sin)
+        own = turned[heads : heads + kv_heads], given[row, heads + kv_heads :]
+        for head in range(heads):
             slot = head * kv_heads // heads
-            seen = keys[row, slot, :length], values[row, slot, :length]
-            result[row, head] = attended(queries[row, head], *seen, real**-0.5)
+            seen = [buffer[row, slot, :length].astype(np.float32) for buffer in cache.layers[LAYER]]
+            if length < capacity:
+                seen = [np.concatenate([cached, new[slot][None]]) for cached, new in zip(seen, own, strict=True)]
+            result[row, head] = attended(turned[head], *seen, real**-0.5)
     return result[..., real_channels(dim, real)].reshape(rows, -1)
 
 
@@ -62,14 +72,19 @@ SHAPES = [(12, 2, 16, 16), (7, 1, 32, 32), (2, 2, 32, 24), (4, 2, 80, 72), (4, 1
 def test_a_step_attends_to_what_is_cached_and_to_its_own_token(shape: tuple[int, int, int, int]) -> None:
     heads, kv_heads, dim, real = shape
     rng = np.random.default_rng(dim)
-    cache = Cache(rng, [33, 1, 90], kv_heads, 90, dim)  # as yet without their own token, but for the full row
-    qkv = rng.standard_normal((3, (heads + 2 * kv_heads) * dim)).astype(np.float16)
-    for row, length in enumerate([33, 1, 89]):  # the token's own key and value
-        for buffer in cache.buffers:
-            buffer[row, :, length] = rng.standard_normal((kv_heads, dim))
-    y = step(cache, qkv, heads, real)
+    cache = Cache(rng, [33, 1, 89, 90], kv_heads, 90, dim)  # the last row is full
+    before = cache.copies()
+    qkv = rng.standard_normal((4, (heads + 2 * kv_heads) * dim)).astype(np.float16)
     wanted = wanted_step(cache, qkv, heads, real)
+    y = step(cache, qkv, heads, real)
     assert_near(y, strands(wanted), 1.5e-3)
+    cos, sin = rotary_tables(real, THETA, 90)
+    for row, length in enumerate(cache.lengths[:3]):
+        given = qkv[row].reshape(-1, dim)[heads:]
+        before[2][row, :, length] = rotated(given[:kv_heads], length, cos, sin)
+        before[3][row, :, length] = given[kv_heads:]
+    for got, expected in zip(cache.buffers, before, strict=True):
+        assert np.allclose(got.astype(np.float32), expected.astype(np.float32), rtol=0, atol=2e-3, equal_nan=True)
     assert (step(cache, qkv, heads, real, in_step_order=False) == strands_back(y)).all()
 
 
@@ -81,27 +96,29 @@ def strands_back(x: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("length", [0, 15, 16, 17, 63])
 def test_splits_combine_whatever_part_of_them_is_empty(splits: int, length: int) -> None:
     rng = np.random.default_rng(length)
-    cache = Cache(rng, [length + 1], 1, 64, 16)
-    cache.lengths -= 1
+    cache = Cache(rng, [length], 1, 64, 16)
     qkv = rng.standard_normal((1, 5 * 16)).astype(np.float16)
-    assert_near(step(cache, qkv, 3, 16, splits), strands(wanted_step(cache, qkv, 3, 16)), 1.5e-3)
+    wanted = wanted_step(cache, qkv, 3, 16)
+    assert_near(step(cache, qkv, 3, 16, splits), strands(wanted), 1.5e-3)
 
 
 def test_rows_that_are_full_or_switched_off_give_finite_numbers() -> None:
     rng = np.random.default_rng(0)
     cache = Cache(rng, [8, 8, 8], 1, 8, 16)
     cache.lengths[:] = -1, 8, 1 << 30
+    before = cache.copies()
     y = step(cache, rng.standard_normal((3, 4 * 16)).astype(np.float16), 2, 16)
     assert (y[0] == 0).all()
     assert np.isfinite(y).all()
+    assert all(np.array_equal(got, old, equal_nan=True) for got, old in zip(cache.buffers, before, strict=True))
 
 
 def test_one_large_score_in_one_split_does_not_overflow() -> None:
     rng = np.random.default_rng(1)
-    cache = Cache(rng, [40], 1, 64, 16)
-    cache.lengths -= 1
+    cache = Cache(rng, [39], 1, 64, 16)
     qkv = (200 * rng.standard_normal((1, 4 * 16))).astype(np.float16)
-    assert_near(step(cache, qkv, 2, 16), strands(wanted_step(cache, qkv, 2, 16)), 1.5e-3)
+    wanted = wanted_step(cache, qkv, 2, 16)
+    assert_near(step(cache, qkv, 2, 16), strands(wanted), 1.5e-3)
 
 
 def test_a_nan_among_the_queries_shows() -> None:

@@ -87,7 +87,7 @@ def test_a_step_is_a_graph_and_moves_a_few_bytes(exported: tuple[Bundle, dict[st
     for _ in range(2):
         decoder.advance(np.array([decoder.token]), table)
     assert [handle for handle in driver.alive if handle.kind == "executable"] == graphs
-    layer = {"product": 3, "gated_product": 1, "rotate_and_cache": 1, "attend": 1, "combine": 1}
+    layer = {"product": 3, "gated_product": 1, "attend": 1, "combine": 1}
     step = Counter({name: count * text.num_layers for name, count in layer.items()})
     step.update(["product", "embed", "best_of_block", "choose"])
     assert Counter(driver.launches) == step + step

@@ -13,11 +13,13 @@ pytest.importorskip("torch")
 from kernel_decoders import Pair, graph_decoder, ids_of, kernel_decoders, table_of, written
 from random_decoders import Quantized
 
+from vl3edge.export.kernels.interpreter import InterpreterLauncher
 from vl3edge.export.kernels.shape import read_shape
 from vl3edge.export.kernels.weights import decoder_weights
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, open_bundle
 from vl3edge.runtime.bundle.manifest import TextSpec
 from vl3edge.runtime.errors import BundleError
+from vl3edge.runtime.kernels import network
 
 # What is stored how, in sizes of a random model; the sizes of "tiny-128", where they are not changed.
 CONFIGS: dict[str, tuple[Quantized | str, dict[str, Any]]] = {
@@ -42,6 +44,33 @@ CONFIGS: dict[str, tuple[Quantized | str, dict[str, Any]]] = {
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TextSpec]:
     kind, sizes = CONFIGS[request.param]
     return written(tmp_path_factory.mktemp("decoder"), kind, {"num_layers": 2} | sizes)
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_large_groups_have_kernels_for_a_few_rows_and_for_long_prompts(
+    dense: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(InterpreterLauncher, "prefers_dense", dense)
+    monkeypatch.setattr(network, "_LONG", 6)
+    ran: list[str] = []
+    launch = InterpreterLauncher.launch
+    monkeypatch.setattr(
+        InterpreterLauncher,
+        "launch",
+        lambda self, kernel, *rest: (ran.append(kernel.function), launch(self, kernel, *rest)),
+    )
+    folder, text = written(tmp_path, Quantized(group=128, symmetric=False, permuted=True), {"num_layers": 1})
+    pair = pair_of(folder, text)
+    pair.tell(lambda decoder: decoder.resize(5, 64))
+    for row in range(5):
+        pair.prefill(ids_of(text, row + 4, row), row)
+    assert ("dense_product" in ran, "dequantize" in ran) == (dense, dense)
+    assert "prompt_product" in ran
+    ran.clear()
+    pair.advance(ids_of(text, 5, 20))
+    assert ran.count("few_product") == 3 + 4 + 1  # query, key and value have orders of their own
+    assert not {"prompt_product", "product"} & set(ran)
+    pair.advance(ids_of(text, 3, 21))
 
 
 def pair_of(folder: Path, text: TextSpec) -> Pair:

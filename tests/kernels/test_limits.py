@@ -30,7 +30,6 @@ from vl3edge.runtime.kernels.select import KernelDecoders
 FUNCTIONS = {
     "embedding": "embed",
     "qkv": "product",
-    "rotation, cache written": "rotate_and_cache",
     "attention": "attend",
     "its parts combined": "combine",
     "output": "product",

@@ -44,7 +44,7 @@ def run_product(
     residual: bool = False, pitch: int = 0, **tiles: int,
 ) -> None:  # fmt: skip
     """One launch of `product`; x, y (with residual) and norm in a step's order."""
-    tiles = {"BN": 16, "C": 16, "UNROLL": 1} | tiles
+    tiles = {"BN": 16, "C": 16} | tiles
     (outputs, inputs), rows = weights.shape, len(x)
     launch(
         product, (-(-outputs // tiles["BN"]) * rows,),
@@ -79,9 +79,7 @@ def test_rows_have_the_bits_that_they_have_alone(rows: int) -> None:
     assert (alone[0] == y[-1]).all()
 
 
-@pytest.mark.parametrize(
-    ("outputs", "inputs", "tiles"), [(40, 64, {"BN": 4, "C": 8}), (8, 160, {"BN": 16, "C": 32, "UNROLL": 2})]
-)
+@pytest.mark.parametrize(("outputs", "inputs", "tiles"), [(40, 64, {"BN": 4, "C": 8}), (8, 160, {"BN": 16, "C": 32})])
 def test_a_product_is_added_to_the_residual_in_a_steps_order(outputs: int, inputs: int, tiles: dict[str, int]) -> None:
     rng = np.random.default_rng(2)
     weights = random_weights(rng, outputs, inputs, 4, 32)
@@ -109,7 +107,7 @@ def test_a_gate_and_its_product(gate_case: tuple[Any, ...], up_case: tuple[Any, 
     y = np.full((3, outputs), np.nan, np.float16)
     launch(
         gated_product, (-(-outputs // 16) * 3,), strands(x), strands(norm), gate.places, *gate.tensors,
-        up.places, *up.tensors, y, 3, K=inputs, WIDTH=outputs, EPS=EPS, BN=16, C=16, UNROLL=1,
+        up.places, *up.tensors, y, 3, K=inputs, WIDTH=outputs, EPS=EPS, BN=16, C=16,
         **gate.settings(), **up.settings("UP_"),
     )  # fmt: skip
     given = normed(x, norm)

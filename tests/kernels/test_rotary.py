@@ -25,54 +25,52 @@ def rotated(x: np.ndarray, position: int, cos: np.ndarray, sin: np.ndarray) -> n
     return np.concatenate([first * c - second * s, second * c + first * s], axis=-1)
 
 
-def rotate(cache: Cache, qkv: np.ndarray, heads: int, real: int, row: int | None) -> None:
-    """One launch, of a prompt in `row`, or of a step."""
+def rotate(cache: Cache, qkv: np.ndarray, heads: int, real: int, row: int) -> None:
+    """One launch, of a prompt in `row`."""
     _, kv_heads, capacity, dim = cache.buffers[0].shape
     cos, sin = rotary_tables(real, THETA, capacity)
     launch(
         rotate_and_cache, (-(-len(qkv) // BT), heads + 2 * kv_heads),
-        qkv, cos, sin, cache.lengths, cache.table, 1, row or 0, len(qkv),
+        qkv, cos, sin, cache.lengths, cache.table, 1, row, len(qkv),
         HEADS=heads, KV_HEADS=kv_heads, HALF=dim // 2, BLOCK=1 << (dim // 2 - 1).bit_length(), BT=BT,
-        PROMPT=row is not None, reach=cache.buffers,
+        reach=cache.buffers,
     )  # fmt: skip
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "dim", "real"), [(6, 1, 16, 16), (7, 1, 32, 24), (2, 2, 80, 72)])
-@pytest.mark.parametrize("row", [None, 1])
-def test_queries_turn_and_keys_and_values_are_cached(
-    heads: int, kv_heads: int, dim: int, real: int, row: int | None
-) -> None:
+def test_queries_turn_and_keys_and_values_are_cached(heads: int, kv_heads: int, dim: int, real: int) -> None:
     rng = np.random.default_rng(dim)
     cache = Cache(rng, [4, 9, 0], kv_heads, 12, dim)
     qkv = rng.standard_normal((3, (heads + 2 * kv_heads) * dim)).astype(np.float16)
     given = qkv.copy().reshape(3, -1, dim)
     wanted = cache.copies()
-    rotate(cache, qkv, heads, real, row)
+    rotate(cache, qkv, heads, real, 1)
     cos, sin = rotary_tables(real, THETA, 12)
     turned = np.empty((3, heads, dim))
     for token in range(3):
-        place = (token, int(cache.lengths[token])) if row is None else (row, 9 + token)
-        turned[token] = rotated(given[token, :heads], place[1], cos, sin)
+        turned[token] = rotated(given[token, :heads], 9 + token, cos, sin)
         keys, values = given[token, heads : heads + kv_heads], given[token, heads + kv_heads :]
-        wanted[2][place[0], :, place[1]] = rotated(keys, place[1], cos, sin)
-        wanted[3][place[0], :, place[1]] = values
+        wanted[2][1, :, 9 + token] = rotated(keys, 9 + token, cos, sin)
+        wanted[3][1, :, 9 + token] = values
     assert_near(qkv.reshape(3, -1, dim)[:, :heads], turned, 6e-4)
     for got, expected in zip(cache.buffers, wanted, strict=True):
         assert np.allclose(got.astype(np.float32), expected.astype(np.float32), rtol=0, atol=2e-3, equal_nan=True)
 
 
 @pytest.mark.parametrize("length", [12, 13, -1, -(1 << 31), (1 << 31) - 1])
-def test_a_row_that_is_full_or_switched_off_is_not_written(length: int) -> None:
+def test_what_does_not_fit_into_a_row_is_not_written(length: int) -> None:
     rng = np.random.default_rng(0)
     cache = Cache(rng, [12, 3], 1, 12, 16)
     cache.lengths[0] = length
     before = cache.copies()
     qkv = rng.standard_normal((2, 3 * 16)).astype(np.float16)
-    rotate(cache, qkv, 1, 16, None)
+    rotate(cache, qkv, 1, 16, 0)
     assert np.isfinite(qkv).all()
     for got, old in zip(cache.buffers, before, strict=True):
         assert np.array_equal(got[0], old[0])
-    assert np.isfinite(cache.layers[1][0][1, :, 3]).all()
+    cache.lengths[1] = 11  # of two tokens one fits
+    rotate(cache, qkv, 1, 16, 1)
+    assert np.isfinite(cache.layers[1][0][1, :, 11]).all()
 
 
 @pytest.mark.parametrize(("source", "target", "count"), [(9, 2, 20), (30, 0, 3), (5, 4, 30), (8, 8, 8), (20, 1, 0)])
