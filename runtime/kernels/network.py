@@ -25,7 +25,7 @@ _LONG = 256
 
 
 @dataclass(frozen=True)
-class _Run:
+class _Several:
     """Products of `count` vectors. strands: they are in a step's order."""
 
     count: int
@@ -225,7 +225,7 @@ class Network:
 
     def _head_of_many(self, count: int, vectors: Vectors, chosen: Choices, x: int, strands: bool = False) -> None:
         self._normalize(count, vectors, self.weights.norm, strands, x)
-        run = _Run(count, vectors, strands)
+        run = _Several(count, vectors, strands)
         self._of_many(run, self.weights.head, vectors.normed.address, chosen.logits.address, "*fp32")
 
     def _normalize(
@@ -236,7 +236,7 @@ class Network:
         self._launch(kernel, (count,), **ends, norm_ptr=norm.strands if strands else norm.natural)
 
     def _qkv_of_many(self, count: int, vectors: Vectors, layer: StoredLayer, strands: bool = False) -> None:
-        run = _Run(count, vectors, strands)
+        run = _Several(count, vectors, strands)
         for start, part in _starts(layer.qkv):
             y, bias = vectors.qkv.address + 2 * start, layer.bias + 2 * start
             self._of_many(run, part, vectors.normed.address, y, "*fp16", pitch=self._pitch, bias_ptr=bias)
@@ -245,7 +245,7 @@ class Network:
         self, count: int, vectors: Vectors, layer: StoredLayer, x: int, attended: int, strands: bool = False
     ) -> None:
         """A layer after its attention."""
-        run, hidden, wide = _Run(count, vectors, strands), self.text.hidden_size, layer.gate.spec.outputs
+        run, hidden, wide = _Several(count, vectors, strands), self.text.hidden_size, layer.gate.spec.outputs
         normed, between = vectors.normed.address, vectors.hidden.address
         self._of_many(run, layer.output, attended, x, "*fp32", hidden, residual=True)
         self._normalize(count, vectors, layer.mlp_norm, strands, x)
@@ -255,7 +255,7 @@ class Network:
 
     def _of_many(
         self,
-        run: _Run,
+        run: _Several,
         matrix: DeviceMatrix,
         x: int,
         y: int,
@@ -280,7 +280,7 @@ class Network:
             self._launch(kernel, _tiled(kernel, run, matrix), **_stored(matrix, False), count=run.count, **more)
 
     def _of_few(
-        self, run: _Run, matrix: DeviceMatrix, kind: str, ending: Mapping[str, Any], more: Mapping[str, int]
+        self, run: _Several, matrix: DeviceMatrix, kind: str, ending: Mapping[str, Any], more: Mapping[str, int]
     ) -> None:
         constants = {"K": matrix.spec.inputs, **matrix.spec.constants(), **ending}
         tall = [k for k in self._find("few_product", constants, y_ptr=kind) if k.tile["BM"] >= run.count]
@@ -291,7 +291,7 @@ class Network:
         self._launch(kernel, grid, **_stored(matrix, True), **shared, rows=run.count, **more)
 
     def _of_dense(
-        self, run: _Run, matrix: DeviceMatrix, kind: str, ending: Mapping[str, Any], more: Mapping[str, int]
+        self, run: _Several, matrix: DeviceMatrix, kind: str, ending: Mapping[str, Any], more: Mapping[str, int]
     ) -> None:
         spec, dense = matrix.spec, matrix.codes
         if spec.bits < 16:
@@ -342,7 +342,7 @@ class Network:
         return self._catalogue.variants(function, constants or {}, types)
 
 
-def _tiled(kernel: KernelSpec, run: _Run, matrix: DeviceMatrix) -> tuple[int]:
+def _tiled(kernel: KernelSpec, run: _Several, matrix: DeviceMatrix) -> tuple[int]:
     return (-(-run.count // kernel.tile["BM"]) * -(-matrix.spec.outputs // kernel.tile["BN"]),)
 
 
