@@ -122,7 +122,8 @@ def _stages(model: VideoLlama3, clip: Clip, options: argparse.Namespace, figures
     encoder_s = median_s(lambda: [vision.features(chunk) for chunk in chunks], options.repeat)
     features = np.concatenate([on_host(vision.features(chunk)) for chunk in chunks])
     block = manifest.vision.patch_size * manifest.processor.video.merge_size
-    first = np.ascontiguousarray(given.get("features", features)[: len(chunks[0])])
+    projected = int(given["projected"]) if given else len(chunks[0])  # chunks of backends differ
+    first = np.ascontiguousarray(given.get("features", features)[:projected])
     keep = np.ones((len(first), size[0] * size[1] // block**2), np.bool_)
     projector_s = median_s(lambda: vision.tokens(first, "video", keep), options.repeat)
 
@@ -170,6 +171,7 @@ def _stages(model: VideoLlama3, clip: Clip, options: argparse.Namespace, figures
     return {
         "features": features,
         "tokens": vision.tokens(first, "video", keep),
+        "projected": np.array(projected),
         "prompt": prompt,
         "logits": np.stack(logits),
         "chosen": np.array(tokens),

@@ -34,6 +34,7 @@ STEPS: dict[str, tuple[str, Step, int]] = {  # whose figures they are, what give
     "encoder": (OURS, work.encoder, 45),
     "prefill": (OURS, work.prefill, 45),
     "decode": (OURS, work.decode, 60),
+    "memory": (OURS, work.memory, 45),
     "captions": (OURS, work.captions, 60),
     "parity": (OURS, work.parity, 90),
     "genai": ("ONNX Runtime GenAI", work.genai, 60),

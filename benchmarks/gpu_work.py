@@ -23,6 +23,9 @@ from peers import import_transformers
 from vl3edge.runtime import GenerationConfig, PruningConfig, SamplingPlan, VideoLlama3
 from vl3edge.runtime.backends.select import select_backend
 from vl3edge.runtime.bundle.bundle import open_bundle
+from vl3edge.runtime.kernels.select import chosen_decoder, open_decoders
+from vl3edge.runtime.prompt.splice import EmbeddingTable
+from vl3edge.runtime.roofline import step_bytes
 
 Figure = tuple[str, Any]
 
@@ -45,7 +48,11 @@ class Sizes:
 
 SIZES = {
     "released": Sizes(
-        ((16, 20, 34), (4, 52, 92), (1, 104, 184)), (1000, 8000), ((1, 1000), (4, 1000), (16, 1000), (1, 16000)), 64, 16
+        ((16, 20, 34), (4, 52, 92), (1, 104, 184)),
+        (1000, 8000),
+        ((1, 1000), (1, 16000), (4, 1000), (8, 1000), (16, 1000)),
+        64,
+        16,
     ),
     "tiny": Sizes(((2, 4, 6), (1, 8, 8)), (60, 200), ((1, 60), (3, 60)), 6, 4),
 }
@@ -115,6 +122,24 @@ def decode(options: argparse.Namespace, sizes: Sizes) -> Iterator[Figure]:
         decoder.tokens  # noqa: B018 waits
         yield f"decode_{rows}_at_{context}_tokens_per_s", rows * sizes.new_tokens / (time.perf_counter() - begin)
         decoder.resize(0, 0)
+
+
+def memory(options: argparse.Namespace, sizes: Sizes) -> Iterator[Figure]:
+    """The decoder alone: what it took of the GPU for a prompt and some tokens, and its weights and cache in that."""
+    backend = select_backend(options.backend, decodes=options.decoder != "kernels")
+    if backend.device is None:
+        return
+    bundle = open_bundle(options.bundle)
+    before = backend.device.free_bytes()
+    decoders = open_decoders(chosen_decoder(options.decoder, backend.name, bundle), backend, bundle)
+    decoder, table, (_, context) = decoders.make(), EmbeddingTable.of(bundle), sizes.decode[0]
+    decoder.reserve(context + sizes.new_tokens)
+    decoder.prefill(table.rows(np.random.default_rng(0).integers(0, bundle.manifest.text.vocab_size, context)))
+    for _ in range(sizes.new_tokens):
+        decoder.advance(decoder.tokens.copy(), table)
+    decoder.tokens  # noqa: B018 waits
+    yield "decoder_gpu_memory_mb", round((before - backend.device.free_bytes()) / 1e6)
+    yield "decoder_weights_and_cache_mb", round((step_bytes(bundle, 0) + decoder.cache.num_bytes) / 1e6)
 
 
 def captions(options: argparse.Namespace, sizes: Sizes) -> Iterator[Figure]:

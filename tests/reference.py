@@ -33,9 +33,11 @@ Frames = NDArray[np.uint8]
 
 @cache
 def _declare_torchvision_operators() -> None:
-    """transformers imports torchvision for this model; beside a CPU build of torch, PyPI's torchvision
-    fails to
-    register two operators and then does not import. Declaring them is enough, nothing here calls them."""
+    """transformers imports torchvision for this model; beside a CPU build of torch, PyPI's torchvision fails to
+    register two operators and then does not import. Declaring them is enough, nothing here calls them. Beside one for
+    CUDA it registers them itself, later."""
+    if torch.version.cuda is not None:
+        return
     library = torch.library.Library("torchvision", "DEF")
     for signature in (
         "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",

@@ -43,7 +43,9 @@ def gpu_work(key: str) -> str | None:
         r"encoder_(\d+)_patches_ms_per_frame": "ms a frame of {0:,} patches",
         r"caption_(\d+)_s": "seconds to caption {0} of a folder",
         r"caption_10_tokens_per_s": "tokens written a second in caption 10",
-        r"peak_gpu_memory_mb": "MB of the GPU's memory",
+        r"peak_gpu_memory_mb": "MB of the GPU's memory, captioning",
+        r"decoder_gpu_memory_mb": "MB of the GPU's memory, the decoder alone",
+        r"decoder_weights_and_cache_mb": "MB of that which are weights and cache",
     }
     for pattern, words in patterns.items():
         if found := re.fullmatch(pattern, key):
