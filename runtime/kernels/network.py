@@ -17,7 +17,7 @@ from ..bundle.kernel_set import KernelSet, KernelSpec
 from ..errors import BundleError
 from .launcher import Catalogue, Launcher
 from .scratch import Choices, Vectors
-from .tiles import MANY_ROWS, Tiles, most_split, shared_out, tallest, widest
+from .tiles import MANY_ROWS, Tiles, largest, most_split, shared_out, squarest, widest
 from .weights import DeviceMatrix, DeviceWeights, StoredLayer, StoredNorm
 
 _LONG = 256
@@ -276,7 +276,8 @@ class Network:
             self._of_dense(run, matrix, kind, ending, more)
         else:
             constants = {"K": matrix.spec.inputs, **matrix.spec.constants(), **ending}
-            kernel = self._tiles.of(self._find("prompt_product", constants, y_ptr=kind), run.count, tallest)
+            variants = self._find("prompt_product", constants, y_ptr=kind)
+            kernel = self._tiles.of(variants, run.count, largest(matrix.spec.outputs))
             self._launch(kernel, _tiled(kernel, run, matrix), **_stored(matrix, False), count=run.count, **more)
 
     def _of_few(
@@ -301,9 +302,8 @@ class Network:
             words = spec.inputs * spec.bits // 32
             grid = (-(-spec.outputs // unpack.tile["BN"]), -(-words // unpack.tile["C"]))
             self._launch(unpack, grid, **_stored(matrix, False), dense_ptr=dense, N=spec.outputs)
-        kernel = self._tiles.of(
-            self._find("dense_product", {"K": spec.inputs, **ending}, y_ptr=kind), run.count, tallest
-        )
+        variants = self._find("dense_product", {"K": spec.inputs, **ending}, y_ptr=kind)
+        kernel = self._tiles.of(variants, run.count, largest(spec.outputs))
         self._launch(kernel, _tiled(kernel, run, matrix), dense_ptr=dense, count=run.count, **more)
 
     def _rotate(self, count: int, vectors: Vectors, lengths: int, cache: int, layer: int, row: int) -> None:
@@ -323,7 +323,7 @@ class Network:
         self._launch(combine, (rows, self.text.num_heads), **parts, y_ptr=vectors.attended.address)
 
     def _attend_prompt(self, count: int, vectors: Vectors, lengths: int, cache: int, layer: int, row: int) -> None:
-        kernel = self._tiles.of(self._find("attend_prompt", self._heads), count, tallest)
+        kernel = self._tiles.of(self._find("attend_prompt", self._heads), count, squarest)
         grid = (-(-count // kernel.tile["BM"]), self.text.num_heads)
         where = {"lengths_ptr": lengths, "cache_ptr": cache, "layer": layer, "row": row, "count": count}
         ends = {"qkv_ptr": vectors.qkv.address, "y_ptr": vectors.attended.address}

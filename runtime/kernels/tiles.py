@@ -14,10 +14,10 @@ from ..bundle.tuning import TunedKernel
 
 MANY_ROWS = 4
 """From so many rows on, products of a step are those of a prompt; with fewer, a row has the bits that it has alone."""
-_FEW_SPLITS, _MANY_SPLITS = 32, 8  # parts of a context that are attended to side by side
-_FEW_WORDS, _MOST_WORDS, _ROWS = 128, 512, 4  # of a tile of one vector's products
+_FEW_SPLITS, _MANY_SPLITS = 64, 8  # parts of a context that are attended to side by side
+_FEW_WORDS, _MOST_WORDS, _ROWS = 64, 256, 4  # of a tile of one vector's products
 _MANY_OUTPUTS = 1 << 15
-_PROGRAMS = 512
+_PROGRAMS, _LARGE_PROGRAMS = 512, 128
 
 Rule = Callable[[Sequence[KernelSpec], int], KernelSpec]
 
@@ -43,7 +43,7 @@ def widest(matrix: Matrix) -> Rule:
     """Of a step's products: a row of weights in as few rounds as it takes; if outputs fill the device anyway, small
     tiles, of which the fewest threads have nothing to do."""
     words = matrix.inputs * matrix.bits // 32
-    wanted = _FEW_WORDS if matrix.outputs >= _MANY_OUTPUTS else min(words, _MOST_WORDS)
+    wanted = _FEW_WORDS if matrix.outputs >= _MANY_OUTPUTS else min(1 << (words - 1).bit_length(), _MOST_WORDS)
 
     def rank(kernel: KernelSpec) -> tuple[int, int]:
         return abs(kernel.tile["C"] - wanted), abs(kernel.tile["BN"] - _ROWS)
@@ -52,23 +52,29 @@ def widest(matrix: Matrix) -> Rule:
 
 
 def shared_out(outputs: int) -> Rule:
-    """Of a few vectors' products: as many programs as fill a device, each with rows of weights for all its threads."""
+    """Of a few vectors' products: as many programs as fill a device, each with as many rows of weights as there can."""
 
     def rank(kernel: KernelSpec) -> tuple[int, int]:
         programs = -(-outputs // kernel.tile["BN"]) * kernel.tile["PARTS"]
-        return abs(programs - _PROGRAMS), kernel.tile["BN"]
+        return abs(programs - _PROGRAMS), -kernel.tile["BN"]
 
     return lambda variants, count: min(variants, key=rank)
 
 
-def tallest(variants: Sequence[KernelSpec], count: int) -> KernelSpec:
-    """Of a prompt's kernels: the lowest tile that takes `count` tokens at once, or the highest; of those the widest."""
+def largest(outputs: int) -> Rule:
+    """Of a prompt's products: the largest tile of which there are enough to fill a device, or the smallest."""
 
-    def rank(kernel: KernelSpec) -> tuple[bool, int, int]:
-        height = kernel.tile["BM"]
-        return height < count, height if height >= count else -height, -kernel.tile.get("BN", kernel.tile.get("BT", 0))
+    def rank(kernel: KernelSpec, count: int) -> tuple[bool, int]:
+        height, width = kernel.tile["BM"], kernel.tile["BN"]
+        fills = -(-count // height) * -(-outputs // width) >= _LARGE_PROGRAMS
+        return not fills, -height * width if fills else height * width
 
-    return min(variants, key=rank)
+    return lambda variants, count: min(variants, key=lambda kernel: rank(kernel, count))
+
+
+def squarest(variants: Sequence[KernelSpec], count: int) -> KernelSpec:
+    """Of a prompt's attention: as many tokens as positions at once, which leaves most registers."""
+    return min(variants, key=lambda kernel: (abs(kernel.tile["BM"] - kernel.tile["BT"]), kernel.tile["BM"]))
 
 
 def most_split(variants: Sequence[KernelSpec], rows: int) -> KernelSpec:
