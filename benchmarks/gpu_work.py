@@ -131,7 +131,7 @@ def memory(options: argparse.Namespace, sizes: Sizes) -> Iterator[Figure]:
         return
     bundle = open_bundle(options.bundle)
     before = backend.device.free_bytes()
-    decoders = open_decoders(chosen_decoder(options.decoder, backend.name, bundle), backend, bundle)
+    decoders = open_decoders(chosen_decoder(options.decoder, backend.name, bundle, backend.device), backend, bundle)
     decoder, table, (_, context) = decoders.make(), EmbeddingTable.of(bundle), sizes.decode[0]
     decoder.reserve(context + sizes.new_tokens)
     decoder.prefill(table.rows(np.random.default_rng(0).integers(0, bundle.manifest.text.vocab_size, context)))

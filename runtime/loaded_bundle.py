@@ -55,7 +55,8 @@ class LoadedBundle(FrameEmbedder):
         self._template = PromptTemplate.of(bundle, self._tokenizer)
         self._table = EmbeddingTable.of(bundle)
         self._grammar = JsonGrammar(bundle)
-        self._decoders = open_decoders(chosen_decoder(decoder, backend.name, bundle), backend, bundle, vision.wait)
+        kind = chosen_decoder(decoder, backend.name, bundle, backend.device)
+        self._decoders = open_decoders(kind, backend, bundle, vision.wait)
         self.decoder = self._decoders.make(self._memory.check_context)
         self._generator = self._new_generator(self.decoder)
 

@@ -68,7 +68,8 @@ class VideoLlama3(LoadedBundle):
             is computed differently, but that a GPU with little memory reads prompts in smaller chunks.
         limits: of what reading one clip may cost; see MediaLimits.
         decoder: "onnxruntime"; "kernels", the bundle's own for NVIDIA GPUs, and on "cpu" Triton's interpreter, for
-            tests; or "auto": the kernels with the same three if the bundle has them, else ONNX Runtime.
+            tests; or "auto": the kernels on GPUs of compute capability 8.0 and later if the bundle has them, else ONNX
+            Runtime.
         Raises BundleError, BackendError, ConfigError, MemoryLimitError.
         """
         opened = open_bundle(bundle_folder(bundle), quick=True)

@@ -14,10 +14,31 @@ def gpu_table() -> str:
     return "\n\n".join(gpu_part(load(name)) for name in names)
 
 
+_HEADLINE = (
+    "decode_1_at_1000_tokens_per_s",
+    "decode_8_at_1000_tokens_per_s",
+    "prefill_8000_tokens_per_s",
+    "encoder_680_patches_ms_per_frame",
+)
+
+
+def gpu_headline() -> str:
+    """The figures of every GPU that tell most."""
+    results = [load(path.stem) for path in sorted(RESULTS.glob("gpu_*.json"))]
+    return "\n\n".join(
+        gpu_part(
+            result
+            | {"note": "", "figures": {key: result["figures"][key] for key in _HEADLINE if key in result["figures"]}}
+        )
+        for result in results
+    )
+
+
 def gpu_part(result: dict[str, Any]) -> str:
     rows = []
     for key, runs in result["figures"].items():
-        work, peers = gpu_work(key), {name: value for name, value in runs.items() if name != "vl3edge"}
+        work, peers = gpu_work(key), {name: value for name, value in runs.items() if not name.startswith("vl3edge")}
+        peers = peers or {name: value for name, value in runs.items() if name != "vl3edge"}
         mine = runs.get("vl3edge")
         if work is None or not isinstance(mine, int | float):
             continue

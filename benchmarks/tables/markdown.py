@@ -21,5 +21,5 @@ def load(name: str) -> Any:
 def machine_line(result: dict[str, Any]) -> str:
     machine = result["machine"]
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
-    note = f" Note: {result['note']}." if "note" in result else ""
+    note = f" Note: {result['note']}." if result.get("note") else ""
     return f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB; {versions}.{note}"

@@ -21,7 +21,8 @@ from .manifest import FileEntry, Json, TextSpec
 FORMAT, FORMAT_VERSION = "vl3edge-kernels", 1
 FOLDER, MANIFEST, WEIGHTS = "kernels", "kernels.json", "weights.json"
 PORTABLE = "ptx-8.0"
-_OLDEST = (8, 0)  # compute capability that the portable form is for
+OLDEST_CAPABILITY = (8, 0)
+"""Of the GPUs that the portable form is for."""
 _MAX_BYTES = 16 << 20
 _AGAIN = "Export the bundle again."
 
@@ -72,7 +73,7 @@ class KernelManifest:
         form = "cubin-{}.{}".format(*capability)
         if f"{form}.zip" in self.archives:
             return form
-        if capability < _OLDEST or f"{PORTABLE}.zip" not in self.archives:
+        if capability < OLDEST_CAPABILITY or f"{PORTABLE}.zip" not in self.archives:
             raise BackendError(
                 "the kernels are for compute capability 8.0 and later, this GPU has {}.{}: "
                 "use --decoder onnxruntime".format(*capability)

@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
     decoder = chosen_decoder(options.decoder, options.backend, bundle)
     backend = select_backend(options.backend, options.threads, decodes=decoder == "onnxruntime")
     progress(f"measuring {bundle.manifest.name} on {backend.name}; other work on this machine distorts the times")
-    bench = Bench(bundle, backend, plan, decoder)
+    bench = Bench(bundle, backend, plan, chosen_decoder(options.decoder, backend.name, bundle, backend.device))
     bench.run(options.media)
     if str(options.json) != "-":
         print("\n".join(_table(bench)))

@@ -64,7 +64,7 @@ def add_decoder(group: argparse._ActionsContainer) -> None:
         choices=DECODERS,
         default="auto",
         help="what writes the answer: ONNX Runtime, or the bundle's own kernels for NVIDIA GPUs (default: auto, the "
-        "kernels with rtx, jetson and tensorrt where the bundle has them)",
+        "kernels on GPUs from compute capability 8.0 on where the bundle has them)",
     )
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
+from ..backends.cuda import Device
 from ..backends.onnxruntime import Backend
 from ..backends.tensorrt import TARGET_OF
 from ..backends.warm_up import WarmUp
 from ..bundle.bundle import Bundle
-from ..bundle.kernel_set import FOLDER, MANIFEST, has_kernels
+from ..bundle.kernel_set import FOLDER, MANIFEST, OLDEST_CAPABILITY, has_kernels
 from ..bundle.manifest import DECODER_GRAPH, FP16_DECODER_GRAPH, PREFILL_GRAPH
 from ..bundle.tuning import read_tuning
 from ..decode.cached_decoder import CachedDecoder, unchecked
@@ -104,15 +105,17 @@ class KernelDecoders:
         return KernelDecoder(self._network, self._prompts, check)
 
 
-def chosen_decoder(wanted: str, backend: str, bundle: Bundle) -> Kind:
-    """What `wanted` means; "auto" is the kernels beside TensorRT if the bundle has them, else ONNX Runtime.
+def chosen_decoder(wanted: str, backend: str, bundle: Bundle, device: Device | None = None) -> Kind:
+    """What `wanted` means; "auto" is the kernels on a GPU they are for, if the bundle has them, else ONNX Runtime.
 
-    backend: its name. Raises ConfigError for an unknown decoder.
+    backend: its name. device: its GPU, once it is open. Beside TensorRT the kernels are chosen without it, as ONNX
+    Runtime need not be there. Raises ConfigError for an unknown decoder.
     """
     if wanted not in DECODERS:
         raise ConfigError(f"decoder must be one of {', '.join(DECODERS)}, not {wanted!r}")
     if wanted == "auto":
-        return "kernels" if backend in TARGET_OF and has_kernels(bundle) else "onnxruntime"
+        able = backend in TARGET_OF or (device is not None and device.capability >= OLDEST_CAPABILITY)
+        return "kernels" if able and has_kernels(bundle) else "onnxruntime"
     return "kernels" if wanted == "kernels" else "onnxruntime"
 
 

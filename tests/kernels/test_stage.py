@@ -139,12 +139,17 @@ def test_a_slimmed_bundle_keeps_what_its_kernels_read(
         assert read_kernel_set(bundle).weights == weights
 
 
-def test_auto_takes_kernels_beside_tensorrt_alone(uncompiled: None, tmp_path: Path) -> None:
+def test_auto_takes_kernels_on_gpus_that_they_are_for(uncompiled: None, tmp_path: Path) -> None:
     plain, bundle = open_bundle(DEMO_BUNDLE), open_bundle(copied_with_kernels(tmp_path))
     backends = ("auto", "cpu", "cuda", "rtx", "jetson", "tensorrt")
     assert {chosen_decoder("auto", backend, plain) for backend in backends} == {"onnxruntime"}
     chosen = [chosen_decoder("auto", backend, bundle) for backend in backends]
     assert chosen == ["onnxruntime"] * 3 + ["kernels"] * 3
+    for capability, kind in (((7, 5), "onnxruntime"), ((8, 0), "kernels"), ((9, 0), "kernels")):
+        device = CapturingDevice()
+        device.capability = capability
+        assert chosen_decoder("auto", "cuda", bundle, device) == kind
+        assert chosen_decoder("auto", "cuda", plain, device) == "onnxruntime"
     assert chosen_decoder("onnxruntime", "rtx", bundle) == "onnxruntime"
     assert chosen_decoder("kernels", "cuda", plain) == "kernels"  # and then there are none, which is an error
 
