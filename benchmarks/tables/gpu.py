@@ -16,7 +16,6 @@ def gpu_table() -> str:
 
 _HEADLINE = (
     "decode_1_at_1000_tokens_per_s",
-    "decode_8_at_1000_tokens_per_s",
     "prefill_8000_tokens_per_s",
     "encoder_680_patches_ms_per_frame",
 )
