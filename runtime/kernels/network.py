@@ -10,27 +10,15 @@ are in a step's order, but for prompts and their products. The arguments and con
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ..bundle.kernel_set import KernelSet, KernelSpec
 from ..errors import BundleError
 from .launcher import Catalogue, Launcher
 from .scratch import Choices, Vectors
-from .tiles import MANY_ROWS, Tiles, largest, most_split, shared_out, squarest, widest
+from .several import Products, Several, stored
+from .tiles import MANY_ROWS, Tiles, most_split, squarest, widest
 from .weights import DeviceMatrix, DeviceWeights, StoredLayer, StoredNorm
-
-_LONG = 256
-"""Tokens of a prompt from which weights are unpacked once, where the device prefers that."""
-
-
-@dataclass(frozen=True)
-class _Several:
-    """Products of `count` vectors. strands: they are in a step's order."""
-
-    count: int
-    vectors: Vectors
-    strands: bool
 
 
 class Network:
@@ -53,8 +41,7 @@ class Network:
         text = self.text
         self._heads = {"HEADS": text.num_heads, "KV_HEADS": text.num_kv_heads, "DIM": text.head_dim}
         self._rotary = {"KV_HEADS": text.num_kv_heads, "HALF": text.head_dim // 2}
-        self._few_rows = max((kernel.tile["BM"] for kernel in self._catalogue.of("few_product")), default=0)
-        self._dense = launcher.prefers_dense and bool(self._catalogue.of("dense_product"))
+        self._products = Products(self._catalogue, self._tiles, launcher.prefers_dense)
         self._best, self._choose = self._find("best_of_block")[0], self._find("choose")[0]
         self._block: int = self._best.constants["BLOCK"]
         self._pitch = (text.num_heads + 2 * text.num_kv_heads) * text.head_dim
@@ -68,33 +55,12 @@ class Network:
 
     def vectors(self, count: int, steps: bool = False) -> Vectors:
         """Memory for so many tokens of a prompt, or of steps."""
-        dense = 0 if steps or not self._dense else self._largest_matrix
-        vectors = Vectors(self.launcher.memory, self.text, count, self._splits if steps else 0, dense)
+        memory, layers = self.launcher.memory, self.weights.layers
+        dense = 0 if steps else self._products.unpacked(layers)
+        vectors = Vectors(memory, self.text, count, self._splits if steps else 0, dense)
         if steps and count >= MANY_ROWS:
-            vectors.share(self.launcher.memory, *self._shared_sizes)
+            vectors.share(memory, *self._products.shared_sizes(layers))
         return vectors
-
-    @property
-    def _largest_matrix(self) -> int:
-        """Weights of the largest matrix of a layer."""
-        layers = self.weights.layers
-        matrices = [m for layer in layers for m in (*layer.qkv, layer.output, layer.gate, layer.up, layer.down)]
-        return max(matrix.spec.inputs * matrix.spec.outputs for matrix in matrices)
-
-    @property
-    def _shared_sizes(self) -> tuple[int, int]:
-        """Numbers and counters that programs need which share a row of weights."""
-        sizes = [(0, 0)]
-        for kernel in self._catalogue.of("few_product"):
-            if (parts := kernel.tile["PARTS"]) > 1:
-                blocks = -(-self._widest // kernel.tile["BN"])
-                sizes.append((blocks * parts * kernel.tile["BN"] * kernel.tile["BM"], blocks))
-        return max(size for size, _ in sizes), max(blocks for _, blocks in sizes)
-
-    @property
-    def _widest(self) -> int:
-        """Outputs of a layer's product, at most."""
-        return max(self._pitch, self.text.hidden_size, self.text.intermediate_size)
 
     @property
     def row_bytes(self) -> int:
@@ -137,7 +103,7 @@ class Network:
 
     def in_step_order(self, rows: int) -> bool:
         """Whether the vectors of a step of so many rows are in a step's order."""
-        return rows < MANY_ROWS or rows <= self._few_rows
+        return rows < MANY_ROWS or rows <= self._products.few_rows
 
     def prompt(
         self,
@@ -209,7 +175,7 @@ class Network:
         kernel = self._tiles.of(self._find("gated_product", constants), rows, widest(gate.spec))
         grid = (-(-gate.spec.outputs // kernel.tile["BN"]) * rows,)
         ends = {"x_ptr": x, "norm_ptr": layer.mlp_norm.strands, "y_ptr": wide}
-        self._launch(kernel, grid, **ends, **_stored(gate, True), **_stored(up, True, "up_"), rows=rows)
+        self._launch(kernel, grid, **ends, **stored(gate, True), **stored(up, True, "up_"), rows=rows)
         self._product(layer.down, rows, settings, x_ptr=wide, y_ptr=x, pitch=width)
 
     def _head(self, rows: int, x: int, chosen: Choices) -> None:
@@ -221,12 +187,12 @@ class Network:
         constants = {"K": matrix.spec.inputs, **matrix.spec.constants(), **settings}
         kernel = self._tiles.of(self._find("product", constants), rows, widest(matrix.spec))
         grid = (-(-matrix.spec.outputs // kernel.tile["BN"]) * rows,)
-        self._launch(kernel, grid, **_stored(matrix, True), **ends, rows=rows, N=matrix.spec.outputs)
+        self._launch(kernel, grid, **stored(matrix, True), **ends, rows=rows, N=matrix.spec.outputs)
 
     def _head_of_many(self, count: int, vectors: Vectors, chosen: Choices, x: int, strands: bool = False) -> None:
         self._normalize(count, vectors, self.weights.norm, strands, x)
-        run = _Several(count, vectors, strands)
-        self._of_many(run, self.weights.head, vectors.normed.address, chosen.logits.address, "*fp32")
+        run = Several(count, vectors, strands)
+        self._products.of(run, self.weights.head, vectors.normed.address, chosen.logits.address, "*fp32")
 
     def _normalize(
         self, count: int, vectors: Vectors, norm: StoredNorm, strands: bool = False, x: int | None = None
@@ -236,75 +202,22 @@ class Network:
         self._launch(kernel, (count,), **ends, norm_ptr=norm.strands if strands else norm.natural)
 
     def _qkv_of_many(self, count: int, vectors: Vectors, layer: StoredLayer, strands: bool = False) -> None:
-        run = _Several(count, vectors, strands)
+        run = Several(count, vectors, strands)
         for start, part in _starts(layer.qkv):
             y, bias = vectors.qkv.address + 2 * start, layer.bias + 2 * start
-            self._of_many(run, part, vectors.normed.address, y, "*fp16", pitch=self._pitch, bias_ptr=bias)
+            self._products.of(run, part, vectors.normed.address, y, "*fp16", pitch=self._pitch, bias_ptr=bias)
 
     def _rest_of_many(
         self, count: int, vectors: Vectors, layer: StoredLayer, x: int, attended: int, strands: bool = False
     ) -> None:
         """A layer after its attention."""
-        run, hidden, wide = _Several(count, vectors, strands), self.text.hidden_size, layer.gate.spec.outputs
+        run, hidden, wide = Several(count, vectors, strands), self.text.hidden_size, layer.gate.spec.outputs
         normed, between = vectors.normed.address, vectors.hidden.address
-        self._of_many(run, layer.output, attended, x, "*fp32", hidden, residual=True)
+        self._products.of(run, layer.output, attended, x, "*fp32", hidden, residual=True)
         self._normalize(count, vectors, layer.mlp_norm, strands, x)
-        self._of_many(run, layer.gate, normed, between, "*fp16", wide)
-        self._of_many(run, layer.up, normed, between, "*fp16", wide, gate_ptr=between)
-        self._of_many(run, layer.down, between, x, "*fp32", hidden, residual=True)
-
-    def _of_many(
-        self,
-        run: _Several,
-        matrix: DeviceMatrix,
-        x: int,
-        y: int,
-        kind: str,
-        width: int = 0,
-        residual: bool = False,
-        **more: int,
-    ) -> None:
-        """A product of several vectors. kind: the type of y, which in a step's order is `width` wide.
-
-        more: bias, gate and pitch.
-        """
-        ending = {"RESIDUAL": residual, "BIAS": "bias_ptr" in more, "GATED": "gate_ptr" in more}
-        more = {"pitch": matrix.spec.outputs, "N": matrix.spec.outputs, "x_ptr": x, "y_ptr": y} | more
-        if run.strands:
-            self._of_few(run, matrix, kind, ending | {"WIDTH": width}, more)
-        elif run.vectors.dense is not None and run.count >= _LONG and matrix is not self.weights.head:
-            self._of_dense(run, matrix, kind, ending, more)
-        else:
-            constants = {"K": matrix.spec.inputs, **matrix.spec.constants(), **ending}
-            variants = self._find("prompt_product", constants, y_ptr=kind)
-            kernel = self._tiles.of(variants, run.count, largest(matrix.spec.outputs))
-            self._launch(kernel, _tiled(kernel, run, matrix), **_stored(matrix, False), count=run.count, **more)
-
-    def _of_few(
-        self, run: _Several, matrix: DeviceMatrix, kind: str, ending: Mapping[str, Any], more: Mapping[str, int]
-    ) -> None:
-        constants = {"K": matrix.spec.inputs, **matrix.spec.constants(), **ending}
-        tall = [k for k in self._find("few_product", constants, y_ptr=kind) if k.tile["BM"] >= run.count]
-        lowest = min(kernel.tile["BM"] for kernel in tall)
-        kernel = self._tiles.of([k for k in tall if k.tile["BM"] == lowest], run.count, shared_out(matrix.spec.outputs))
-        grid = (-(-matrix.spec.outputs // kernel.tile["BN"]), kernel.tile["PARTS"])
-        shared = {f"{name}_ptr": buffer.address for name, buffer in run.vectors.shared.items()}
-        self._launch(kernel, grid, **_stored(matrix, True), **shared, rows=run.count, **more)
-
-    def _of_dense(
-        self, run: _Several, matrix: DeviceMatrix, kind: str, ending: Mapping[str, Any], more: Mapping[str, int]
-    ) -> None:
-        spec, dense = matrix.spec, matrix.codes
-        if spec.bits < 16:
-            assert run.vectors.dense is not None
-            dense = run.vectors.dense.address
-            unpack = self._find("dequantize", {"K": spec.inputs, **spec.constants()})[0]
-            words = spec.inputs * spec.bits // 32
-            grid = (-(-spec.outputs // unpack.tile["BN"]), -(-words // unpack.tile["C"]))
-            self._launch(unpack, grid, **_stored(matrix, False), dense_ptr=dense, N=spec.outputs)
-        variants = self._find("dense_product", {"K": spec.inputs, **ending}, y_ptr=kind)
-        kernel = self._tiles.of(variants, run.count, largest(spec.outputs))
-        self._launch(kernel, _tiled(kernel, run, matrix), dense_ptr=dense, count=run.count, **more)
+        self._products.of(run, layer.gate, normed, between, "*fp16", wide)
+        self._products.of(run, layer.up, normed, between, "*fp16", wide, gate_ptr=between)
+        self._products.of(run, layer.down, between, x, "*fp32", hidden, residual=True)
 
     def _rotate(self, count: int, vectors: Vectors, lengths: int, cache: int, layer: int, row: int) -> None:
         kernel = self._find("rotate_and_cache", {**self._rotary, "HEADS": self.text.num_heads})[0]
@@ -340,17 +253,6 @@ class Network:
 
     def _find(self, function: str, constants: Mapping[str, Any] | None = None, **types: str) -> list[KernelSpec]:
         return self._catalogue.variants(function, constants or {}, types)
-
-
-def _tiled(kernel: KernelSpec, run: _Several, matrix: DeviceMatrix) -> tuple[int]:
-    return (-(-run.count // kernel.tile["BM"]) * -(-matrix.spec.outputs // kernel.tile["BN"]),)
-
-
-def _stored(matrix: DeviceMatrix, step: bool, prefix: str = "") -> dict[str, int]:
-    """A matrix as arguments; step: for vectors in a step's order."""
-    order = matrix.places if step else matrix.order
-    names = {"order": order, "codes": matrix.codes, "scales": matrix.scales, "zeros": matrix.zeros}
-    return {f"{prefix}{name}_ptr": address for name, address in names.items()}
 
 
 def _starts(parts: Sequence[DeviceMatrix]) -> list[tuple[int, DeviceMatrix]]:

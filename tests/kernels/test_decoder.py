@@ -19,7 +19,7 @@ from vl3edge.export.kernels.weights import decoder_weights
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, open_bundle
 from vl3edge.runtime.bundle.manifest import TextSpec
 from vl3edge.runtime.errors import BundleError
-from vl3edge.runtime.kernels import network
+from vl3edge.runtime.kernels import several
 
 # What is stored how, in sizes of a random model; the sizes of "tiny-128", where they are not changed.
 CONFIGS: dict[str, tuple[Quantized | str, dict[str, Any]]] = {
@@ -51,7 +51,7 @@ def test_large_groups_have_kernels_for_a_few_rows_and_for_long_prompts(
     dense: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(InterpreterLauncher, "prefers_dense", dense)
-    monkeypatch.setattr(network, "_LONG", 6)
+    monkeypatch.setattr(several, "_LONG", 6)
     ran: list[str] = []
     launch = InterpreterLauncher.launch
     monkeypatch.setattr(
