@@ -51,7 +51,7 @@ def export_bundle(
     options = options or ExportOptions()
     options.check(checkpoint.config)
     check_target(target.resolve(), options.force)
-    draft = make_manifest(checkpoint.config, options, checkpoint.commit)
+    draft = replace(make_manifest(checkpoint.config, options, checkpoint.commit), adapters=checkpoint.adapters)
     try_chat_template(checkpoint, draft)
     check_values(checkpoint, options.largest_storable)
     progress("weights read through", 1, 1)

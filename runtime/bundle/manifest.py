@@ -173,6 +173,23 @@ class PrefillQuantization:
 
 
 @dataclass(frozen=True)
+class AdapterSpec:
+    """A LoRA adapter that was merged into the weights before anything else.
+
+    name: of its folder, or of its repository with the commit. sha256, config_sha256: of adapter_model.safetensors and
+    adapter_config.json. weight: what its changes were multiplied by.
+    """
+
+    name: str
+    sha256: str
+    config_sha256: str
+    weight: float = 1.0
+
+    def __str__(self) -> str:
+        return f"{self.name}, weight {self.weight:g}, sha256 {self.sha256[:16]}"
+
+
+@dataclass(frozen=True)
 class FileEntry:
     bytes: int
     sha256: str
@@ -185,6 +202,7 @@ class Manifest:
     measured: figures of the export, per stage: largest and mean difference from the torch modules.
     quantization: of the decoder: method and settings, with the measured error; {"method": "none"} when the weights are
         whole.
+    adapters: merged into the checkpoint's weights, in this order.
     """
 
     name: str
@@ -204,6 +222,7 @@ class Manifest:
     prefill_quantization: PrefillQuantization = PrefillQuantization()
     generation: GenerationSpec = GREEDY
     slim: Literal["", "cpu", "cuda", "rtx", "jetson"] = ""
+    adapters: tuple[AdapterSpec, ...] = ()
 
     def to_json(self) -> Json:
         """The manifest as JSON values, with the format's name and version first and its own sha256 last."""
