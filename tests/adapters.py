@@ -13,6 +13,8 @@ import torch
 from reference import load_reference, transformers_module
 
 Tensors = dict[str, torch.Tensor]
+LINEAR = r".*(layers\.\d+\.(self_attn|mlp)\.(\w+_proj|fc\d)|readout\.[02])"
+ALL_PARTS = rf"{LINEAR}|.*patch_embedding"
 
 
 def peft_module() -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from adapters import peft_answering, peft_merged, peft_module, quietly, save_adapter
+from adapters import ALL_PARTS, LINEAR, peft_answering, peft_merged, peft_module, quietly, save_adapter
 from PIL import Image
 from reference import load_processor, reference_generate
 from safetensors.torch import load_file, save_file
@@ -34,8 +34,6 @@ from vl3edge.runtime.media.resize import PixelBudget, target_size
 from vl3edge.runtime.media.video import open_video
 
 Checkpoints = Callable[..., Path]
-ALL_PARTS = r".*(layers\.\d+\.(self_attn|mlp)\.\w+|readout\.\d|patch_embedding)"
-LINEAR = r".*(layers\.\d+\.(self_attn|mlp)\.\w+|readout\.\d)"
 Q_BIAS = "model.language_model.layers.0.self_attn.q_proj.bias"
 
 

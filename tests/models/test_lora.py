@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from adapters import Tensors, lora_model, peft_answering, peft_merged, peft_module, quietly, save_adapter
+from adapters import ALL_PARTS, Tensors, lora_model, peft_answering, peft_merged, peft_module, quietly, save_adapter
 from safetensors.torch import load_file, save_file
 
 from vl3edge.models.checkpoint import Checkpoint
@@ -23,7 +23,6 @@ from vl3edge.models.tensor_names import EMBEDDINGS, LM_HEAD, stored_name
 from vl3edge.runtime.errors import ConfigError
 
 Checkpoints = Callable[..., Path]
-ALL_PARTS = r".*(layers\.\d+\.(self_attn|mlp)\.\w+|readout\.\d|patch_embedding)"
 ATTENTION = ["q_proj", "v_proj"]
 
 
