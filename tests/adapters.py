@@ -41,8 +41,10 @@ def lora_model(checkpoint: Path, seed: int = 0, **settings: Any) -> Any:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             noise = torch.randn(parameter.shape, generator=generator)
-            lengths = "magnitude" in name
-            parameter.data = parameter.data * (1 + 0.2 * noise) if lengths else parameter.data + 0.1 * noise
+            if "magnitude" in name:
+                parameter.data *= 1 + 0.2 * noise
+            else:
+                parameter.data += 0.1 * noise  # in place, as optimizers do: some of PEFT's parameters share memory
     return model.eval()
 
 

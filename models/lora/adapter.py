@@ -24,7 +24,7 @@ from ..errors import CheckpointError
 from ..hub import find_checkpoint
 from ..safetensors_reader import TensorFiles
 from ..tensor_names import EMBEDDINGS, LM_HEAD, Shape, canonical_name, expected_shapes, stored_name
-from .change import Added, Change, LowRank, Rows, Stored, Whole
+from .change import Added, Change, LowRank, Rows, Stored, Whole, same_change
 from .settings import FILE_NAME as SETTINGS
 from .settings import LoraSettings, missing
 
@@ -175,14 +175,20 @@ class _Reading:
     def _tie(self) -> None:
         """Head and embeddings are one tensor: what was trained as one stays one.
 
-        Anything else was trained with the other one as it is, so they are two tensors from then on. (PEFT unties what
-        is stored whole; a low-rank change it merges into the shared tensor, and warns that this is not what was
-        trained.)
+        Rows of the embeddings were trained in both, beside what else the head has; low-rank changes and whole tensors
+        only if the settings say so and what is stored of both is the same. (DoRA has lengths of its own in each; and a
+        model that was moved to a GPU trains two copies.) Anything else was trained with the other one as it is, so they
+        are two tensors from then on. (PEFT unties what is stored whole; a low-rank change it merges into the shared
+        tensor, and warns that this is not what was trained.)
         """
-        embeddings = self.found.get(EMBEDDINGS, [])
-        if self.settings.keeps_tie or any(isinstance(change, Rows) for change in embeddings):
-            both = embeddings or self.found.get(LM_HEAD, [])
-            self.found |= {EMBEDDINGS: both, LM_HEAD: both}
+        embeddings, head = self.found.get(EMBEDDINGS, []), self.found.get(LM_HEAD, [])
+        if any(isinstance(change, Rows) for change in embeddings):
+            if not any(isinstance(change, Rows | Whole) for change in head):
+                self.found[LM_HEAD] = embeddings + head
+        elif self.settings.keeps_tie:
+            both = embeddings or head
+            if not (embeddings and head) or same_change(embeddings[0], head[0]):
+                self.found |= {EMBEDDINGS: both, LM_HEAD: both}
 
     def _canonical(self, names: list[str], key: str) -> str:
         """The checkpoint's tensor of the first name that is one; raises CheckpointError if there is none."""

@@ -91,3 +91,15 @@ class Added:
 
     def applied(self, merged: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
         return merged.add_(self.stored.read() * self.scale)
+
+
+def same_change(one: Change, other: Change) -> bool:
+    """Whether the embeddings' change and the head's are one: a table's A and B are a linear layer's B and A, turned."""
+    if isinstance(one, Whole) and isinstance(other, Whole):
+        return torch.equal(one.stored.read(), other.stored.read())
+    if not isinstance(one, LowRank) or not isinstance(other, LowRank) or one.magnitude or other.magnitude:
+        return False
+    down, up = other.down.read(), other.up.read()
+    if one.embedding != other.embedding:
+        down, up = up.T, down.T
+    return one.scale == other.scale and torch.equal(one.down.read(), down) and torch.equal(one.up.read(), up)

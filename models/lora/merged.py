@@ -63,7 +63,7 @@ class MergedCheckpoint(Checkpoint):
             shared = self._stored[self._resolve(EMBEDDINGS)]
             self._stored |= {EMBEDDINGS: shared, LM_HEAD: shared}
             warnings.warn(
-                f"{base.folder} ties its embeddings and its head, and the adapter changes one of them: they are two "
+                f"{base.folder} ties its embeddings and its head, and the adapter changes them apart: they are two "
                 "matrices from now on, as in its training",
                 stacklevel=3,
             )

@@ -127,20 +127,54 @@ def test_embeddings_and_head(checkpoints: Checkpoints, tmp_path: Path, preset: s
         assert float((spoilt - trained).abs().max()) > 0.1
 
 
-def test_a_tie_that_was_trained_as_one_stays(checkpoints: Checkpoints, tmp_path: Path) -> None:
-    """Both are changed in PEFT's model; its merge of a low-rank change adds it to the shared tensor twice."""
+# Of a tied model: what is trained, and whether embeddings and head are one afterwards.
+TIED_KINDS: dict[str, tuple[dict[str, Any], bool]] = {
+    "embeddings": ({"target_modules": ["embed_tokens"], "ensure_weight_tying": True}, True),
+    "head": ({"target_modules": ["lm_head", "q_proj"], "ensure_weight_tying": True}, True),
+    "saved whole": ({"target_modules": ["q_proj"], "modules_to_save": ["lm_head"], "ensure_weight_tying": True}, True),
+    "dora": ({"target_modules": ["embed_tokens"], "ensure_weight_tying": True, "use_dora": True}, False),
+    "tokens": ({"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [3], "lm_head": [3]}}, True),
+    "tokens apart": (
+        {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [3], "lm_head": [5]}},
+        False,
+    ),
+    "tokens of the head": ({"target_modules": ["q_proj"], "trainable_token_indices": {"lm_head": [5]}}, False),
+    "tokens, head": ({"target_modules": ["lm_head"], "trainable_token_indices": [3, 9]}, False),
+}
+
+
+@pytest.mark.parametrize("kind", TIED_KINDS)
+def test_a_tie_is_as_in_training(checkpoints: Checkpoints, tmp_path: Path, kind: str) -> None:
+    """As PEFT's model computes; its merge adds a low-rank change to the shared tensor twice."""
+    settings, stays = TIED_KINDS[kind]
     checkpoint = checkpoints("tiny")
-    for i, settings in enumerate(
-        ({"target_modules": ["embed_tokens"]}, {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]})
-    ):
-        adapter = save_adapter(checkpoint, tmp_path / str(i), ensure_weight_tying=True, **settings)
+    adapter = save_adapter(checkpoint, tmp_path / "a", **settings)
+    with quietly():
         ours = merged(checkpoint, (adapter, 1.0))
-        assert ours.config.text.tie_word_embeddings
-        assert torch.equal(ours.tensor(LM_HEAD), ours.tensor(EMBEDDINGS))
-        ids = torch.arange(320)
-        table = peft_answering(checkpoint, adapter).get_input_embeddings()(ids)
-        assert float((ours.tensor(EMBEDDINGS) - table).abs().max()) < 1e-6
-        assert not torch.equal(ours.tensor(EMBEDDINGS), Checkpoint.open(checkpoint).tensor(EMBEDDINGS))
+    trained = peft_answering(checkpoint, adapter)
+    with torch.inference_mode():
+        table = trained.get_input_embeddings()(torch.arange(320))
+        head = trained.get_output_embeddings()(torch.eye(table.shape[1])).T
+    assert float((ours.tensor(EMBEDDINGS) - table).abs().max()) < 1e-6
+    assert float((ours.tensor(LM_HEAD) - head).abs().max()) < 1e-6
+    assert ours.config.text.tie_word_embeddings == stays == torch.equal(table, head)
+    assert not torch.equal(ours.tensor(LM_HEAD), Checkpoint.open(checkpoint).tensor(LM_HEAD))
+
+
+def test_a_tie_that_came_apart_in_training(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    """On a GPU the two adapters of a tie are trained apart; what was trained is what is merged."""
+    checkpoint = checkpoints("tiny")
+    adapter = save_adapter(checkpoint, tmp_path / "a", target_modules=["embed_tokens"], ensure_weight_tying=True)
+    tensors = load_file(adapter / WEIGHTS)
+    up, down = (tensors[f"base_model.model.lm_head.lora_{part}.weight"] for part in "BA")
+    up += 0.05
+    save_file(tensors, adapter / WEIGHTS)
+    with pytest.warns(UserWarning, match="two matrices from now on"):
+        ours = merged(checkpoint, (adapter, 1.0))
+    assert not ours.config.text.tie_word_embeddings
+    head = Checkpoint.open(checkpoint).tensor(LM_HEAD) + up @ down
+    assert float((ours.tensor(LM_HEAD) - head).abs().max()) < 1e-6
+    assert float((ours.tensor(EMBEDDINGS) - head).abs().max()) > 0.01
 
 
 def test_several_with_weights(checkpoints: Checkpoints, tmp_path: Path) -> None:
