@@ -7,12 +7,12 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.quant.errors import QuantError
 from vl3edge.runtime.cli.info import contents_table
 from vl3edge.runtime.cli.stderr import exit_status, progress
 from vl3edge.runtime.errors import ConfigError
 
+from .lora_option import add_lora, open_checkpoint
 from .options import TARGETS, ExportOptions
 from .pipeline import export_bundle
 from .presets import DEFAULT_PRESET, PRESETS, export_options, preset_settings
@@ -39,7 +39,7 @@ def quiet_libraries() -> None:
 
 def _export(options: argparse.Namespace) -> None:
     wanted = _export_options(options)
-    checkpoint = Checkpoint.open(options.checkpoint, options.revision)
+    checkpoint = open_checkpoint(options)
     if wanted.plan is not None and checkpoint.config.quantization is not None:
         progress("the checkpoint's decoder is already quantized: exported unchanged, ignoring --bits and --group-size")
     report = export_bundle(checkpoint, options.output, wanted, ProgressLines())
@@ -82,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="local folder, or a hub id such as owner/name")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE", help="folder to write")
     parser.add_argument("--revision", help="hub revision (default: the newest; the commit is recorded)")
+    add_lora(parser)
     parser.add_argument(
         "--target",
         action="append",

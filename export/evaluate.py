@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,7 @@ from vl3edge.runtime.media.image import load_image
 from vl3edge.runtime.media.video import open_video
 
 from .cli import quiet_libraries
+from .lora_option import add_lora, open_checkpoint
 from .verify.reference import PromptMedia, message_ids, prepare
 
 
@@ -157,13 +158,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     if options.output is None:
         raise ConfigError("the results need a file: -o FILE")
-    checkpoint = Checkpoint.open(options.checkpoint, options.revision)
+    checkpoint = open_checkpoint(options)
     questions = shared.read(options)
     generation = shared.generation_config(options, questions)
     settings = shared.settings_of(options, generation) | {
         "model": f"{checkpoint.config.name} in PyTorch",
         "checkpoint": checkpoint.commit or str(checkpoint.folder.resolve()),
     }
+    if checkpoint.adapters:
+        settings["adapters"] = [asdict(adapter) for adapter in checkpoint.adapters]
     with closing(shared.open_store(options, options.output, settings)) as store:
         model = None
         if not shared.is_done(options, questions, store):
@@ -177,6 +180,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m vl3edge.export.evaluate", description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="local folder, or a hub id such as owner/name")
     parser.add_argument("--revision", help="hub revision (default: the newest)")
+    add_lora(parser)
     shared.add_questions(parser, pruned=False)
     shared.add_output(parser)
     group = parser.add_argument_group("answer")

@@ -55,6 +55,7 @@ def export_bundle(
     check_target(target.resolve(), options.force)
     vocabulary = head_vocabulary(checkpoint, options.vocabulary)
     draft = make_manifest(checkpoint.config, options, checkpoint.commit, vocabulary)
+    draft = replace(draft, adapters=checkpoint.adapters)
     if checkpoint.config.has_decoder:
         try_chat_template(checkpoint, draft)
     check_values(checkpoint, options.largest_storable)

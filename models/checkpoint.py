@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from vl3edge.runtime.bundle.manifest import AdapterSpec
+
 from .config import Layout, ModelConfig
 from .config_reader import read_config
 from .errors import CheckpointError
@@ -35,12 +37,15 @@ class Checkpoint:
 
     folder: where the files are; commit: the hub commit they are pinned to, or None for a local folder.
     config: what the files say; `config.text.tie_word_embeddings` is what actually holds (see `_effective_tie`).
+    adapters: those that are merged into it, see `lora/merged.py`.
     """
+
+    adapters: tuple[AdapterSpec, ...] = ()
 
     def __init__(self, folder: Path, config: ModelConfig, files: TensorFiles, commit: str | None) -> None:
         self.folder = folder
         self.commit = commit
-        self._files = files
+        self.files = files
         self._stored: dict[str, str] = {}
         for stored in files:
             name = canonical_name(stored, config.layout)
@@ -62,8 +67,8 @@ class Checkpoint:
         folder, commit = find_checkpoint(path_or_hub_id, revision)
         if (folder / _ADAPTER).is_file() and not TensorFiles.has_model(folder):
             raise CheckpointError(
-                f"{folder} holds a PEFT adapter ({_ADAPTER}) without the model it was trained on: load both with peft, "
-                "merge_and_unload(), save_pretrained(), and export that folder"
+                f"{folder} holds a PEFT adapter ({_ADAPTER}) without the model it was trained on: "
+                f"give that model as the checkpoint, with --lora {folder}"
             )
         return cls(folder, read_config(folder), TensorFiles(folder), commit)
 
@@ -86,7 +91,7 @@ class Checkpoint:
 
         Raises CheckpointError if there is no such tensor.
         """
-        tensor = self._files.tensor(self._stored[self._resolve(name)])
+        tensor = self.files.tensor(self._stored[self._resolve(name)])
         return tensor if dtype is None else tensor.to(dtype)
 
     def stored_name(self, name: str) -> str:
@@ -95,11 +100,11 @@ class Checkpoint:
 
     def release(self) -> None:
         """Releases the memory of everything read so far, before something else needs it."""
-        self._files.release()
+        self.files.release()
 
     def shape(self, name: str) -> Shape:
         """Shape of a tensor, without reading it."""
-        return self._files.shape(self._stored[self._resolve(name)])
+        return self.files.shape(self._stored[self._resolve(name)])
 
     def file(self, name: str) -> Path:
         """The path of one of the checkpoint's files; raises CheckpointError if it is missing."""
@@ -149,10 +154,10 @@ class Checkpoint:
             problems.append(f"unexpected: {name} (stored as {self._stored[name]})")
         for name in self._stored.keys() & required.keys():
             stored = self._stored[name]
-            if self._files.shape(stored) != required[name]:
-                problems.append(f"wrong shape: {name} is {list(self._files.shape(stored))}, not {list(required[name])}")
-            if not name.endswith((".qweight", ".qzeros")) and self._files.dtype(stored) not in _FLOATS:
-                problems.append(f"wrong type: {name} is {self._files.dtype(stored)}, not one of {', '.join(_FLOATS)}")
+            if self.files.shape(stored) != required[name]:
+                problems.append(f"wrong shape: {name} is {list(self.files.shape(stored))}, not {list(required[name])}")
+            if not name.endswith((".qweight", ".qzeros")) and self.files.dtype(stored) not in _FLOATS:
+                problems.append(f"wrong type: {name} is {self.files.dtype(stored)}, not one of {', '.join(_FLOATS)}")
         if problems:
             more = [f"and {len(problems) - _TOLD} more"] if len(problems) > _TOLD else []
             listed = "\n  ".join(sorted(problems)[:_TOLD] + more)
@@ -187,7 +192,7 @@ class Checkpoint:
         common = section.one_of("bits", _GPTQ_BITS, 4)
         group_size = section.integer("group_size", 128, at_least=-1)
         outputs, inputs = weight
-        words = self._files.shape(self._stored[f"{layer}qweight"])[0]
+        words = self.files.shape(self._stored[f"{layer}qweight"])[0]
         bits = next((bits for bits in _GPTQ_BITS if inputs * bits // 32 == words), common)
         groups = 1 if group_size <= 0 else -(-inputs // group_size)
         return {

@@ -23,7 +23,7 @@ _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 class TensorFiles:
-    """Every tensor of the safetensors files in a folder, under its stored name.
+    """Every tensor of the safetensors files in a folder, or of one file, under its stored name.
 
     Raises CheckpointError if there are none, one is damaged or missing, or there are only pickled weights.
     """
@@ -31,7 +31,9 @@ class TensorFiles:
     def __init__(self, folder: Path) -> None:
         self._handles: dict[Path, Any] = {}
         self._file_of: dict[str, Path] = {}
-        if (folder / INDEX).is_file():
+        if folder.is_file():
+            self._open(folder)
+        elif (folder / INDEX).is_file():
             self._open_index(folder)
         else:
             self._open(_single_file(folder))

@@ -191,8 +191,11 @@ def _check_weights(checkpoint: Checkpoint, plan: QuantizationPlan) -> None:
 def _identity(
     checkpoint: Checkpoint, sequences: Sequence[CalibrationSequence], plan: QuantizationPlan
 ) -> dict[str, object]:
-    """A checkpoint is identified by its configuration and small tensors: hashing all would take as long as a layer."""
-    digest = hashlib.sha256(repr(checkpoint.config).encode())
+    """A checkpoint is identified by its configuration and small tensors: hashing all would take as long as a layer.
+
+    What was merged into it is identified by its own hashes, as it may leave the small tensors as they are.
+    """
+    digest = hashlib.sha256(repr((checkpoint.config, checkpoint.adapters)).encode())
     for name in sorted(checkpoint.names):
         if name.startswith(DECODER) and len(checkpoint.shape(name)) == 1:
             digest.update(checkpoint.tensor(name, torch.float32).contiguous().numpy().data)

@@ -159,6 +159,10 @@ def _copy_other_files(source: Path, folder: Path) -> None:
 
 def _write_settings(checkpoint: Checkpoint, values: Mapping[str, object], folder: Path) -> None:
     config = json.loads(checkpoint.file(_CONFIG).read_text(encoding="utf-8"))
+    if not checkpoint.config.text.tie_word_embeddings:  # an adapter may have untied what the file ties
+        for part in (config, config.get("text_config", {})):
+            if "tie_word_embeddings" in part:
+                part["tie_word_embeddings"] = False
     _write_json(folder / _CONFIG, {**config, "quantization_config": values})
     _write_json(folder / _QUANTIZE_CONFIG, values)
 

@@ -93,6 +93,7 @@ EXPORT_WINGS = (
     "vision_stage",
     "decoder_stage",
     "pipeline",
+    "lora_option",
     "cli",
     "verify",
     "evaluate",

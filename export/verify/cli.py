@@ -7,12 +7,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.runtime.backends.select import BACKENDS
 from vl3edge.runtime.cli.stderr import exit_status
 from vl3edge.runtime.terminal import one_line
 
 from ..cli import quiet_libraries
+from ..lora_option import add_lora, open_checkpoint
 from ..progress import ProgressLines
 from .verify import VerifyOptions, verify_bundle
 
@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _verify(options: argparse.Namespace) -> int:
     wanted = VerifyOptions(tuple(options.media), options.frames, options.tokens, options.backend, options.threads)
-    checkpoint = Checkpoint.open(options.checkpoint, options.revision)
+    checkpoint = open_checkpoint(options)
     report = verify_bundle(options.bundle, checkpoint, wanted, ProgressLines())
     if options.json is not None:
         text = json.dumps(report.to_json(), indent=1, ensure_ascii=False)
@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         "--checkpoint", metavar="CKPT", required=True, help="local folder or hub id that the bundle was exported from"
     )
     parser.add_argument("--revision", help="hub revision (default: the newest)")
+    add_lora(parser)
     parser.add_argument(
         "--media", nargs="+", default=[], metavar="CLIP", help="videos and images (default: a synthetic one of each)"
     )

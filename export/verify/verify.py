@@ -18,7 +18,6 @@ import numpy as np
 import torch
 
 from vl3edge.models.checkpoint import Checkpoint
-from vl3edge.models.config import ModelConfig
 from vl3edge.models.projector import Projector
 from vl3edge.models.vision import VisionEncoder
 from vl3edge.runtime.backends.onnxruntime import Backend
@@ -74,7 +73,7 @@ def verify_bundle(
     bundle = open_bundle(folder, decoder=False)
     backend = select_backend(options.backend, options.threads)
     clips = verify_clips(checkpoint, options.media, options.frames)
-    stages = [_settings(bundle.manifest, checkpoint.config)]
+    stages = [_settings(bundle.manifest, checkpoint)]
     if _sizes(bundle.manifest) != _sizes(make_manifest(checkpoint.config, ExportOptions(), None)):
         raise ExportError(f"{folder} is not a bundle of {checkpoint.folder}: {stages[0].detail}")
     stages += [_pixels(bundle.manifest, clips), _pruning(bundle.manifest, clips)]
@@ -115,9 +114,10 @@ def _vision_bound(manifest: Manifest, backend: Backend) -> Bound:
     return Bound(largest=0.5, mean=min(0.3, max(bound.mean, 3 * stated.relative_error)))
 
 
-def _settings(manifest: Manifest, config: ModelConfig) -> StageResult:
-    """What `bundle.json` says about the model, against the checkpoint's files."""
-    expected = make_manifest(config, ExportOptions(), None)
+def _settings(manifest: Manifest, checkpoint: Checkpoint) -> StageResult:
+    """What `bundle.json` says about the model, against the checkpoint's files and the adapters given."""
+    expected = make_manifest(checkpoint.config, ExportOptions(), None)
+    expected = dataclasses.replace(expected, adapters=checkpoint.adapters)
     ours, reference = (dict(_flat(_model_facts(each))) for each in (manifest, expected))
     wrong = [
         f"{name} is {ours[name]}, the checkpoint's is {value}"
@@ -137,7 +137,8 @@ def _sizes(manifest: Manifest) -> tuple[int, ...]:
 def _model_facts(manifest: Manifest) -> dict[str, Any]:
     parts = {name: dataclasses.asdict(getattr(manifest, name)) for name in ("vision", "text", "processor", "tokens")}
     del parts["text"]["head_rows"]  # chosen at the export
-    return {"layout": manifest.layout, **parts}
+    adapters = "; ".join(map(str, manifest.adapters)) or "none"
+    return {"layout": manifest.layout, "adapters (--lora)": adapters, **parts}
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

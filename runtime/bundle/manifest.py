@@ -224,6 +224,23 @@ class ExportSpec:
 
 
 @dataclass(frozen=True)
+class AdapterSpec:
+    """A LoRA adapter that was merged into the weights before anything else.
+
+    name: of its folder, or of its repository with the commit. sha256, config_sha256: of adapter_model.safetensors and
+    adapter_config.json. weight: what its changes were multiplied by.
+    """
+
+    name: str
+    sha256: str
+    config_sha256: str
+    weight: float = 1.0
+
+    def __str__(self) -> str:
+        return f"{self.name}, weight {self.weight:g}, sha256 {self.sha256[:16]}"
+
+
+@dataclass(frozen=True)
 class FileEntry:
     bytes: int
     sha256: str
@@ -237,6 +254,7 @@ class Manifest:
     measured: figures of the export, per stage: largest and mean difference from the torch modules.
     quantization: of the decoder: method and settings, with the measured error; {"method": "none"} when the weights are
         whole.
+    adapters: merged into the checkpoint's weights, in this order.
     """
 
     name: str
@@ -259,6 +277,7 @@ class Manifest:
     export: ExportSpec = ExportSpec()
     slim: Literal["", "cpu", "cuda", "rtx", "jetson"] = ""
     kind: Literal["model", "encoder"] = "model"
+    adapters: tuple[AdapterSpec, ...] = ()
 
     @property
     def vision_graphs(self) -> tuple[str, ...]:

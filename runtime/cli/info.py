@@ -65,6 +65,8 @@ def _describe(bundle: Bundle, gpu: CudaDevice | None) -> None:
     text, vision = manifest.text, manifest.vision
     _show(f"bundle       {bundle.folder}: all files present and unchanged")
     _show(f"model        {manifest.source}, layout {manifest.layout}")
+    for adapter in manifest.adapters:
+        _show(f"adapter      {adapter}")
     targets, method = ", ".join(manifest.targets), manifest.quantization.get("method", "none")
     _show(f"targets      {targets}; {manifest.precision}; quantization {method}")
     if manifest.export.preset:

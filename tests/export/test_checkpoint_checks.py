@@ -222,7 +222,7 @@ def test_an_adapter_alone_is_named(
         shutil.copy(checkpoints("tiny") / "config.json", folder)
     line = one_line_of(folder, capsys)
     assert "holds a PEFT adapter (adapter_config.json) without the model" in line
-    assert "merge_and_unload()" in line
+    assert line.endswith(f"give that model as the checkpoint, with --lora {folder}")
 
 
 def test_unknown_names_are_one_bounded_message(checkpoints: Checkpoints, tmp_path: Path) -> None:
