@@ -108,13 +108,13 @@ def test_every_call_asks_the_same(tiny: VideoLlama3, case: str, monkeypatch: pyt
     options = CASES[case]
     ids = expected(tiny, options)
     seen: list[list[int]] = []
-    real = Generator.tokens
+    real = Generator._tokens
 
-    def spied(self: Any, prompt: Any, config: Any) -> Any:
+    def spied(self: Any, prompt: Any, *rest: Any) -> Any:
         seen.append(prompt.ids.tolist())
-        return real(self, prompt, config)
+        return real(self, prompt, *rest)
 
-    monkeypatch.setattr(Generator, "tokens", spied)
+    monkeypatch.setattr(Generator, "_tokens", spied)
     clip = tiny.encode(VIDEO, pruning=WHOLE)
     answer = tiny.ask(clip, QUESTION, SHORT, **options)
     tiny.ask(tiny.begin(VIDEO, pruning=WHOLE), QUESTION, SHORT, **options)
