@@ -5,7 +5,7 @@
 # make fine-model trains the second demo model (hours, in the background; the same command goes on after an interruption)
 # make fuzz   damages media for FUZZ_SECONDS and reads it, then bundles, templates and records; make test: for seconds
 # make mutation changes single operators of four modules: do their tests notice? (MUTANTS=30: of each only 30)
-# make test-kernels the decoder's kernels in Triton's interpreter, and compiled (minutes); make test leaves them out
+# make test-kernels the decoder's kernels in Triton's interpreter, and some compiled (minutes); make test leaves them out
 # make kernels counts what the kernels compile to: registers, bytes, launches
 # make coverage which lines of runtime/ the tests run, child processes included
 # Everything is installed into virtual environments inside this folder.
@@ -64,7 +64,7 @@ mutation: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mutation.py $(if $(MUTANTS),--count $(MUTANTS))
 
 test-kernels: $(VENV)/.installed
-	$(RUN) pytest -n $(WORKERS) tests/kernels $(PYTEST_OPTIONS)
+	$(RUN) pytest -n $(WORKERS) -m "not long" tests/kernels $(PYTEST_OPTIONS)
 
 kernels: $(VENV)/.installed
 	$(BIN)/python benchmarks/decoder_kernels.py

@@ -21,8 +21,8 @@ TALL = 8
 _STEP_TILES = ((4, 64, 1), (4, 128, 1), (2, 256, 2), (4, 256, 2), (4, 512, 4))  # BN, C, warps
 FEW_WORDS = 16  # of a tile of `few_product`, the fewest that `tl.dot` takes
 _FEW_TILES: dict[int, tuple[tuple[int, int, tuple[int, ...]], ...]] = {  # by BM: BN, warps, parts of a row of weights
-    8: ((64, 2, (1, 4, 6)), (32, 1, (1, 3))),
-    16: ((64, 2, (1, 4, 6)), (16, 1, (4,))),
+    8: ((64, 2, (1, 6)), (32, 1, (3,))),
+    16: ((64, 2, (1, 6)), (16, 1, (4,))),
     32: ((64, 2, (1, 4)),),
 }
 _MORE_PARTS, _LONG_ROW = 2, 32  # times as many where a row has so many tiles
@@ -241,7 +241,7 @@ def _tokens(shape: DecoderShape) -> Iterator[Kernel]:
         yield _kernel(tokens.embed, constants, 4, codes_ptr=types.get(matrix.bits, "*u8"), x_ptr="*fp32")
     yield _kernel(tokens.best_of_block, {"BLOCK": block}, 4)
     blocks = _power(-(-shape.text.num_logits // block))
-    yield _kernel(tokens.choose, {"BLOCK": block, "BLOCKS": blocks, "TRAIL": TRAIL}, 8)
+    yield _kernel(tokens.choose, {"BLOCK": block, "BLOCKS": blocks, "TRAIL": TRAIL}, 4)
 
 
 def _power(size: int) -> int:

@@ -32,6 +32,7 @@ from vl3edge.runtime.bundle.manifest import DECODER_GRAPH
 
 MACHINES = {"cubin-8.7": 87, "cubin-8.9": 89, "cubin-9.0": 90, "cubin-12.0": 120}
 TARGETS = ["ptx-8.0", *MACHINES]
+HOPPER, DENSE = "cubin-9.0", ("dequantize", "dense_product")  # which no other GPU has a use for
 SHARED_BYTES = {"cubin-8.7": 163 << 10, "cubin-9.0": 227 << 10}  # of a block; elsewhere:
 LEAST_SHARED_BYTES = 99 << 10
 _COMPILE = """
@@ -87,9 +88,10 @@ def check(manifest: dict[str, Any], folder: Path) -> None:
     names = [kernel["name"] for kernel in manifest["kernels"]]
     assert len(set(names)) == len(names) > 0
     for target in TARGETS:
+        of_it = [kernel for kernel in manifest["kernels"] if target == HOPPER or kernel["function"] not in DENSE]
         with zipfile.ZipFile(folder / f"{target}.zip") as archive:
-            assert archive.namelist() == names
-            for kernel in manifest["kernels"]:
+            assert archive.namelist() == [kernel["name"] for kernel in of_it]
+            for kernel in of_it:
                 check_binary(kernel, target, archive.read(kernel["name"]))
 
 
@@ -98,6 +100,7 @@ def check_binary(kernel: dict[str, Any], target: str, content: bytes) -> None:
     assert hashlib.sha256(content).hexdigest() == binary["sha256"]
     assert binary["shared_bytes"] <= SHARED_BYTES.get(target, LEAST_SHARED_BYTES)
     assert binary["spilled_bytes"] == 0, kernel
+    assert binary["overlaps"] == (MACHINES.get(target, 0) >= 90)
     if target in MACHINES:
         assert content[:4] == b"\x7fELF"
         (machine,), (flags,) = struct.unpack_from("<H", content, 18), struct.unpack_from("<I", content, 48)
@@ -126,9 +129,13 @@ def test_kernels_of_the_demo_compile_to_the_same_bytes_twice(tmp_path: Path) -> 
 
 
 def test_kernels_of_the_2b_sizes_compile(tmp_path: Path) -> None:
-    manifest = compiled("2b", tmp_path, "attend SPLITS=8", "product K=8960 C=512")
+    several = ("few_product K=8960 BM=8 BN=64", "dense_product K=1536 BN=64 BIAS=True", "dequantize K=8960", "choose")
+    manifest = compiled("2b", tmp_path, "attend SPLITS=8", "product K=8960 C=512", *several)
     check(manifest, tmp_path)
-    attend, product = manifest["kernels"]
+    attend, product = (
+        next(kernel for kernel in manifest["kernels"] if kernel["function"] == name) for name in ("attend", "product")
+    )
+    assert len({kernel["function"] for kernel in manifest["kernels"]}) == 6
     assert dict(attend["arguments"])["cache_ptr"] == "*i64"
     assert (attend["constants"]["HEADS"], attend["constants"]["KV_HEADS"]) == (12, 2)
     with zipfile.ZipFile(tmp_path / "ptx-8.0.zip") as archive:
@@ -144,7 +151,7 @@ def test_kernels_of_the_2b_sizes_compile(tmp_path: Path) -> None:
 def test_every_kernel_compiles_and_none_spills(model: str, tmp_path: Path) -> None:
     manifest = compiled(model, tmp_path)
     check(manifest, tmp_path)
-    assert sum(archive["bytes"] for archive in manifest["archives"].values()) < 4 << 20
+    assert sum(archive["bytes"] for archive in manifest["archives"].values()) < 8 << 20
 
 
 def test_what_cannot_be_compiled_is_said_in_one_line(tmp_path: Path) -> None:

@@ -278,4 +278,4 @@ def test_every_product_is_exported_in_several_tiles(model: str) -> None:
     few = [found for purpose, found in products.items() if purpose[0] == "few_product"]
     heights = {len({dict(constants)["BM"] for constants, _ in found}) for found in few}
     assert heights == (set() if model == "demo" else {3})  # it has groups of 32
-    assert max(map(len, products.values())) <= 13
+    assert max(map(len, products.values())) <= 10
