@@ -25,11 +25,15 @@ def _rotated(vector, cos_ptr, sin_ptr, position, channel, inside, known, HALF: t
 
     A channel without a partner in `channel` reads it from where it lies.
     """
-    angle = position * HALF + channel % HALF
+    in_half, other = channel % HALF, (channel + HALF) % (2 * HALF)
+    if HALF % 8 == 0:  # the compiler does not see it, and would load one number at a time
+        in_half = tl.max_contiguous(tl.multiple_of(in_half, 8), 8)
+        other = tl.max_contiguous(tl.multiple_of(other, 8), 8)
+    angle = position * HALF + in_half
     cos = tl.load(cos_ptr + angle, mask=known & (channel < 2 * HALF), other=0.0)[None, :]
     sin = tl.load(sin_ptr + angle, mask=known & (channel < 2 * HALF), other=0.0)[None, :]
     own = tl.load(vector + channel[None, :], mask=inside, other=0.0).to(tl.float32)
-    partner = tl.load(vector + (channel + HALF)[None, :] % (2 * HALF), mask=inside, other=0.0).to(tl.float32)
+    partner = tl.load(vector + other[None, :], mask=inside, other=0.0).to(tl.float32)
     is_first = (channel < HALF)[None, :]
     return tl.where(is_first, own * cos - partner * sin, own * cos + partner * sin).to(tl.float16)
 

@@ -142,7 +142,7 @@ def test_kernels_of_the_2b_sizes_compile(tmp_path: Path) -> None:
         step, row = (archive.read(kernel["name"]).decode() for kernel in (attend, product))
     # Keys and values come 16 bytes at a time though their address is in memory, and words of codes likewise.
     assert "cp.async.cg.shared.global" in step
-    assert "ld.global.b16" not in step
+    assert "cp.async.ca" not in step  # which copies less
     assert "ld.global.v4.b32" in row
 
 
