@@ -61,16 +61,18 @@ def limits_table(result: Json) -> tuple[list[str], list[list[str]]]:
 
 def registers_table(result: Json) -> tuple[list[str], list[list[str]]]:
     """Of every function's variants at both sizes: registers and shared memory, the least and the most; spills."""
-    targets = [name for name in result["2b"]["kernels"][0] if name.startswith("cubin-")]
+    named = dict.fromkeys(name for kernel in result["2b"]["kernels"] for name in kernel if name.startswith("cubin-"))
+    targets = sorted(named, key=lambda name: float(name.removeprefix("cubin-")))
     found: dict[str, list[Json]] = {}
     for size in ("2b", "7b"):
         for kernel in result[size]["kernels"]:
             found.setdefault(kernel["function"], []).append(kernel)
     rows = []
     for function, kernels in sorted(found.items()):
-        registers = [_range(kernel[target][0] for kernel in kernels) for target in targets]
-        spilled = sum(kernel[target][1] for kernel in kernels for target in targets)
-        shared = _range(kernel[target][2] >> 10 for kernel in kernels for target in targets)
+        compiled = {target: [kernel[target] for kernel in kernels if target in kernel] for target in targets}
+        registers = [_range(facts[0] for facts in compiled[target]) for target in targets]
+        everywhere = [facts for each in compiled.values() for facts in each]
+        spilled, shared = sum(facts[1] for facts in everywhere), _range(facts[2] >> 10 for facts in everywhere)
         rows.append([f"`{function}`", str(len(kernels)), *registers, shared, str(spilled)])
     header = ["kernel", "variants", *(f"registers, {target.removeprefix('cubin-')}" for target in targets)]
     return [*header, "shared, KiB", "spilled"], rows
@@ -82,6 +84,8 @@ def sources(result: Json) -> str:
 
 def _range(values: Iterable[int]) -> str:
     ordered = sorted(values)
+    if not ordered:  # not compiled for it
+        return "–"
     return f"{ordered[0]}" if ordered[0] == ordered[-1] else f"{ordered[0]}–{ordered[-1]}"
 
 

@@ -91,10 +91,11 @@ def test_the_results_are_of_these_kernels_and_none_spills(size: str) -> None:
     )
     compiled = Counter((k["function"], tuple(k["tile"].items()), k["warps"]) for k in found["kernels"])
     assert compiled <= known
-    assert (known - compiled).total() <= 4  # left out, because they spill and others of their purpose do not
+    # Left out, because they spill and others of their purpose do not.
+    assert (known - compiled).total() <= known.total() // 10
     for kernel in found["kernels"]:
         machines = {name: facts for name, facts in kernel.items() if name.startswith("cubin-")}
-        assert len(machines) == 4
+        assert len(machines) == (1 if kernel["function"] in ("dequantize", "dense_product") else 4)
         assert all(0 < registers <= 255 and spilled == 0 for registers, spilled, _ in machines.values()), kernel
 
 
