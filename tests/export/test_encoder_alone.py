@@ -180,6 +180,7 @@ def test_commands_that_need_words_say_so_in_a_line(
 ) -> None:
     clip = write_clip(tmp_path / "clip.mp4", range(4))
     places = {"clip": clip, "bundle": bundles("authors"), "folder": tmp_path}
+    capsys.readouterr()  # of the export, if this is the first test that asks for it
     status, _, err = run(capsys, *(part.format(**places) for part in command))
     assert status == 1
     (line,) = err.splitlines()
