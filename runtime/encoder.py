@@ -10,9 +10,6 @@ from .backends.onnxruntime import Backend
 from .backends.select import select_backend
 from .bundle.bundle import Bundle, bundle_folder, open_bundle
 from .media.limits import DEFAULT_LIMITS, MediaLimits
-from .memory_budget import MemoryBudget
-from .vision.clip_encoder import ClipEncoder
-from .vision.engines import VisionEngines
 from .vision.frame_embedder import FrameEmbedder
 
 
@@ -26,15 +23,8 @@ class VideoLlama3Encoder(FrameEmbedder):
         memory_limit: int | None = None,
         limits: MediaLimits = DEFAULT_LIMITS,
     ) -> None:
-        self.bundle = bundle = replace(bundle, manifest=bundle.manifest.encoder_alone())
-        self._backend = backend = backend.within(memory_limit)
-        memory = MemoryBudget(bundle.manifest, backend, memory_limit)
-        memory.check_model()
-        vision = VisionEngines(bundle, backend)
-        vision.warm_up()
-        self._encoder = ClipEncoder(
-            vision, bundle.manifest.processor, bundle.manifest.vision.patch_size, limits, memory
-        )
+        alone = replace(bundle, manifest=bundle.manifest.encoder_alone())
+        super().__init__(alone, backend, memory_limit, limits)
 
     @classmethod
     def load(

@@ -14,15 +14,12 @@ from .decode.generate import Generator
 from .decode.json_grammar import JsonGrammar
 from .kernels.select import chosen_decoder, open_decoders
 from .media.limits import DEFAULT_LIMITS, MediaLimits
-from .memory_budget import MemoryBudget
 from .memory_estimate import vision_bytes
 from .prompt.chat_template import MediaItem, PromptTemplate
 from .prompt.messages import conversation_pieces
 from .prompt.splice import EmbeddingTable, SplicedPrompt, stream_incremental
 from .prompt.tokenizer import Tokenizer
 from .vision.clip import Clip
-from .vision.clip_encoder import ClipEncoder
-from .vision.engines import VisionEngines
 from .vision.frame_embedder import FrameEmbedder
 from .vision.pending_clip import AnyClip
 
@@ -43,20 +40,14 @@ class LoadedBundle(FrameEmbedder):
         limits: MediaLimits = DEFAULT_LIMITS,
         decoder: str = "auto",
     ) -> None:
-        manifest = bundle.manifest
-        self.bundle = bundle
-        self._backend = backend = backend.within(memory_limit)
-        self._memory = MemoryBudget(manifest, backend, memory_limit)
-        self._memory.check_model()
-        vision = VisionEngines(bundle, backend)
-        vision.warm_up()  # beside all that follows
-        self._encoder = ClipEncoder(vision, manifest.processor, manifest.vision.patch_size, limits, self._memory)
+        super().__init__(bundle, backend, memory_limit, limits)
+        backend = self._backend
         self._tokenizer = Tokenizer.of(bundle)
         self._template = PromptTemplate.of(bundle, self._tokenizer)
         self._table = EmbeddingTable.of(bundle)
         self._grammar = JsonGrammar(bundle)
         kind = chosen_decoder(decoder, backend.name, bundle, backend.device)
-        self._decoders = open_decoders(kind, backend, bundle, vision.wait)
+        self._decoders = open_decoders(kind, backend, bundle, self._engines.wait)
         self.decoder = self._decoders.make(self._memory.check_context)
         self._generator = self._new_generator(self.decoder)
 

@@ -38,6 +38,23 @@ def to_step_order(x_ptr, y_ptr, K: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.co
 
 
 @triton.jit
+def _tile(count, N, BM: tl.constexpr, BN: tl.constexpr, TALL: tl.constexpr):
+    """The rows int32 [BM] and columns int32 [BN] of this program, the last ones repeated, and what of them is real.
+
+    Programs of TALL tiles below one another are neighbours, so that they share what they read of the weights.
+    """
+    pid = tl.program_id(0)
+    high, wide = tl.cdiv(count, BM), tl.cdiv(N, BN)
+    top = pid // (TALL * wide) * TALL
+    height = tl.minimum(high - top, TALL)
+    rest = pid % (TALL * wide)
+    token = (top + rest % height) * BM + tl.arange(0, BM)
+    output = rest // height * BN + tl.arange(0, BN)
+    written = (token < count)[:, None] & (output < N)[None, :]
+    return tl.minimum(token, count - 1), tl.minimum(output, N - 1), written
+
+
+@triton.jit
 def prompt_product(
     x_ptr, order_ptr, codes_ptr, scales_ptr, zeros_ptr, bias_ptr, gate_ptr, y_ptr, count, N, pitch,
     K: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, ZEROS: tl.constexpr, ORDER: tl.constexpr,
@@ -49,22 +66,13 @@ def prompt_product(
 
     x: float16 [count, K]. order: int32 [K], the column of x that code k belongs to. bias: float16 [N].
     gate: float16 [count, N], may be y. y: float16 or float32 [count, N]; of both, `pitch` from one row to the next. BK
-    divides GROUP. Programs of TALL tiles below
-    one another are neighbours, so that they share what they read of the weights.
+    divides GROUP. TALL: as in `_tile`.
     """
     PER: tl.constexpr = 32 // BITS
     WORDS: tl.constexpr = K // PER
     GROUPS: tl.constexpr = K // GROUP
     after_previous(PDL)
-    pid = tl.program_id(0)
-    high, wide = tl.cdiv(count, BM), tl.cdiv(N, BN)
-    top = pid // (TALL * wide) * TALL
-    height = tl.minimum(high - top, TALL)
-    rest = pid % (TALL * wide)
-    token = (top + rest % height) * BM + tl.arange(0, BM)
-    output = rest // height * BN + tl.arange(0, BN)
-    written = (token < count)[:, None] & (output < N)[None, :]
-    rows, columns = tl.minimum(token, count - 1), tl.minimum(output, N - 1)
+    rows, columns, written = _tile(count, N, BM, BN, TALL)
     k, word, j = tl.arange(0, BK), tl.arange(0, BK // PER), tl.arange(0, PER)
     y = tl.zeros((BM, BN), tl.float32)
     for start in range(0, K, BK):
@@ -148,15 +156,7 @@ def dense_product(
 ):  # fmt: skip
     """`prompt_product` with weights float16 [N, K]: what tensor cores that read shared memory are fastest with."""
     after_previous(PDL)
-    pid = tl.program_id(0)
-    high, wide = tl.cdiv(count, BM), tl.cdiv(N, BN)
-    top = pid // (TALL * wide) * TALL
-    height = tl.minimum(high - top, TALL)
-    rest = pid % (TALL * wide)
-    token = (top + rest % height) * BM + tl.arange(0, BM)
-    output = rest // height * BN + tl.arange(0, BN)
-    written = (token < count)[:, None] & (output < N)[None, :]
-    rows, columns = tl.minimum(token, count - 1), tl.minimum(output, N - 1)
+    rows, columns, written = _tile(count, N, BM, BN, TALL)
     k = tl.arange(0, BK)
     y = tl.zeros((BM, BN), tl.float32)
     for start in range(0, K, BK):

@@ -1,4 +1,4 @@
-"""Media to the vision encoder's features, for whatever has a `ClipEncoder`."""
+"""Media to the vision encoder's features."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from ..backends.onnxruntime import Backend
+from ..bundle.bundle import Bundle
 from ..config import MediaKind, SamplingPlan
 from ..errors import ConfigError
+from ..media.limits import MediaLimits
+from ..memory_budget import MemoryBudget
 from .clip_encoder import ClipEncoder
+from .engines import VisionEngines
 from .frame_features import FrameFeatures, joined
 from .opened_media import OpenedMedia
 
@@ -21,9 +26,18 @@ def every_frame(plan: SamplingPlan) -> SamplingPlan:
 
 
 class FrameEmbedder:
-    """Opens media and gives the features of their frames."""
+    """A bundle's vision encoder on one backend: opens media and gives the features of their frames."""
 
-    _encoder: ClipEncoder
+    def __init__(self, bundle: Bundle, backend: Backend, memory_limit: int | None, limits: MediaLimits) -> None:
+        manifest = bundle.manifest
+        self.bundle = bundle
+        self._backend = backend = backend.within(memory_limit)
+        self._memory = MemoryBudget(manifest, backend, memory_limit)
+        self._memory.check_model()
+        self._engines = VisionEngines(bundle, backend)
+        self._engines.warm_up()  # beside all that follows
+        patch_size = manifest.vision.patch_size
+        self._encoder = ClipEncoder(self._engines, manifest.processor, patch_size, limits, self._memory)
 
     def open(self, media: Any, sampling: SamplingPlan | None = None, kind: MediaKind | None = None) -> OpenedMedia:
         """Media whose length and samples are known, with nothing encoded yet; `parts` of it are the way into long
