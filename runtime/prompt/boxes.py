@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import ceil, floor
 from typing import Any
 
 from ..errors import ConfigError
@@ -106,8 +107,8 @@ def region(box: Sequence[float], size: Size, name: str = "the picture") -> str:
     x0, y0, x1, y1 = box
     if not (x0 < x1 and y0 < y1):
         raise ConfigError(f"box {shown} has nothing in it: X0 must be less than X1, and Y0 less than Y1")
-    left, right = _apart(round(x0 / width * _WHOLE), round(x1 / width * _WHOLE), _WHOLE)
-    top, bottom = _apart(round(y0 / height * _WHOLE), round(y1 / height * _WHOLE), _WHOLE)
+    left, right = _rounded(_WHOLE * x0 / width, _WHOLE * x1 / width, _WHOLE)
+    top, bottom = _rounded(_WHOLE * y0 / height, _WHOLE * y1 / height, _WHOLE)
     return f"[[{left}, {top}, {right}, {bottom}]]"
 
 
@@ -144,17 +145,15 @@ def _problem(item: str, is_cut: bool) -> str | None:
 def _placed(label: str | None, edges: Sequence[int], size: Size) -> Box:
     height, width = size
     x0, y0, x1, y1 = edges
-    left, right = _apart(_pixel(x0, width), _pixel(x1, width), width)
-    top, bottom = _apart(_pixel(y0, height), _pixel(y1, height), height)
+    left, right = _rounded(x0 * width / _WHOLE, x1 * width / _WHOLE, width)
+    top, bottom = _rounded(y0 * height / _WHOLE, y1 * height / _WHOLE, height)
     return Box(label, left, top, right, bottom)
 
 
-def _pixel(thousandths: int, length: int) -> int:
-    return (thousandths * length + _WHOLE // 2) // _WHOLE
-
-
-def _apart(low: int, high: int, most: int) -> tuple[int, int]:
-    """Edges that rounding has put in one place, moved apart by one."""
-    if low < high:
-        return low, high
-    return (low, low + 1) if low < most else (low - 1, low)
+def _rounded(low: float, high: float, most: int) -> tuple[int, int]:
+    """The whole numbers nearest to two edges; what they would leave nothing of lies within the ones around it."""
+    nearest = floor(low + 0.5), floor(high + 0.5)
+    if nearest[0] < nearest[1]:
+        return nearest
+    left = min(floor(low), most - 1)
+    return left, max(ceil(high), left + 1)
