@@ -1,10 +1,12 @@
 """What the released sizes cost on this machine: export and caption with random weights of VideoLLaMA3-2B's shapes.
 
     python benchmarks/real_size.py --media CLIP --work FOLDER [--preset 2b] [--variant fp32 fp16 int4]
+    python benchmarks/real_size.py --media CLIP --work FOLDER --variant gptq --kill-after 14 --results FILE
 
-"int4" rounds to nearest: on random weights GPTQ has nothing to show but its time. Every step is its own process, so
-that its peak memory (resident set, mapped weights included) is its own. Writes benchmarks/results/real_size.json. Needs
-about 25 GB of disk for the 2B model.
+"int4" rounds to nearest: on random weights GPTQ has nothing to show but its time. "gptq" is an export as it is by
+default, with all of its calibration; --kill-after kills it once so many layers are stored, and runs it again. Every
+step is its own process, so that its peak memory (resident set, mapped weights included) is its own. Writes
+benchmarks/results/real_size.json. Needs about 25 GB of disk for the 2B model.
 """
 
 from __future__ import annotations
@@ -13,12 +15,16 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from machine import describe
+
+from vl3edge.export.quantize import work_folder
 
 VARIANTS = {
     "fp32": ["--quant", "none", "--precision", "fp32"],
@@ -27,12 +33,16 @@ VARIANTS = {
         *("--quant", "rtn", "--calibration-tokens", "1024"),
         *("--head-bits", "8", "--vision-bits", "16", "--prefill-bits", "16"),
     ],
+    "gptq": [],
 }
 RESULTS = Path(__file__).parent / "results" / "real_size.json"
 
 
-def measured(name: str, command: list[str], log: Path) -> dict[str, Any]:
-    """Runs a command with its output in a file; its wall time in seconds and peak resident memory in GB."""
+def measured(name: str, command: list[str], log: Path, until: Callable[[], bool] | None = None) -> dict[str, Any]:
+    """Runs a command with its output in a file; its wall time in seconds and peak resident memory in GB.
+
+    until: asked every second; the command is killed as soon as it is true, and must not have ended before.
+    """
     print(f"{name}: {' '.join(command)}", file=sys.stderr, flush=True)
     begin = time.perf_counter()
     child = os.fork()
@@ -41,9 +51,13 @@ def measured(name: str, command: list[str], log: Path) -> dict[str, Any]:
         os.dup2(output, 1)
         os.dup2(output, 2)
         os.execvp(command[0], command)
+    if until is not None:
+        while not (until() or os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT)):
+            time.sleep(1)
+        os.kill(child, signal.SIGKILL)
     _, status, usage = os.wait4(child, 0)
     seconds = time.perf_counter() - begin
-    if status:
+    if status != (0 if until is None else signal.SIGKILL):
         raise SystemExit(f"{name} failed:\n{log.read_text(encoding='utf-8')}")
     result = {"step": name, "seconds": round(seconds, 1), "peak_gb": round(usage.ru_maxrss * 1024 / 1e9, 2)}
     print(result, file=sys.stderr, flush=True)
@@ -57,6 +71,8 @@ def main() -> None:
     parser.add_argument("--preset", default="2b")
     parser.add_argument("--variant", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--note", help="what else the reader should know, such as other load on the machine")
+    parser.add_argument("--kill-after", type=int, metavar="LAYERS", help="kill the export of gptq once, and resume it")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     checkpoint, log = options.work / "checkpoint", options.work / "log.txt"
@@ -76,6 +92,11 @@ def main() -> None:
     for variant in options.variant:
         bundle = options.work / f"bundle-{variant}"
         export = [vl3edge, "export", str(checkpoint), "-o", str(bundle), "--force", *VARIANTS[variant]]
+        if variant == "gptq" and options.kill_after:
+            last = work_folder(bundle) / f"hidden-{options.kill_after:03d}.safetensors"
+            steps.append(
+                measured(f"export, {variant}, killed after {options.kill_after} layers", export, log, last.exists)
+            )
         step = measured(f"export, {variant}", export, log)
         step["bundle_gb"] = round(sum(f.stat().st_size for f in bundle.iterdir()) / 1e9, 2)
         steps.append(step)
@@ -90,7 +111,7 @@ def main() -> None:
     result = {"machine": describe(), "preset": options.preset, "media": Path(options.media).name, "steps": steps}
     if options.note:
         result["note"] = options.note
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    options.results.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
