@@ -3,7 +3,8 @@
 # make test-runtime installs the runtime without torch and runs its tests (minutes)
 # make matrix the demo and the runtime's tests on every Python there is, with the newest and the oldest dependencies
 # make fine-model trains the second demo model (hours, in the background; the same command goes on after an interruption)
-# make fuzz   damages media for FUZZ_SECONDS and reads it, then bundles, templates and records; make test: for seconds
+# make fuzz   damages media for FUZZ_SECONDS and reads it, then bundles, templates and records, then draws new examples for
+#             the property tests; make test: for seconds, and the same examples at every run
 # make mutation changes single operators of four modules: do their tests notice? (MUTANTS=30: of each only 30)
 # make test-kernels the decoder's kernels in Triton's interpreter, and some compiled (minutes); make test leaves them out
 # make kernels counts what the kernels compile to: registers, bytes, launches
@@ -58,6 +59,7 @@ fuzz: $(VENV)/.installed
 	$(BIN)/python tests/fuzz/fuzzer.py --seconds $(FUZZ_SECONDS) --first $(or $(FUZZ_FIRST),0) \
 		--media $(wildcard ../shared/media) tests/fixtures --keep .cache/fuzz
 	$(BIN)/python tests/fuzz/artefacts.py --seconds $(FUZZ_SECONDS) --first $(or $(FUZZ_FIRST),0)
+	$(RUN) pytest -n $(WORKERS) -m hypothesis --hypothesis-profile default $(PYTEST_OPTIONS)
 
 mutation: $(VENV)/.installed
 	$(BIN)/pip install --quiet cosmic-ray==8.7.0
