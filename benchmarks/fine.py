@@ -36,10 +36,11 @@ from vl3edge.runtime.decode.graph import load_decoder_graph
 
 PRUNED = {"random half": "random", "DiffFP 0.1": "0.1"}
 FLOAT16 = "float16"
-_PLAIN = "--head-bits 8 --vision-bits 16 --prefill-bits 16"  # what a way does not say
+_WHOLE = "--quant none"
+_PLAIN = "--head-bits 8 --vision-bits 16 --prefill-bits 16"  # what a way that quantizes does not say
 EXPORTS: dict[str, str] = {
-    "not quantized": "--quant none",
-    FLOAT16: "--quant none --precision fp16 --target cuda --no-kernels",
+    "not quantized": _WHOLE,
+    FLOAT16: f"{_WHOLE} --precision fp16 --target cuda --no-kernels",
     "8 bits": "--bits 8",
     "auto, 4.5 bits": "--bits auto",
     "4 bits": "",
@@ -80,8 +81,9 @@ def prepared(name: str, checkpoint: Path, work: Path) -> Predictor:
     """A way by its name; its bundle is exported to `work` unless it is there."""
     if name in PRUNED:
         return make_way(f"torch:{PRUNED[name]}", checkpoint)
-    bundle = work / name.replace(" ", "-")
-    if not bundle.exists() and export([str(checkpoint), "-o", str(bundle), *f"{_PLAIN} {EXPORTS[name]}".split()]):
+    bundle, words = work / name.replace(" ", "-"), EXPORTS[name]
+    words = words if words.startswith(_WHOLE) else f"{_PLAIN} {words}"
+    if not bundle.exists() and export([str(checkpoint), "-o", str(bundle), *words.split()]):
         raise SystemExit(f"the export of {name} failed")
     return float16_way(bundle) if name == FLOAT16 else make_way(str(bundle), checkpoint)
 

@@ -13,5 +13,5 @@ def test_a_few_clips() -> None:
     tokenizer = Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json"))
     whole, half = (lines[ALL] for lines in summarize(answer(ways, tokenizer, range(5000, 5012))))
     assert whole.count > 100
-    assert whole.exact > 0.7
-    assert half.exact < whole.exact - 0.1
+    assert whole.exact > 0.85
+    assert half.exact < whole.exact - 0.15

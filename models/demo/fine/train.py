@@ -65,8 +65,8 @@ def _language_worker(rank: int, out: Path, steps: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the fine model from scratch.")
     parser.add_argument("--out", type=Path, required=True, help="folder for progress and the checkpoint")
-    parser.add_argument("--vision-steps", type=int, default=1500)
-    parser.add_argument("--language-steps", type=int, default=12_000)
+    parser.add_argument("--vision-steps", type=int, default=1300)
+    parser.add_argument("--language-steps", type=int, default=14_400)
     parser.add_argument("--export-only", action="store_true", help="write the checkpoint of a run's progress so far")
     arguments = parser.parse_args()
     out: Path = arguments.out
