@@ -3,8 +3,9 @@
     python benchmarks/drafts.py [--bundle DIR] [--rounds 5] [--json benchmarks/results/drafts.json]
 
 Segments are one question about pieces of films, as `caption --segment` and `watch` ask it; questions are different ones
-about different clips, where drafts have little to go by. Each run's model has said nothing before. The clips are of the
-demo's world, held out. Decoding alone is timed (`GenerationStats.decode_s`); passes are runs of the decoder.
+about different clips; of drawn answers, to the same questions at a temperature of 2, next to nothing can be foretold.
+Each run's model has said nothing before. The clips are of the demo's world, held out. Decoding alone is timed
+(`GenerationStats.decode_s`); passes are runs of the decoder.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import statistics
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +28,11 @@ from vl3edge.runtime.config import MAX_DRAFTS
 from vl3edge.runtime.vision.clip import Clip
 
 _CLIPS, _SEGMENTS = 8, 16
+_DRAWN = GenerationConfig(temperature=2.0, seed=0, max_new_tokens=48)
 Asked = list[tuple[Clip, str]]
 
 
-def asked(model: VideoLlama3, folder: Path) -> Iterator[tuple[str, Asked]]:
+def asked(model: VideoLlama3, folder: Path) -> Iterator[tuple[str, Asked, GenerationConfig]]:
     films, questions = [], []
     for number in range(_CLIPS):
         path = folder / f"{number}.mp4"
@@ -37,11 +40,12 @@ def asked(model: VideoLlama3, folder: Path) -> Iterator[tuple[str, Asked]]:
         clip = model.encode(path)
         questions += [(clip, ask_video(scene, kind).text) for kind in VIDEO_KINDS]
         films += [(model.encode(path, SamplingPlan(start_s=float(s), end_s=s + 3.0)), "") for s in range(2)]
-    yield "segments", [(clip, "Describe this video.") for clip, _ in films][:_SEGMENTS]
-    yield "questions", questions
+    yield "segments", [(clip, "Describe this video.") for clip, _ in films][:_SEGMENTS], GenerationConfig()
+    yield "questions", questions, GenerationConfig()
+    yield "drawn", questions, _DRAWN
 
 
-def measure(bundle: str | None, questions: Asked, drafts: int) -> tuple[float, int, list[Any]]:
+def measure(bundle: str | None, questions: Asked, config: GenerationConfig) -> tuple[float, int, list[Any]]:
     """Seconds of decoding, passes, answers; of a model that has said nothing before."""
     model, passes = VideoLlama3.load(bundle, num_threads=1), 0
     for name in ("advance", "verify"):
@@ -53,7 +57,7 @@ def measure(bundle: str | None, questions: Asked, drafts: int) -> tuple[float, i
             run(*arguments)
 
         setattr(model.decoder, name, counted)
-    answers = [model.ask(clip, text, GenerationConfig(draft_tokens=drafts)) for clip, text in questions]
+    answers = [model.ask(clip, text, config) for clip, text in questions]
     return sum(a.stats.decode_s for a in answers), passes, [a.token_ids for a in answers]
 
 
@@ -66,11 +70,11 @@ def main() -> None:
     model = VideoLlama3.load(options.bundle, num_threads=1)
     rows = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, questions in asked(model, Path(folder)):
+        for name, questions, config in asked(model, Path(folder)):
             runs: dict[int, list[tuple[float, int, list[Any]]]] = {0: [], MAX_DRAFTS: []}
             for _ in range(options.rounds):
                 for drafts, found in runs.items():
-                    found.append(measure(options.bundle, questions, drafts))
+                    found.append(measure(options.bundle, questions, replace(config, draft_tokens=drafts)))
             plain, drafted = (statistics.median(seconds for seconds, _, _ in found) for found in runs.values())
             assert all(found[2] == runs[0][0][2] for found in (*runs[0], *runs[MAX_DRAFTS])), "an answer changed"
             rows[name] = {
