@@ -2,8 +2,8 @@
 
 The client begins with {"type": "start"}, with `key` where the server has one, and perhaps `system` and `threshold`.
 Then every binary message is a frame (JPEG, PNG, WebP), and {"type": "ask", "text": …} a question about what was seen;
-{"type": "stop"} ends its answer. The server says ready, frame, answer, end, error. While the model is at work the
-newest frame alone is kept, and the others are counted as dropped.
+{"type": "stop"} ends its answer. The server says ready, frame, answer, end (with the boxes of the answer), error. While
+the model is at work the newest frame alone is kept, and the others are counted as dropped.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from ..live.session import Session
 from ..media.addresses import Fetched
 from ..media.image import load_image
 from ..media.limits import MediaLimits
+from ..prompt.boxes import read_boxes
 from .api_error import ApiError, as_api_error
 from .guard import Guard
 from .metrics import Metrics
@@ -161,13 +162,13 @@ class _LiveSession:
         pieces: asyncio.Queue[str | None] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
-        def answer() -> str:
+        def answer() -> dict[str, Any]:
             text = asked.get("text")
             if not isinstance(text, str) or not 0 < len(text) <= _MAX_QUESTION:
                 raise ConfigError("a question is a text, and not an endless one")
             if session.num_frames == 0:
                 raise ConfigError("there is no frame yet: send one before you ask")
-            reason, last_s, is_first = "stop", time.monotonic(), True
+            said, reason, last_s, is_first = "", "stop", time.monotonic(), True
             with self._model.decoder_turns:
                 chunks = session.ask(text, GenerationConfig(max_new_tokens=asked.get("max_tokens")), keep=False)
             while not self._is_stopped:
@@ -178,10 +179,12 @@ class _LiveSession:
                 now = time.monotonic()
                 self._metrics.token(now - last_s, is_first)
                 last_s, is_first, reason = now, False, chunk.finish_reason or reason
+                said += chunk.text
                 loop.call_soon_threadsafe(pieces.put_nowait, chunk.text)
             with self._model.decoder_turns:
                 getattr(chunks, "close", lambda: None)()
-            return "cancelled" if self._is_stopped else reason
+            reason = "cancelled" if self._is_stopped else reason
+            return {"reason": reason, **read_boxes(said, session.source_sizes).to_json()}
 
         work = asyncio.ensure_future(self._do(answer))
         work.add_done_callback(lambda _: pieces.put_nowait(None))
@@ -189,7 +192,7 @@ class _LiveSession:
             if piece:
                 await self._send({"type": "answer", "text": piece})
         try:
-            await self._send({"type": "end", "reason": await work})
+            await self._send({"type": "end", **await work})
         except (WebSocketDisconnect, RuntimeError):
             raise
         except Exception as e:

@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
+
+try:
+    import httpx2 as httpx  # openai 3 brings it, the versions before bring httpx
+except ImportError:
+    httpx = pytest.importorskip("httpx")
 
 CLIP = Path(__file__).resolve().parents[1] / "fixtures" / "demo_clip.mp4"
 SAID = "A red square on a checkered ground. It waits, moves right, turns down and stops."

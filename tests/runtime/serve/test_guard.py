@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serve_messages import CLIP, SAID, about_clip, data_url, user
+from serve_messages import CLIP, SAID, about_clip, data_url, httpx, user
 
-httpx = pytest.importorskip("httpx")
 KEY = "correct horse"
 
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from serve_messages import CLIP, png
 
-from vl3edge.runtime import GenerationConfig, SamplingPlan
+from vl3edge.runtime import Chunk, GenerationConfig, SamplingPlan, Session
 from vl3edge.runtime.media.video import open_video
 
 client = pytest.importorskip("websockets.sync.client")
@@ -59,9 +59,42 @@ def test_a_session_sees_frames_and_answers(address: str, model: ServedModel) -> 
         text = ""
         while (message := said(socket))["type"] == "answer":
             text += message["text"]
-        assert message == {"type": "end", "reason": "stop"}
+        assert message == {"type": "end", "reason": "stop", "boxes": []}
     expected = "".join(chunk.text for chunk in own.ask("What colour is it?", GenerationConfig(20), keep=False))
     assert text == expected == "Red."
+
+
+def picture(width: int, height: int, orientation: int = 1) -> bytes:
+    """A JPEG that is shown with this width and height."""
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    stored = (width, height) if orientation < 5 else (height, width)
+    Image.new("RGB", stored, "teal").save(buffer, "JPEG", exif=exif)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("frames", "says", "end"),
+    [
+        ([(400, 300, 1)], "<ref>it</ref>[[100, 200, 500, 750]]", [40, 60, 200, 225]),
+        ([(400, 300, 6), (400, 300, 1)], "[[0, 0, 1000, 500]]", [0, 0, 400, 150]),
+        ([(400, 300, 1)], "[[100, 200, 500]]", "1 of 1 box cannot be used"),
+        ([(400, 300, 1), (300, 400, 1)], "[[100, 200, 500, 750]]", "whose sizes differ"),
+    ],
+)
+def test_an_answer_ends_with_its_boxes_in_pixels_of_the_frames(
+    address: str, monkeypatch: pytest.MonkeyPatch, frames: list[tuple[int, int, int]], says: str, end: Any
+) -> None:
+    monkeypatch.setattr(Session, "ask", lambda *_, **__: iter([Chunk(says[:7]), Chunk(says[7:], "stop")]))
+    with client.connect(address) as socket:
+        assert start(socket)["type"] == "ready"
+        for frame in frames:
+            socket.send(picture(*frame))
+            assert said(socket)["type"] == "frame"
+        socket.send(json.dumps({"type": "ask", "text": "Where is it?"}))
+        *_, ended = [said(socket) for _ in range(3)]
+    found = [[box["x0"], box["y0"], box["x1"], box["y1"]] for box in ended["boxes"]]
+    assert (found, ended.get("boxes_note")) == ([end], None) if isinstance(end, list) else end in ended["boxes_note"]
 
 
 def test_one_camera_at_a_time_and_a_place_is_free_again(address: str) -> None:
