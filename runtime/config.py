@@ -211,3 +211,7 @@ def _check_types(config: Any) -> None:
         expected, name = _KINDS[kind]
         if not isinstance(value, expected) or (isinstance(value, bool) and kind != "bool"):
             raise ConfigError(f"{field.name} must be {name}, not {value!r}")
+        try:
+            float(value)
+        except OverflowError as e:  # a whole number may have any number of digits
+            raise ConfigError(f"{field.name} must be a smaller number") from e

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,6 +65,61 @@ def test_a_session_sees_frames_and_answers(address: str, model: ServedModel) -> 
     assert text == expected == "Red."
 
 
+def test_every_question_has_its_end_and_a_stop_ends_those_before_it(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = threading.Event()
+
+    def ask(_: Any, question: str, *rest: Any, **options: Any) -> Iterator[Chunk]:
+        """The first answer does not end by itself."""
+        for _ in range(10_000) if question == "one" else range(1):
+            begun.set()
+            yield Chunk(question)
+            time.sleep(0.002)
+        yield Chunk("", "stop")
+
+    monkeypatch.setattr(Session, "ask", ask)
+    with client.connect(address) as socket:
+        assert start(socket)["type"] == "ready"
+        socket.send(png())
+        assert said(socket)["type"] == "frame"
+        for text in ("one", "two"):
+            socket.send(json.dumps({"type": "ask", "text": text}))
+        assert begun.wait(30)
+        socket.send(json.dumps({"type": "stop"}))
+        for text in ("three", "four"):
+            socket.send(json.dumps({"type": "ask", "text": text}))
+        ends, texts = list[str](), list[str]()
+        while len(ends) < 4:
+            message = said(socket)
+            texts += [message["text"]] if message["type"] == "answer" else []
+            ends += [message["reason"]] if message["type"] == "end" else []
+    assert ends == ["cancelled", "cancelled", "stop", "stop"]
+    assert texts[-2:] == ["three", "four"]
+    assert "two" not in texts
+
+
+def test_questions_without_end_are_refused(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = threading.Event()
+
+    def ask(*_: Any, **__: Any) -> Iterator[Chunk]:
+        free.wait(30)
+        yield Chunk("", "stop")
+
+    monkeypatch.setattr(Session, "ask", ask)
+    with client.connect(address) as socket:
+        assert start(socket)["type"] == "ready"
+        socket.send(png())
+        assert said(socket)["type"] == "frame"
+        for _ in range(40):
+            socket.send(json.dumps({"type": "ask", "text": "?"}))
+        refused = [said(socket)["error"]["message"] for _ in range(23)]  # of 40, one answered and 16 that wait
+        free.set()
+        rest = [said(socket)["type"] for _ in range(17)]
+    assert all("16 questions wait" in words for words in refused)
+    assert rest.count("end") >= 16
+
+
 def picture(width: int, height: int, orientation: int = 1) -> bytes:
     """A JPEG that is shown with this width and height."""
     exif, buffer = Image.Exif(), io.BytesIO()
@@ -119,6 +175,9 @@ def test_one_camera_at_a_time_and_a_place_is_free_again(address: str) -> None:
         ({"type": "ask", "text": "?"}, "begins with"),
         (["start"], "begins with"),
         ({"type": "start", "key": "k", "threshold": "high"}, "threshold must be"),
+        ({"type": "start", "key": "k", "threshold": 10**400}, "threshold must be a smaller number"),
+        ({"type": "start", "key": "k", "treshold": 1}, "unknown field 'treshold'"),
+        ({"type": "start", "key": "\ud800"}, "API key"),
     ],
 )
 def test_sessions_that_do_not_begin(address: str, first: Any, words: str) -> None:
