@@ -207,7 +207,7 @@ def _schema(wanted: Any) -> dict[str, Any] | None:
         return ANY_OBJECT
     named = wanted.get("json_schema") if kind == "json_schema" else None
     schema = named.get("schema") if isinstance(named, Mapping) else None
-    if not isinstance(schema, dict):
+    if named is None or not isinstance(schema, dict):
         raise ConfigError("response_format must be of type text, json_object, or json_schema with a schema")
     check_known(named, ("name", "description", "schema", "strict"), "json_schema")
     return schema

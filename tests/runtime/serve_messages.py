@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -39,3 +40,15 @@ def user(text: str, *media: tuple[str, str]) -> dict[str, Any]:
 
 def about_clip(text: str = "Describe this video.", url: str | None = None) -> list[dict[str, Any]]:
     return [user(text, ("video", url or data_url(CLIP.read_bytes())))]
+
+
+def tls_files(folder: Path, *options: str) -> tuple[Path, Path]:
+    """A certificate of one's own, and its key."""
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-days", "2", "-subj", "/CN=localhost",
+               "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate]  # fmt: skip
+    try:
+        subprocess.run([*command, *(options or ("-nodes",))], check=True, capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("openssl is not installed")
+    return certificate, key

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serve_messages import CLIP, SAID, about_clip, data_url, httpx, user
+from serve_messages import CLIP, SAID, about_clip, data_url, httpx, tls_files, user
 
 KEY = "correct horse"
 
@@ -202,18 +202,6 @@ def test_https_with_a_certificate_of_one_s_own(serve: Callable[..., str], tmp_pa
     assert httpx.get(f"{address}/health", verify=trusted).json()["status"] == "ok"
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{address}/health")
-
-
-def tls_files(folder: Path, *options: str) -> tuple[Path, Path]:
-    """A certificate of one's own, and its key."""
-    certificate, key = folder / "certificate.pem", folder / "key.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-days", "2", "-subj", "/CN=localhost",
-               "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate]  # fmt: skip
-    try:
-        subprocess.run([*command, *(options or ("-nodes",))], check=True, capture_output=True)
-    except FileNotFoundError:
-        pytest.skip("openssl is not installed")
-    return certificate, key
 
 
 def test_tls_files_that_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
