@@ -1,5 +1,6 @@
 // A camera: frames go over a WebSocket, questions about what was seen come back as answers.
 
+import * as boxes from "./boxes.js";
 import { currentKey } from "./server.js";
 
 const element = (id) => document.getElementById(id);
@@ -11,6 +12,10 @@ let timer = null;
 let handler = null; // of the answer under way
 let isReady = false;
 let trouble = "";
+let sent = { width: 0, height: 0 }; // the size of the frame sent last
+let remembered = 0; // frames
+
+export const frames = () => remembered;
 
 export const isOn = () => isReady;
 
@@ -45,6 +50,7 @@ function receive(message) {
     facts("Watching.");
     push();
   } else if (message.type === "frame") {
+    remembered = message.frames;
     const dropped = message.dropped ? `, ${message.dropped} dropped while the model was busy` : "";
     facts(`${message.time_s.toFixed(0)} s: ${message.frames} frames remembered, ${message.kept} of ${message.of} tokens new${dropped}.`);
     element("live-kept").style.width = `${(100 * message.kept) / message.of}%`;
@@ -62,6 +68,10 @@ function push() {
   const scale = Math.min(1, 640 / video.videoWidth);
   canvas.width = Math.round(video.videoWidth * scale);
   canvas.height = Math.round(video.videoHeight * scale);
+  if (canvas.width !== sent.width || canvas.height !== sent.height) {
+    sent = { width: canvas.width, height: canvas.height };
+    boxes.begin("live-view", sent);
+  }
   canvas.getContext("2d").drawImage(video, 0, 0, canvas.width, canvas.height);
   canvas.toBlob((blob) => {
     if (isReady && socket.bufferedAmount < 1 << 20) socket.send(blob);
@@ -80,19 +90,21 @@ export function stop(why = "The camera is off.") {
   if (handler) handler({ type: "error", error: { message: why } });
   const old = socket;
   socket = stream = handler = null;
+  if (sent.width) boxes.show([]);
+  sent = { width: 0, height: 0 };
   if (old) old.close();
   element("camera").srcObject = null;
   element("camera-switch").textContent = "Start the camera";
   facts(why);
 }
 
-// The answer to a question, by pieces; `signal` ends it.
+// The answer to a question, by pieces, and what the server says at its end; `signal` ends it.
 export function ask(text, onText, signal) {
   return new Promise((resolve, reject) => {
     signal.addEventListener("abort", () => send({ type: "stop" }));
     handler = (message) => {
       if (message.type === "answer") onText(message.text);
-      if (message.type === "end") { handler = null; resolve(message.reason); }
+      if (message.type === "end") { handler = null; resolve(message); }
       if (message.type === "error") { handler = null; reject(new Error(message.error.message)); }
     };
     send({ type: "ask", text });

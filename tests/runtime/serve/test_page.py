@@ -20,6 +20,8 @@ import pytest
 from PIL import Image
 from serve_messages import CLIP, SAID
 
+from vl3edge.runtime import Chunk, Session
+
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
@@ -257,6 +259,56 @@ def test_on_a_phone(address: str, visit: Callable[..., Any], tmp_path: Path) -> 
     heights = page.evaluate("[...document.querySelectorAll('button:not(.time)')].filter(b => b.offsetParent)"
                             ".map(b => b.offsetHeight)")  # fmt: skip
     assert min(heights) >= 44  # for fingers
+
+
+def test_boxes_over_the_camera(address: str, visit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the model says is made up; the frames are 640 wide, and shown with bars where their shape is another."""
+    asked: list[str] = []
+
+    def answer(_: Session, question: str, *rest: Any, **options: Any) -> Iterator[Chunk]:
+        asked.append(question)
+        return iter([Chunk("<ref>the car</ref>[[0, 500, 500, 1000]]", "stop")])
+
+    page = visit(address)
+    page.click("#tab-live")
+    page.fill("#region", "1, 2, 3, 4")
+    page.keyboard.press("Enter")
+    assert page.inner_text("#status") == "Start the camera first."
+    page.fill("#live-fps", "5")
+    page.click("#camera-switch")
+    wait(page, "/ [3-9] frames remembered/.test(document.querySelector('#live-facts').textContent)")
+    monkeypatch.setattr(Session, "ask", answer)
+    page.check("#ask-boxes")
+    ask(page, "Where is the car?")
+    assert asked == ["Where is the car? Answer in [[x0,y0,x1,y1]] format."]
+    size = "(({ videoWidth, videoHeight }) => [videoWidth, videoHeight])(document.querySelector('#camera'))"
+    width, height = page.evaluate(size)
+    edges = f"the car from 0, {height // 2} to {width // 2}, {height}"
+    wait(page, f"document.querySelector('#live-view #boxes').getAttribute('aria-label') === 'Boxes: {edges}'")
+    assert "does not say of which frame" in page.inner_text("#messages")
+    rectangle, view = (page.locator(which).bounding_box() for which in ("#boxes rect", "#camera"))
+    scale = min(view["width"] / width, view["height"] / height)
+    left = view["x"] + (view["width"] - scale * width) / 2
+    top = view["y"] + (view["height"] - scale * height) / 2
+    expected = {"x": left, "y": top + scale * height / 2, "width": scale * width / 2, "height": scale * height / 2}
+    assert all(abs(rectangle[name] - value) < 5 for name, value in expected.items()), (rectangle, expected)
+    page.uncheck("#ask-boxes")
+    page.mouse.move(left + scale * width / 4, top + scale * height / 4)
+    page.mouse.down()
+    page.mouse.move(left + scale * width / 2, top + scale * height / 2)
+    page.mouse.up()
+    found = re.fullmatch(r"\[\[(\d+), (\d+), (\d+), (\d+)\]\]", page.input_value("#question"))
+    assert found
+    near = zip(map(int, found.groups()), (250, 250, 500, 500), strict=True)
+    assert all(abs(edge - wanted) <= 15 for edge, wanted in near)
+    page.click("#camera-switch")
+    assert page.locator("#boxes rect").count() == 0
+    page.click("#tab-clip")
+    load_clip(page)
+    page.fill("#region", "28, 56, 112, 112")
+    page.keyboard.press("Enter")
+    assert page.input_value("#question").endswith("[[250, 500, 1000, 1000]]")
+    assert page.locator("#view #boxes .drawn").count() == 1
 
 
 def test_a_camera(address: str, visit: Callable[..., Any], tmp_path: Path) -> None:
