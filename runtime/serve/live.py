@@ -72,7 +72,7 @@ class LiveSessions:
             raise ConfigError('a live session begins with {"type": "start"}')
         check_known(start, ("type", "key", "system", "threshold"), "the start")
         key = start.get("key", "")
-        self._guard.check_key(key if isinstance(key, str) else "")
+        self._guard.check_key(key.strip() if isinstance(key, str) else "")
         if self.open >= self._settings.live_sessions:
             raise ApiError(429, f"all {self._settings.live_sessions} places for cameras are taken: try again later")
 

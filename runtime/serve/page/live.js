@@ -10,6 +10,8 @@ let socket = null;
 let stream = null;
 let timer = null;
 let handler = null; // of the answer under way
+let isAskedFor = false; // it may take a while until the browser gives the camera
+let attempts = 0;
 let isReady = false;
 let trouble = "";
 let sent = { width: 0, height: 0 }; // the size of the frame sent last
@@ -18,6 +20,9 @@ let remembered = 0; // frames
 export const frames = () => remembered;
 
 export const isOn = () => isReady;
+export const isWanted = () => isAskedFor;
+
+const end = (stream) => stream.getTracks().forEach((track) => track.stop());
 
 async function start() {
   if (!navigator.mediaDevices) {
@@ -25,15 +30,26 @@ async function start() {
     return;
   }
   facts("Asking for the camera …");
+  isAskedFor = true;
+  const attempt = ++attempts;
+  element("camera-switch").textContent = "Stop the camera";
+  let given;
   try {
-    stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment", width: { ideal: 640 } } });
+    given = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment", width: { ideal: 640 } } });
   } catch (error) {
-    facts(error.name === "NotAllowedError" ? "The browser may not use the camera." : "There is no camera that can be used.");
+    const isRefused = error.name === "NotAllowedError";
+    if (attempt === attempts) stop(isRefused ? "The browser may not use the camera." : "There is no camera that can be used.");
     return;
   }
+  if (attempt !== attempts) { // stopped meanwhile
+    end(given);
+    return;
+  }
+  stream = given;
   const video = element("camera");
   video.srcObject = stream;
-  await video.play();
+  await video.play().catch(() => {}); // stopped meanwhile
+  if (attempt !== attempts) return;
   socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/v1/live`);
   socket.addEventListener("open", () => send({ type: "start", key: currentKey() }));
   socket.addEventListener("message", (event) => receive(JSON.parse(event.data)));
@@ -41,7 +57,6 @@ async function start() {
   socket.addEventListener("close", (event) => {
     if (event.target === socket) stop(trouble || "The session has ended: the server closed it, or cannot be reached.");
   });
-  element("camera-switch").textContent = "Stop the camera";
 }
 
 function receive(message) {
@@ -85,8 +100,9 @@ function send(message) {
 
 export function stop(why = "The camera is off.") {
   clearTimeout(timer);
-  isReady = false;
-  for (const track of stream ? stream.getTracks() : []) track.stop();
+  isAskedFor = isReady = false;
+  attempts++;
+  if (stream) end(stream);
   if (handler) handler({ type: "error", error: { message: why } });
   const old = socket;
   socket = stream = handler = null;
@@ -111,4 +127,4 @@ export function ask(text, onText, signal) {
   });
 }
 
-element("camera-switch").addEventListener("click", () => (stream ? stop() : start()));
+element("camera-switch").addEventListener("click", () => (isAskedFor ? stop() : start()));

@@ -204,6 +204,7 @@ async function ask(text) {
     asking = null;
     element("send").disabled = false;
     element("stop").hidden = true;
+    conversation.keepFocus();
     if (said) {
       conversation.link(item, said);
       conversation.remember({ role: "assistant", text: said, ...(found?.length ? { boxes: found } : {}) });
@@ -219,7 +220,7 @@ function tab(name) {
     element(`tab-${other}`).tabIndex = isChosen ? 0 : -1;
   }
   element("question").placeholder = name === "clip" ? "Ask about the clip" : "Ask about what the camera saw";
-  if (name === "clip" && live.isOn()) live.stop();
+  if (name === "clip" && live.isWanted()) live.stop();
   if (name === "clip" && clip?.seen) layBoxes();
 }
 
@@ -278,6 +279,8 @@ element("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
   useKey(element("key").value);
   element("key-form").hidden = true;
+  status("");
+  element("question").focus();
   greet();
 });
 for (const kind of ["dragenter", "dragover", "dragleave", "drop"]) {

@@ -148,6 +148,52 @@ def test_the_keyboard_alone(address: str, visit: Callable[..., Any]) -> None:
     assert page.locator("#live").is_visible()
 
 
+def test_the_keyboard_is_never_lost(address: str, visit: Callable[..., Any]) -> None:
+    """Buttons that had the focus are disabled, or go."""
+    page = visit(address)
+    load_clip(page)
+    where = "document.activeElement.id"
+    for button, question in (("#send", "What colour is it?"), ("#stop", "Describe this video.")):
+        page.fill("#question", question)
+        page.focus("#send")
+        page.keyboard.press("Enter")
+        if button == "#stop":
+            page.evaluate("document.querySelector('#stop').hidden || document.querySelector('#stop').focus()")
+            page.keyboard.press("Enter")
+        page.wait_for_selector("#stop", state="hidden")
+        wait(page, f"{where} === 'send'")
+    page.focus("#clear")
+    page.keyboard.press("Enter")
+    assert page.evaluate(where) == "send"
+
+
+def test_a_camera_that_is_not_wanted_any_more_is_let_go(address: str, visit: Callable[..., Any]) -> None:
+    """The browser gives it late: after a second press, or when the other tab is shown."""
+    page = visit(address)
+    page.evaluate("""() => {
+        window.given = [];
+        const real = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+        navigator.mediaDevices.getUserMedia = async (wishes) => {
+            await new Promise((resolve) => setTimeout(resolve, 300));
+            const stream = await real(wishes);
+            window.given.push(stream);
+            return stream;
+        };
+    }""")
+    on = "given.filter((stream) => stream.getTracks().some((track) => track.readyState === 'live')).length"
+    page.click("#tab-live")
+    for _ in range(2):
+        page.click("#camera-switch")
+    assert page.inner_text("#camera-switch") == "Start the camera"
+    page.click("#camera-switch")
+    wait(page, f"given.length === 2 && {on} === 1")
+    wait(page, "/frames remembered/.test(document.querySelector('#live-facts').textContent)")
+    page.click("#camera-switch")
+    page.click("#camera-switch")
+    page.click("#tab-clip")
+    wait(page, f"given.length === 3 && {on} === 0")
+
+
 def sent(pieces: list[dict[str, Any]]) -> dict[str, Any]:
     """A streamed answer, made up."""
     events = "".join(f"data: {json.dumps({'choices': [], **piece})}\n\n" for piece in pieces)
@@ -358,9 +404,19 @@ def test_a_server_that_is_gone_and_comes_back_empty(address: str, visit: Callabl
 def test_a_server_with_a_key(serve: Callable[..., str], visit: Callable[..., Any]) -> None:
     page = visit(serve(api_key="open sesame"))
     page.wait_for_selector("#key-form:not([hidden])")
-    page.fill("#key", "open sesame")
+    for wrong in ("sesame", "\u958b\u3051\u30b4\u30de"):
+        page.fill("#key", wrong)
+        page.keyboard.press("Enter")
+        wait(page, "!document.querySelector('#key-form').hidden && document.activeElement.id === 'key'")
+        assert page.locator("#banner").is_hidden()
+    page.fill("#key", " open sesame ")
     page.keyboard.press("Enter")
     wait(page, "document.querySelector('#model').textContent.startsWith('vl3edge-demo')")
+    assert (page.inner_text("#status"), page.evaluate("document.activeElement.id")) == ("", "question")
+    page.click("#tab-live")
+    page.click("#camera-switch")
+    wait(page, "/frames remembered/.test(document.querySelector('#live-facts').textContent)")
+    page.click("#tab-clip")
     load_clip(page)
     assert ask(page, "What colour is it?") == "Red."
 
