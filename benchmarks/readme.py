@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tables.accuracy import demo_table, encoder_table, prefill_table, pruning_table, quantization_table
 from tables.fine import fine_kinds_table, fine_pruning_table, fine_table, presets_table
-from tables.gpu import gpu_headline, gpu_table
+from tables.gpu import gpu_headline, gpu_memory_table, gpu_table
 from tables.kernels import kernel_launches, kernel_limits, kernel_registers
 from tables.reliability import reliability_table
 from tables.speed import headline_table, memory_table, real_size_table, speed_table
@@ -27,6 +27,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "headline": headline_table,
     "gpu": gpu_table,
     "gpu-headline": gpu_headline,
+    "gpu-memory": gpu_memory_table,
     "demo": demo_table,
     "real-size": real_size_table,
     "memory": memory_table,

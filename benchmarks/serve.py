@@ -24,13 +24,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 from machine import describe
 
 from vl3edge.models.demo.clips import encode_mp4
 from vl3edge.models.demo.render import HELD_OUT_SEED, random_scene, source_frames
 from vl3edge.runtime import VideoLlama3
+
+try:
+    import httpx2 as httpx  # openai 3 brings it, the versions before bring httpx
+except ImportError:
+    import httpx
 
 PARTS = ("load", "attacks", "restart")
 QUESTIONS = ("Describe this video.", "What colour is it?", "What shape is it?", "When does it stop?")

@@ -4,9 +4,9 @@
         -p question:="What is happening?" -p every_s:=10.0
 
 Subscribes to `image` (sensor_msgs/Image: rgb8, bgr8 or mono8) and to `~/ask` (std_msgs/String), for questions at any
-time; publishes `~/answer` (std_msgs/String, JSON with time_s, question and answer). Frames are taken once in
-`frame_s` seconds; what comes while the model is at work is dropped. It needs rclpy, which comes with ROS 2, and an
-environment that sees it: python3 -m venv --system-site-packages.
+time; publishes `~/answer` (std_msgs/String, JSON with time_s, question, answer, and boxes in pixels of the frame).
+Frames are taken once in `frame_s` seconds; what comes while the model is at work is dropped. It needs rclpy, which
+comes with ROS 2, and an environment that sees it: python3 -m venv --system-site-packages.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
+from dataclasses import asdict
 from queue import Empty, Queue
 from typing import Any
 
@@ -70,8 +71,10 @@ class Watcher:
             self.ask(self._question)
         while not self._questions.empty():
             question = self._questions.get()
-            answer = "".join(chunk.text for chunk in self._session.ask(question, self._config, keep=False))
-            self._say(json.dumps({"time_s": round(time_s, 3), "question": question, "answer": answer}))
+            answer = self._session.answer(question, self._config, keep=False)
+            boxes = [asdict(box) for box in answer.boxes]
+            said = {"time_s": round(time_s, 3), "question": question, "answer": answer.text, "boxes": boxes}
+            self._say(json.dumps(said))
 
 
 def main() -> None:

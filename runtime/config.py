@@ -11,7 +11,7 @@ import numbers
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from .bundle.manifest import GenerationSpec
 from .errors import ConfigError
@@ -211,3 +211,7 @@ def _check_types(config: Any) -> None:
         expected, name = _KINDS[kind]
         if not isinstance(value, expected) or (isinstance(value, bool) and kind != "bool"):
             raise ConfigError(f"{field.name} must be {name}, not {value!r}")
+        try:
+            float(cast(Any, value))
+        except OverflowError as e:  # a whole number may have any number of digits
+            raise ConfigError(f"{field.name} must be a smaller number") from e

@@ -33,6 +33,24 @@ def gpu_headline() -> str:
     )
 
 
+def gpu_memory_table() -> str:
+    """What the released sizes take of a GPU's memory, on paper, from benchmarks/results/memory_gpu.json."""
+    result = load("memory_gpu")
+    header = {
+        "decoder": "decoder",
+        "vision": "encoder, projector",
+        "cache": "KV cache",
+        "prompt": "prompt",
+        "encoder": "activations of the encoder",
+    }
+    rows = []
+    for size in ("2b", "7b"):
+        values = [result[size][term] / 1e6 for term in header]
+        name = f"{size.upper()}: {result['frames']} frames, {result['context_tokens']:,} tokens"
+        rows.append([name, *(f"{value:,.0f}" for value in values), f"{sum(values):,.0f}"])
+    return table(["", *header.values(), "together"], rows)
+
+
 def gpu_part(result: dict[str, Any]) -> str:
     rows = []
     for key, runs in result["figures"].items():

@@ -12,11 +12,11 @@ from ..decode.generate import Answer
 from ..errors import ConfigError
 from ..inspect.boxes import FORMATS
 from ..media.addresses import clip_key
-from ..prompt.boxes import question_with_regions
-from ..terminal import one_line
+from ..prompt.boxes import ANSWER_FORM, question_with_regions
 from . import options as shared
 
 FRAMES_OF_SPAN = 6
+ASK_BOXES = f'ask where things are ("{ANSWER_FORM}"), show the boxes'
 _NEEDS_QUESTION = {"box": "--box", "find": "--find", "output": "-o", "json": "--json"}
 
 
@@ -25,7 +25,7 @@ def add_boxes(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--boxes",
         action="store_true",
-        help='ask where things are ("Answer in [[x0,y0,x1,y1]] format."), show the boxes',
+        help=ASK_BOXES,
     )
     group.add_argument(
         "--box",
@@ -87,11 +87,6 @@ def _check_output(output: Path, media: Sequence[str]) -> None:
 
 def is_about_boxes(options: argparse.Namespace) -> bool:
     return bool(options.boxes or options.box or options.output is not None or options.find is not None)
-
-
-def box_lines(answer: Answer) -> list[str]:
-    """Every box in the form that --box takes, after what is in it."""
-    return [f"{one_line(box.label or 'box')}: {box.x0},{box.y0},{box.x1},{box.y1}" for box in answer.boxes]
 
 
 def boxes_problem(answer: Answer) -> str | None:

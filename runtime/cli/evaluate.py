@@ -10,7 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from contextlib import closing, nullcontext
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ from ..errors import ConfigError
 from ..evaluate.answering import BundleAnswering
 from ..evaluate.page import page
 from ..evaluate.questions import QuestionSet
-from ..evaluate.reference import answer_by_reference, is_checkpoint
+from ..evaluate.reference import is_checkpoint, reference_asker
 from ..evaluate.report import RunComparison, RunReport, compare, report_on
-from ..evaluate.results import Settings, differences, read_results
+from ..evaluate.results import ResultStore, Settings, differences, read_results
 from ..evaluate.text import comparison_lines, report_lines
 from ..files import write_whole
 from ..terminal import one_line
@@ -75,13 +76,16 @@ def run(options: argparse.Namespace) -> int:
     manifest = shared.manifest_of(options)  # a bundle that is none should not leave an empty output
     generation = generation_config(options, questions)
     settings = settings_of(options, generation) | _bundle_settings(options.model)
-    mine = _answered_by_bundle(options, questions, generation, options.output, settings)
-    reports = {manifest.name: report_on(mine.values())}
     other: Results | None = None
-    if options.against is not None:
-        name, other = _other(options, questions, generation, others)
-        name = f"{name} (against)" if name in reports else name
-        reports[name] = report_on(other.values())
+    with ExitStack() as files:
+        store = files.enter_context(closing(open_store(options, options.output, settings)))
+        ask_other = None if options.against is None else _other(options, questions, generation, others, files)
+        mine = _answered_by_bundle(options, questions, generation, store)
+        reports = {manifest.name: report_on(mine.values())}
+        if ask_other is not None:
+            name, other = ask_other()
+            name = f"{name} (against)" if name in reports else name
+            reports[name] = report_on(other.values())
     compared = None if other is None else compare(other, mine)
     if other is not None and compared is None:
         progress("warning: the two runs have no question in common that both answered and has a known answer")
@@ -134,49 +138,57 @@ def _bundle_settings(bundle: str | None) -> Settings:
 
 
 def _answered_by_bundle(
+    options: argparse.Namespace, questions: QuestionSet, generation: GenerationConfig, store: ResultStore
+) -> Results:
+    """The bundle named by options.model; it is not loaded where all is answered already."""
+    if is_done(options, questions, store):
+        return answered(options, questions, None, store)
+    model = BundleAnswering(
+        shared.load_model(options),
+        sampling_plan(options),
+        shared.pruning_config(options),
+        generation,
+        options.batch,
+        options.system,
+        options.add_system_prompt,
+        shared.media_limits(options),
+    )
+    return answered(options, questions, model, store)
+
+
+def _other(
     options: argparse.Namespace,
     questions: QuestionSet,
     generation: GenerationConfig,
     path: Path | None,
-    settings: Settings,
-) -> Results:
-    """The bundle named by options.model; it is not loaded where all is answered already."""
-    with closing(open_store(options, path, settings)) as store:
-        if is_done(options, questions, store):
-            return answered(options, questions, None, store)
-        model = BundleAnswering(
-            shared.load_model(options),
-            sampling_plan(options),
-            shared.pruning_config(options),
-            generation,
-            options.batch,
-            options.system,
-            options.add_system_prompt,
-            shared.media_limits(options),
-        )
-        return answered(options, questions, model, store)
+    files: ExitStack,
+) -> Callable[[], tuple[str, Results]]:
+    """What gives the name and the results of what this run is compared with.
 
-
-def _other(
-    options: argparse.Namespace, questions: QuestionSet, generation: GenerationConfig, path: Path | None
-) -> tuple[str, Results]:
-    """The name and the results of what this run is compared with."""
+    All that can be refused is refused at once: this run's own answers may take hours. files: closes what is opened.
+    """
     other = Path(options.against)
     if other.is_file():
-        settings, results = read_results(other)
-        for difference in differences(settings, settings_of(options, generation)):
-            if not difference.startswith(("model ", "bundle ", "checkpoint ")):
-                progress(f"warning: {other} was made with {difference}")
-        return str(settings.get("model", other.name)), results
+        read_before = _checked_results(options, generation, other)
+        return lambda: read_before
     if (other / "bundle.json").exists() or not is_checkpoint(other):
         their = argparse.Namespace(**{**vars(options), "model": options.against})
         settings = settings_of(options, generation) | _bundle_settings(options.against)
-        return str(settings["model"]), _answered_by_bundle(their, questions, generation, path, settings)
-    with tempfile.TemporaryDirectory() if path is None else nullcontext(str(path.parent)) as folder:
-        results_file = Path(folder) / (path.name if path is not None else "reference.jsonl")
-        answer_by_reference(other, results_file, _reference_arguments(options))
-        settings, results = read_results(results_file)
-    return str(settings["model"]), results
+        store = files.enter_context(closing(open_store(options, path, settings)))
+        return lambda: (str(settings["model"]), _answered_by_bundle(their, questions, generation, store))
+    if path is None:
+        path = Path(files.enter_context(tempfile.TemporaryDirectory())) / "reference.jsonl"
+    ask = reference_asker(other, path, _reference_arguments(options))
+    return lambda: _checked_results(options, generation, ask())
+
+
+def _checked_results(options: argparse.Namespace, generation: GenerationConfig, path: Path) -> tuple[str, Results]:
+    """The name and the results in a file of another run; a warning for what it was made with that differs."""
+    settings, results = read_results(path)
+    for difference in differences(settings, settings_of(options, generation)):
+        if not difference.startswith(("model ", "bundle ", "checkpoint ", "adapters ")):
+            progress(f"warning: {path} was made with {difference}")
+    return str(settings.get("model", path.name)), results
 
 
 def _reference_arguments(options: argparse.Namespace) -> list[str]:

@@ -58,7 +58,8 @@ def read(options: argparse.Namespace) -> QuestionSet:
     """The set asked for; says what it is, and which rows are none."""
     found = read_questions(options.data, options.format, options.media_root, options.limit, options.limit_seed)
     titles = ", ".join(form.title for form in found.formats)
-    progress(f"{len(found.asked):,} questions of {titles}")
+    count = len(found.asked)
+    progress(f"{count:,} question{'s' if count != 1 else ''} of {titles}")
     return found
 
 

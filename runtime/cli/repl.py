@@ -18,10 +18,10 @@ from ..chat import Chat
 from ..config import GenerationConfig
 from ..decode.generate import join
 from ..errors import ConfigError, Vl3EdgeError
-from ..prompt.boxes import boxes_question
+from ..prompt.boxes import box_lines, boxes_question
 from ..terminal import one_line, printable
 from ..vision.clip import Clip
-from .boxes import box_lines, boxes_problem
+from .boxes import boxes_problem
 from .labelling import check_json
 from .stderr import progress
 
@@ -146,7 +146,7 @@ class Conversation:
                 self._waiting = []
         if self._boxes:
             answer = join(said, [clip.source_size for turn in self._chat.turns for clip in turn.clips])
-            print("".join(f"{line}\n" for line in box_lines(answer)), end="", flush=True)
+            print("".join(f"{line}\n" for line in box_lines(answer.boxes)), end="", flush=True)
             if problem := boxes_problem(answer):
                 progress(problem)
 

@@ -19,12 +19,12 @@ from ..files import write_whole
 from ..inspect.boxes import drawn, picture_bytes, sheet
 from ..inspect.frames import Rgb, choose_shown
 from ..model import VideoLlama3
-from ..prompt.boxes import boxes_question, question_with_regions, read_boxes, region
+from ..prompt.boxes import box_lines, boxes_question, question_with_regions, read_boxes, region
 from ..terminal import printable
 from ..vision.clip import Clip
 from ..vision.opened_media import OpenedMedia
 from . import options as shared
-from .boxes import FRAMES_OF_SPAN, box_lines, boxes_problem, is_about_boxes
+from .boxes import FRAMES_OF_SPAN, boxes_problem, is_about_boxes
 from .labelling import check_json
 from .stderr import progress
 
@@ -126,7 +126,7 @@ class SingleQuestion:
         self._print("\n")
         answer = join(chunks, [clip.source_size for clip in clips])
         if self._asks_boxes:
-            self._print("".join(f"{line}\n" for line in box_lines(answer)))
+            self._print("".join(f"{line}\n" for line in box_lines(answer.boxes)))
             if problem := boxes_problem(answer):
                 progress(problem)
         for clip in clips:

@@ -24,7 +24,9 @@ from ..live.reader import LiveReader
 from ..live.session import Session
 from ..live.source import Reconnection, SourceOptions
 from ..live.watch import WatchConfig, watch
+from ..prompt.boxes import boxes_question
 from . import options as shared
+from .boxes import ASK_BOXES, boxes_problem
 from .labelling import add_labelling, add_prompt_file, labelled, read_prompt
 from .stderr import progress
 
@@ -47,7 +49,7 @@ def add_to(commands: Any) -> None:
     )
     add_prompt_file(parser, "-q")
     shared.add_system(parser)
-    asking = parser.add_argument_group("when to ask")
+    asking = parser.add_argument_group("what and when to ask")
     asking.add_argument("--every", type=float, metavar="S", help=f"every S seconds (default: {DEFAULT_EVERY_S:g})")
     asking.add_argument(
         "--on-change",
@@ -61,6 +63,7 @@ def add_to(commands: Any) -> None:
     asking.add_argument(
         "--keep-answers", action="store_true", help="let the model see its earlier answers (default: no)"
     )
+    asking.add_argument("--boxes", action="store_true", help=f"{ASK_BOXES}, in pixels of the frames")
     _add_source(parser)
     output = parser.add_argument_group("output")
     output.add_argument("--format", choices=FORMATS, default="text", help="default: text")
@@ -131,6 +134,7 @@ def run(options: argparse.Namespace) -> int:
             len(watch_config.questions) > 1,
             bool(options.output),
             generation.json_schema is not None,
+            options.boxes,
         )
         progress(f"{_when(watch_config)}; Ctrl-C ends the watch")
         try:
@@ -140,8 +144,9 @@ def run(options: argparse.Namespace) -> int:
                         progress(f"[{clock_text(item.time_s)}] {item.message}")
                     else:
                         writer.write(item, _state(reader, session))
-                        if item.chunk.finish_reason is not None and writer.error is not None:
-                            progress(f"[{clock_text(item.time_s)}] {writer.error}")
+                        if item.chunk.finish_reason is not None:
+                            for problem in _problems(writer, options.boxes):
+                                progress(f"[{clock_text(item.time_s)}] {problem}")
         finally:
             writer.interrupt(_state(reader, session))
             progress(_summary(reader, session, writer.num_answers))
@@ -158,7 +163,15 @@ def _watch_config(options: argparse.Namespace) -> WatchConfig:
         questions.append(read_prompt(options.prompt_file))
     if not questions:
         raise ConfigError("there is nothing to ask: give at least one question, with -q or --prompt-file")
+    if options.boxes:
+        questions = [*map(boxes_question, questions)]
     return WatchConfig(tuple(questions), every_s, change, options.keep_answers, options.duration)
+
+
+def _problems(writer: AnswerWriter, asks_boxes: bool) -> list[str]:
+    """What the last answer was to have and has not, in words."""
+    no_boxes = boxes_problem(writer.answer) if asks_boxes and writer.answer is not None else None
+    return [problem for problem in (writer.error, no_boxes) if problem is not None]
 
 
 def _when(watch_config: WatchConfig) -> str:

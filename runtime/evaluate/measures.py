@@ -93,11 +93,11 @@ def _value(text: str) -> float | None:
 
 
 def _open(read: str, wanted: str) -> bool:
-    """MMMU's: numbers to two decimals, words as a part of the answer."""
-    numbers = numbers_in(wanted)
-    if len(numbers) == 1 and _value(wanted) is not None:
+    """MMMU's: numbers to two decimals, words as a part of the answer, a single character as a word."""
+    numbers, words = numbers_in(wanted), normalized(wanted)
+    if len(numbers) == 1 and _value(wanted) is not None and not words.endswith("%"):
         return round(numbers[0], 2) in [round(number, 2) for number in numbers_in(read)]
-    return normalized(wanted) in normalized(read)
+    return contains_words(read, wanted) if len(words) == 1 else words in normalized(read)
 
 
 def _number(item: EvalItem, read: str, wanted: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -45,7 +46,7 @@ def read_questions(
     """The questions of files.
 
     format: a name of `FORMATS`; None tells each file's by the fields of its rows.
-    media_root: the folder of the media; None is each file's own.
+    media_root: the folder of the media; None is each file's own, and of benchmarks the one above, too.
     limit: at most so many, drawn from all of them by limit_seed, in the files' order.
     Raises ConfigError for a file that cannot be read, or whose form cannot be told.
     """
@@ -61,13 +62,20 @@ def read_questions(
             raise ConfigError(f"{file}: it has no rows")
         form = FORMATS[format] if format is not None else told_format(file, rows)
         formats[form.name] = form
-        found = _items(form, rows, MediaFinder(file, media_root))
+        found = _items(form, rows, MediaFinder(file, _roots(file, form, media_root)))
         asked += (replace(one, id=f"{file.stem}:{one.id}") for one in found) if len(files) > 1 else found
     asked = list(_unique(asked))
     if limit is not None and limit < len(asked):
         chosen = sorted(random.Random(limit_seed).sample(range(len(asked)), limit))
         asked = [asked[i] for i in chosen]
     return QuestionSet(tuple(formats.values()), tuple(asked))
+
+
+def _roots(file: Path, form: BenchmarkFormat, media_root: Path | None) -> Sequence[Path]:
+    """Archives of benchmarks often have the questions in a folder beside that of the videos."""
+    if media_root is not None:
+        return (media_root,)
+    return (file.parent,) if form is OWN else (file.parent, file.parent / os.pardir)
 
 
 def told_format(file: Path, rows: Sequence[TableRow]) -> BenchmarkFormat:

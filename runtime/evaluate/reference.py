@@ -9,10 +9,11 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..errors import ConfigError, Vl3EdgeError
+from .results import refuse_old_results
 
 _MODULE = "vl3edge.export.evaluate"
 
@@ -22,18 +23,28 @@ def is_checkpoint(folder: Path) -> bool:
     return (folder / "config.json").is_file() and not (folder / "bundle.json").exists()
 
 
-def answer_by_reference(checkpoint: Path, results: Path, arguments: Sequence[str]) -> None:
-    """Runs the reference over a set; `results` holds its answers when it ends.
+def reference_asker(checkpoint: Path, results: Path, arguments: Sequence[str]) -> Callable[[], Path]:
+    """What runs the reference over a set, and gives `results`, which holds its answers then.
 
-    arguments: options of `python -m vl3edge.export.evaluate`. Raises ConfigError without PyTorch, Vl3EdgeError if the
-    process ends without answers; what is wrong is on stderr by then.
+    arguments: options of `python -m vl3edge.export.evaluate`. Raises ConfigError without PyTorch, or for results that
+    are there already and are neither to be continued nor replaced. When it runs: Vl3EdgeError if the process ends
+    without answers; what is wrong is on stderr by then.
     """
     if importlib.util.find_spec("torch") is None:
         raise ConfigError(
             f"--against {checkpoint} is a checkpoint, which PyTorch answers, and that is not installed: pip install "
             "'vl3edge[export]', or give a bundle or a results file"
         )
+    if not {"--resume", "--retry-failed", "--force"} & set(arguments):
+        refuse_old_results(results)
     command = [sys.executable, "-m", _MODULE, str(checkpoint), *arguments, "-o", str(results)]
-    status = subprocess.run(command, check=False, stdin=subprocess.DEVNULL).returncode
-    if status not in (0, 1) or not results.is_file():  # 1: some questions failed, and are in the results
-        raise Vl3EdgeError(f"the reference answers of {checkpoint} could not be made (its process ended with {status})")
+
+    def ask() -> Path:
+        status = subprocess.run(command, check=False, stdin=subprocess.DEVNULL).returncode
+        if status not in (0, 1) or not results.is_file():  # 1: some questions failed, and are in the results
+            raise Vl3EdgeError(
+                f"the reference answers of {checkpoint} could not be made (its process ended with {status})"
+            )
+        return results
+
+    return ask

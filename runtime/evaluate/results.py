@@ -7,6 +7,7 @@ would make it itself: with another setting, scores would be of two runs at once.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -96,10 +97,9 @@ class ResultsFile(ResultStore):
         self.results = {}
         self._file = LockedFile(path, discard=force)
         try:
-            if self._file.size and not (keep or force):
-                raise ConfigError(
-                    f"{path} exists; continue it with --resume, replace it with --force, or choose another"
-                )
+            if not (keep or force):
+                refuse_old_results(path)
+                self._file.truncate(0)
             if keep:
                 self._file.truncate(self._read(path, settings))
             if force or not self._file.size:
@@ -137,6 +137,18 @@ class ResultsFile(ResultStore):
     def close(self) -> None:
         """Unlocks the file for other processes."""
         self._file.close()
+
+
+def refuse_old_results(path: Path) -> None:
+    """Raises ConfigError for a file that holds anything but the first line of a run that answered nothing."""
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        first, more = file.readline(), file.read(1)
+    with contextlib.suppress(ConfigError):
+        if not first or (not more and _settings_of(path, first)):
+            return
+    raise ConfigError(f"{path} exists; continue it with --resume, replace it with --force, or choose another")
 
 
 def read_results(path: Path) -> tuple[Settings, dict[str, EvalResult]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import io
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -84,11 +85,14 @@ def _lines(path: Path) -> Iterator[TableRow]:
 
 def _csv(path: Path) -> Iterator[TableRow]:
     csv.field_size_limit(1 << 28)
-    lines = _text(path).splitlines(keepends=True)
-    rows = csv.DictReader(lines, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-    for number, row in enumerate(rows, 1):
-        values = {name: value for name, value in row.items() if name is not None and value is not None}
-        yield TableRow(f"row {number}", values)
+    content = io.StringIO(_text(path))  # `splitlines` would split at rare characters inside a field, too
+    rows = csv.DictReader(content, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+    try:
+        for number, row in enumerate(rows, 1):
+            values = {name: value for name, value in row.items() if name is not None and value is not None}
+            yield TableRow(f"row {number}", values)
+    except csv.Error as e:  # of a zero byte, before Python 3.11
+        raise ConfigError(f"{path}: it is no table ({e})") from e
 
 
 def _charades(path: Path) -> Iterator[TableRow]:

@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, TextIO
 
-from ..decode.generate import Chunk, join
+from ..decode.generate import Answer, Chunk, join
 from ..errors import Vl3EdgeError
+from ..prompt.boxes import box_lines, read_boxes
 from ..terminal import one_line, printable
 from .watch import AnswerPart, Cause
 
@@ -39,6 +40,8 @@ class AnswerRecord:
 
     cause: why it was asked ("time", "change", "end"). finish_reason: "stop", "length", or "interrupted" by the user.
     seconds: that it took. data: the answer's value, where it had to fit a JSON schema; error: why it has none.
+    width_px, height_px: of the newest frame. boxes: as `BoxReading.to_json` has them, in pixels of the frames, with
+    boxes_note if there is one.
     """
 
     source: str
@@ -53,13 +56,18 @@ class AnswerRecord:
     dropped_frames: int
     forgotten_frames: int
     seconds: float
+    width_px: int
+    height_px: int
+    boxes: list[dict[str, Any]]
+    boxes_note: str | None = None
     data: Any = None
     error: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Its fields, without those that only answers of a JSON schema have, where it has none."""
+        """Its fields, without those that only some answers have, where it has none."""
         values = asdict(self)
-        return {name: value for name, value in values.items() if name not in ("data", "error") or value is not None}
+        rare = ("boxes_note", "data", "error")
+        return {name: value for name, value in values.items() if name not in rare or value is not None}
 
 
 class AnswerWriter:
@@ -68,7 +76,8 @@ class AnswerWriter:
     source: what records call it.
     format: one of FORMATS. name_questions: whether text names the question before each answer.
     on_disk: whether the stream is a file, which is then synced after each answer. has_schema: whether answers have to
-    be JSON. error: of the last answer, why it is none.
+    be JSON. names_boxes: whether text has a line for each box after the answer. answer: the last one that is complete;
+    error: why it is no JSON.
     """
 
     def __init__(
@@ -79,6 +88,7 @@ class AnswerWriter:
         name_questions: bool,
         on_disk: bool,
         has_schema: bool = False,
+        names_boxes: bool = False,
     ) -> None:
         self._source = source
         self._stream = stream
@@ -86,8 +96,10 @@ class AnswerWriter:
         self._name_questions = name_questions
         self._on_disk = on_disk
         self._has_schema = has_schema
+        self._names_boxes = names_boxes
         self._first: AnswerPart | None = None  # of the answer that is being written
         self._chunks: list[Chunk] = []
+        self.answer: Answer | None = None
         self.error: str | None = None
         self._begin_s = 0.0
         self.num_answers = 0
@@ -115,26 +127,34 @@ class AnswerWriter:
     def _end(self, finish_reason: str, state: WatchState) -> None:
         assert self._first is not None
         self.num_answers += 1
-        data = None
-        if self._has_schema and self._chunks[-1].finish_reason is not None:
+        sizes = self._first.source_sizes
+        text = "".join(chunk.text for chunk in self._chunks)
+        reading, data = read_boxes(text, sizes), None
+        if self._chunks[-1].finish_reason is not None:
+            self.answer = join(self._chunks, sizes)
             try:
-                data = join(iter(self._chunks)).json()
+                data = self.answer.json() if self._has_schema else None
             except Vl3EdgeError as e:
                 self.error = str(e)
         if self._format == "text":
-            self._stream.write(" …\n" if finish_reason == "interrupted" else "\n")
+            lines = box_lines(reading.boxes) if self._names_boxes else []
+            self._stream.write("\n".join([" …" if finish_reason == "interrupted" else "", *lines, ""]))
         else:
+            height, width = sizes[-1] if sizes else (0, 0)
             record = AnswerRecord(
                 source=self._source,
                 time_s=round(self._first.time_s, 3),
                 at=datetime.now().astimezone().isoformat(timespec="seconds"),
                 question=self._first.question,
-                answer="".join(chunk.text for chunk in self._chunks),
+                answer=text,
                 finish_reason=finish_reason,
                 cause=self._first.cause,
                 seconds=round(time.monotonic() - self._begin_s, 3),
+                width_px=width,
+                height_px=height,
                 data=data,
                 error=self.error,
+                **reading.to_json(),
                 **asdict(state),
             )
             self._stream.write(json.dumps(record.to_json(), ensure_ascii=False) + "\n")

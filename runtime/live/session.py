@@ -15,9 +15,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..config import GenerationConfig, SamplingPlan
-from ..decode.generate import Chunk, Generator
+from ..decode.generate import Answer, Chunk, Generator, join
 from ..errors import ContextLengthError, MediaError, Vl3EdgeError
 from ..media.video import VideoSource, open_video
+from ..prompt.boxes import Size
 from ..prompt.chat_template import VisualSlot, media_items
 from ..prompt.splice import SplicedPrompt, VisualTokens, common_prefix, splice
 from ..prompt.tokenizer import Tokenizer
@@ -103,6 +104,11 @@ class Session:
         """Frames in the context."""
         return self.num_seen - self.dropped_frames
 
+    @property
+    def source_sizes(self) -> tuple[Size, ...]:
+        """Height and width in pixels, as they were pushed, of the frames in the context; what boxes are told in."""
+        return tuple(placed.entry.source_size for placed in self._placed if isinstance(placed.entry, FrameEntry))
+
     def push(self, frame: np.ndarray, timestamp_s: float) -> FrameReport:
         """Shows the model the next frame, uint8 [H, W, 3] RGB, and its time in seconds; ends an unfinished answer.
 
@@ -116,7 +122,7 @@ class Session:
         _check_frame(frame)
         clock = self._clock.follow(timestamp_s)
         assert clock.last_s is not None  # it has followed
-        entry = FrameEntry(clock.last_s)
+        entry = FrameEntry(clock.last_s, frame.shape[:2])
         frames = self._frames or self._open_frames(*frame.shape[:2])
         notes = self._notes(frame, frames, timestamp_s, clock)
         self._make_room(entry, frames.max_tokens, self._room_for_frames)
@@ -162,6 +168,11 @@ class Session:
         limit = min(wanted, self.max_tokens - len(prompt) - prefix)
         chunks = self._generator.stream(prompt, replace(config, max_new_tokens=limit))
         return self._answer(entry, prompt, chunks, keep, self._run)
+
+    def answer(self, question: str, config: GenerationConfig | None = None, keep: bool = True) -> Answer:
+        """The whole answer, with its boxes in pixels of the frames as they were pushed; see `ask`."""
+        chunks = self.ask(question, config, keep)
+        return join(chunks, self.source_sizes)
 
     def prompt(self, question: str) -> SplicedPrompt:
         """What `ask` would begin with. The visual tokens themselves are not in it: they are in the KV cache."""

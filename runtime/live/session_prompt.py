@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..errors import ConfigError
+from ..prompt.boxes import Size
 from ..prompt.chat_template import MediaItem, Piece, PromptTemplate, VisualSlot, with_system
 from ..prompt.messages import conversation_pieces
 
@@ -21,9 +22,10 @@ _ANSWER = -1  # no token's id: where the previous answer stood
 
 @dataclass(frozen=True)
 class FrameEntry:
-    """A frame and the time it stands for, in seconds."""
+    """A frame and the time it stands for, in seconds. source_size: of the frame as it was pushed."""
 
     timestamp_s: float
+    source_size: Size
 
 
 @dataclass(frozen=True)

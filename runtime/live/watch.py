@@ -14,6 +14,7 @@ from typing import Literal
 from ..config import GenerationConfig
 from ..decode.generate import Chunk
 from ..errors import ConfigError, MediaError
+from ..prompt.boxes import Size
 from .change import ChangeDetector
 from .events import LiveEvent
 from .reader import LiveFrame, LiveReader
@@ -56,12 +57,16 @@ class WatchConfig:
 
 @dataclass(frozen=True)
 class AnswerPart:
-    """A piece of an answer about everything up to `time_s`; its last chunk has a finish_reason."""
+    """A piece of an answer about everything up to `time_s`; its last chunk has a finish_reason.
+
+    source_sizes: height and width in pixels of the frames it is about; what boxes are told in.
+    """
 
     time_s: float
     question: str
     cause: Cause
     chunk: Chunk
+    source_sizes: tuple[Size, ...] = ()
 
 
 def watch(
@@ -139,8 +144,10 @@ class _Watch:
     def _ask(self, cause: Cause) -> Iterator[AnswerPart]:
         time_s = self._asked_s = self._seen_s or 0.0
         for question in self._watch_config.questions:
-            for chunk in self._session.ask(question, self._config, self._watch_config.keep):
-                yield AnswerPart(time_s, question, cause, chunk)
+            chunks = self._session.ask(question, self._config, self._watch_config.keep)
+            sizes = self._session.source_sizes
+            for chunk in chunks:
+                yield AnswerPart(time_s, question, cause, chunk, sizes)
                 if self._stopped() and chunk.finish_reason is None:
                     return
 

@@ -10,7 +10,7 @@ video is not applied, as the model does not see it either.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from math import ceil, floor
 from typing import Any
@@ -87,6 +87,11 @@ def read_boxes(text: str, sizes: Sequence[Size]) -> BoxReading:
     total = len(found) + len(wrong)
     note = f"{len(wrong)} of {total} {'box' if total == 1 else 'boxes'} cannot be used: {wrong[0]}" if wrong else None
     return BoxReading(tuple(_placed(label, edges, *places) for label, edges in found), note)
+
+
+def box_lines(boxes: Iterable[Box]) -> list[str]:
+    """Every box in the form that --box takes, after what is in it."""
+    return [f"{one_line(box.label or 'box')}: {box.x0},{box.y0},{box.x1},{box.y1}" for box in boxes]
 
 
 def boxes_question(question: str) -> str:

@@ -19,7 +19,8 @@ _MAX_STOPS = 16
 _SAMPLING = ("fps", "max_frames", "start_s", "end_s", "source_fps")
 _PRUNING = tuple(field.name for field in fields(PruningConfig) if field.name != "enabled")
 _GENERATION = ("temperature", "top_p", "top_k", "repetition_penalty", "seed")
-_OWN = (*_SAMPLING, *_PRUNING, "pruning", "add_system_prompt")
+CLIP_FIELDS = (*_SAMPLING, *_PRUNING, "pruning")
+_OWN = (*CLIP_FIELDS, "add_system_prompt")
 _TAKEN = ("model", "messages", "stream", "stream_options", "stop", "response_format", "max_tokens")
 # What changes nothing here; and what is allowed where it asks for nothing.
 _IGNORED = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls")
@@ -34,6 +35,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "tool_choice": ("none", "auto"),
     "modalities": (["text"],),
 }
+_MESSAGE = ("role", "content", "name", "refusal", "annotations", "reasoning_content")
 _KINDS: dict[str, MediaKind] = {"image_url": "image", "video_url": "video"}
 _ROLES = {"developer": "system", "system": "system", "user": "user", "assistant": "assistant"}
 
@@ -114,6 +116,13 @@ def _taken(given: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     return {name: given[name] for name in names if name in given}
 
 
+def check_known(given: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
+    """Raises ConfigError for a field that is not known, and is not empty as what clients send back of an answer."""
+    for name, value in given.items():
+        if name not in known and value is not None and value != []:
+            raise ConfigError(f"unknown field {name[:60]!r} in {where}; there are {', '.join(known)}")
+
+
 def _check_names(given: Mapping[str, Any]) -> None:
     for name, value in given.items():
         if name in _NEUTRAL and value not in _NEUTRAL[name]:
@@ -135,26 +144,31 @@ def _messages(messages: Any) -> list[dict[str, Any]]:
 
 
 def _message(message: Any) -> dict[str, Any]:
-    if not isinstance(message, Mapping) or message.get("role") not in _ROLES:
+    role = message.get("role") if isinstance(message, Mapping) else None
+    if not isinstance(role, str) or role not in _ROLES:
         raise ConfigError(f"each message must be an object with a role of {', '.join(_ROLES)}")
+    check_known(message, _MESSAGE, "a message")
     content = message.get("content")
     if isinstance(content, list):
         content = [_part(part) for part in content]
-    elif content is None and message["role"] == "assistant":
+    elif content is None and role == "assistant":
         content = ""
     elif not isinstance(content, str):
         raise ConfigError("content must be a string or a list of parts")
-    return {"role": _ROLES[message["role"]], "content": content}
+    return {"role": _ROLES[role], "content": content}
 
 
 def _part(part: Any) -> dict[str, Any]:
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind == "text" and isinstance(part.get("text"), str):
+        check_known(part, ("type", "text"), "a part of type text")
         return {"type": "text", "text": part["text"]}
-    if kind in _KINDS:
+    if isinstance(kind, str) and kind in _KINDS:
+        check_known(part, ("type", kind), f"a part of type {kind}")
         link = part.get(kind)
         url = link.get("url") if isinstance(link, Mapping) else link
         if isinstance(url, str) and url:
+            check_known(link if isinstance(link, Mapping) else {}, ("url", "detail"), kind)
             return {"type": _KINDS[kind], _KINDS[kind]: MediaPart(_KINDS[kind], url)}
         raise ConfigError(f'a part of type {kind} needs {kind}: {{"url": …}}')
     raise ConfigError('a part must be {"type": "text", "text": …}, or of type image_url or video_url')
@@ -179,17 +193,21 @@ def _flag(given: Mapping[str, Any], name: str, default: bool = False) -> bool:
 def _include_usage(options: Any) -> bool:
     if not isinstance(options, Mapping):
         raise ConfigError("stream_options must be an object")
+    check_known(options, ("include_usage", "include_obfuscation"), "stream_options")
     return _flag(options, "include_usage")
 
 
 def _schema(wanted: Any) -> dict[str, Any] | None:
     kind = wanted.get("type") if isinstance(wanted, Mapping) else None
+    if kind is not None:
+        check_known(wanted, ("type", "json_schema"), "response_format")
     if kind == "text":
         return None
     if kind == "json_object":
         return ANY_OBJECT
     named = wanted.get("json_schema") if kind == "json_schema" else None
     schema = named.get("schema") if isinstance(named, Mapping) else None
-    if not isinstance(schema, dict):
+    if named is None or not isinstance(schema, dict):
         raise ConfigError("response_format must be of type text, json_object, or json_schema with a schema")
+    check_known(named, ("name", "description", "schema", "strict"), "json_schema")
     return schema

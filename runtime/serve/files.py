@@ -13,7 +13,7 @@ from ..errors import ConfigError
 from ..inspect.frames import data_uri
 from .admission import Admission
 from .api_error import ApiError
-from .chat_request import pruning_config, sampling_plan
+from .chat_request import CLIP_FIELDS, check_known, pruning_config, sampling_plan
 from .clips import Clips, PreparedClip
 from .request_body import unless_gone
 from .sources.uploads import StoredFile, Uploads
@@ -56,6 +56,7 @@ class Files:
         """What the model sees of an upload; `kind`, and our fields for sampling and pruning, in the query."""
         file_id, given = request.path_params["file_id"], _numbers(dict(request.query_params))
         self._uploads.get(file_id)
+        check_known(given, ("kind", *CLIP_FIELDS), "the query")
         kind = given.pop("kind", "video")
         if kind not in get_args(MediaKind):
             raise ConfigError(f"kind must be 'image' or 'video', not {kind!r}")

@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Callable
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
@@ -70,8 +70,8 @@ class Guard:
 
     def check_key(self, key: str) -> None:
         """Raises ApiError for any other key than the server's."""
-        wanted = self._settings.api_key
-        if wanted is not None and not secrets.compare_digest(key.encode(), wanted.encode()):
+        wanted, given = self._settings.api_key, key.encode("utf-8", "replace")  # JSON may have what is no text
+        if wanted is not None and not secrets.compare_digest(given, wanted.encode()):
             raise ApiError(401, "this server wants its API key: Authorization: Bearer KEY", code="invalid_api_key")
 
     def most_bytes(self, path: str) -> int:
@@ -100,10 +100,10 @@ class Guard:
     def _check_page(self, scope: Scope, headers: Headers) -> None:
         """Pages of other sites may neither use this server through a visitor's browser, nor call it by their name."""
         host = headers.get("host", "")
-        if self._settings.is_local and (urlsplit(f"//{host}").hostname or "") not in _LOCAL:
+        if self._settings.is_local and (_parts(f"//{host}").hostname or "") not in (*_LOCAL, self._settings.host):
             raise ApiError(403, "this server answers to localhost alone: start it with --host for others")
         origin = headers.get("origin")
-        if origin is not None and scope.get("method") != "GET" and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and scope.get("method") != "GET" and _parts(origin).netloc.lower() != host.lower():
             raise ApiError(403, "requests from the pages of other sites are refused")
 
     def _check_length(self, path: str, headers: Headers) -> None:
@@ -119,6 +119,14 @@ class Guard:
             await send(message)
 
         return noted
+
+
+def _parts(address: str) -> SplitResult:
+    """Of what a header names. Raises ApiError for what is no address."""
+    try:
+        return urlsplit(address)
+    except ValueError as e:
+        raise ApiError(400, "the header Host or Origin is no address") from e
 
 
 def too_large(most_bytes: int) -> ApiError:

@@ -2,8 +2,8 @@
 
 The client begins with {"type": "start"}, with `key` where the server has one, and perhaps `system` and `threshold`.
 Then every binary message is a frame (JPEG, PNG, WebP), and {"type": "ask", "text": …} a question about what was seen;
-{"type": "stop"} ends its answer. The server says ready, frame, answer, end, error. While the model is at work the
-newest frame alone is kept, and the others are counted as dropped.
+{"type": "stop"} ends what was asked before. The server says ready, frame, answer, end (with the boxes of the answer),
+error. While the model is at work the newest frame alone is kept, and the others are counted as dropped.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import json
 import time
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -24,7 +25,9 @@ from ..live.session import Session
 from ..media.addresses import Fetched
 from ..media.image import load_image
 from ..media.limits import MediaLimits
+from ..prompt.boxes import read_boxes
 from .api_error import ApiError, as_api_error
+from .chat_request import check_known
 from .guard import Guard
 from .metrics import Metrics
 from .served_model import ServedModel
@@ -32,6 +35,7 @@ from .settings import ServeSettings
 
 _MAX_MESSAGE = 8 << 20
 _MAX_QUESTION = 1 << 16
+_MAX_WAITING = 16
 _CONTEXT_TOKENS = 8192
 
 
@@ -66,8 +70,9 @@ class LiveSessions:
     def _check(self, start: Any) -> None:
         if not isinstance(start, dict) or start.get("type") != "start":
             raise ConfigError('a live session begins with {"type": "start"}')
+        check_known(start, ("type", "key", "system", "threshold"), "the start")
         key = start.get("key", "")
-        self._guard.check_key(key if isinstance(key, str) else "")
+        self._guard.check_key(key.strip() if isinstance(key, str) else "")
         if self.open >= self._settings.live_sessions:
             raise ApiError(429, f"all {self._settings.live_sessions} places for cameras are taken: try again later")
 
@@ -84,9 +89,10 @@ class _LiveSession:
         self._thread = ThreadPoolExecutor(1, "vl3edge-live")
         self._news = asyncio.Event()
         self._frame: tuple[bytes, float] | None = None
-        self._question: dict[str, Any] | None = None
+        self._questions: deque[dict[str, Any]] = deque()
+        self._asked = self._answered = self._stopped = 0  # questions so far; the last that is not wanted any more
         self._dropped = 0
-        self._is_stopped = self._is_over = False
+        self._is_over = False
 
     async def run(self, start: dict[str, Any]) -> None:
         session = await self._do(lambda: self._opened(start))
@@ -98,13 +104,16 @@ class _LiveSession:
                 self._news.clear()
                 if self._frame is not None:
                     await self._see(session)
-                if self._question is not None:
+                if self._questions:
                     await self._answer(session)
         finally:
-            self._is_stopped = self._is_over = True
+            self._end()
             receiving.cancel()
             await asyncio.wait({receiving})
             self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _end(self) -> None:
+        self._stopped, self._is_over = self._asked, True
 
     def _opened(self, start: dict[str, Any]) -> Session:
         threshold = start.get("threshold")
@@ -123,16 +132,20 @@ class _LiveSession:
                     self._dropped += self._frame is not None
                     self._frame = message, time.monotonic() - begin
                 elif isinstance(message, dict) and message.get("type") == "ask":
-                    self._question, self._is_stopped = message, False
+                    if len(self._questions) < _MAX_WAITING:
+                        self._questions.append(message)
+                        self._asked += 1
+                    else:
+                        await self._send(_error(ConfigError(f"{_MAX_WAITING} questions wait: ask when they are done")))
                 elif isinstance(message, dict) and message.get("type") == "stop":
-                    self._is_stopped = True
+                    self._stopped = self._asked
                 else:
                     await self._send(_error(ConfigError("a message must be a frame, or of type ask or stop")))
                 self._news.set()
         except (WebSocketDisconnect, RuntimeError):
-            self._is_stopped = self._is_over = True
+            self._end()
         except ConfigError as e:
-            self._is_stopped = self._is_over = True
+            self._end()
             await self._send(_error(e))
         finally:
             self._news.set()
@@ -156,21 +169,25 @@ class _LiveSession:
             await self._send({"type": "frame", **seen, **in_context})
 
     async def _answer(self, session: Session) -> None:
-        assert self._question is not None
-        asked, self._question = self._question, None
+        asked = self._questions.popleft()
+        self._answered += 1
+        number = self._answered
+        if self._questions:  # after a frame, if one waits
+            self._news.set()
         pieces: asyncio.Queue[str | None] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
-        def answer() -> str:
+        def answer() -> dict[str, Any]:
+            check_known(asked, ("type", "text", "max_tokens"), "the question")
             text = asked.get("text")
             if not isinstance(text, str) or not 0 < len(text) <= _MAX_QUESTION:
                 raise ConfigError("a question is a text, and not an endless one")
             if session.num_frames == 0:
                 raise ConfigError("there is no frame yet: send one before you ask")
-            reason, last_s, is_first = "stop", time.monotonic(), True
+            said, reason, last_s, is_first = "", "stop", time.monotonic(), True
             with self._model.decoder_turns:
                 chunks = session.ask(text, GenerationConfig(max_new_tokens=asked.get("max_tokens")), keep=False)
-            while not self._is_stopped:
+            while number > self._stopped:
                 with self._model.decoder_turns:
                     chunk = next(chunks, None)
                 if chunk is None:
@@ -178,10 +195,12 @@ class _LiveSession:
                 now = time.monotonic()
                 self._metrics.token(now - last_s, is_first)
                 last_s, is_first, reason = now, False, chunk.finish_reason or reason
+                said += chunk.text
                 loop.call_soon_threadsafe(pieces.put_nowait, chunk.text)
             with self._model.decoder_turns:
                 getattr(chunks, "close", lambda: None)()
-            return "cancelled" if self._is_stopped else reason
+            reason = "cancelled" if number <= self._stopped else reason
+            return {"reason": reason, **read_boxes(said, session.source_sizes).to_json()}
 
         work = asyncio.ensure_future(self._do(answer))
         work.add_done_callback(lambda _: pieces.put_nowait(None))
@@ -189,7 +208,7 @@ class _LiveSession:
             if piece:
                 await self._send({"type": "answer", "text": piece})
         try:
-            await self._send({"type": "end", "reason": await work})
+            await self._send({"type": "end", **await work})
         except (WebSocketDisconnect, RuntimeError):
             raise
         except Exception as e:

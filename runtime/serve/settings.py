@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,10 +70,14 @@ class ServeSettings:
             raise ConfigError(f"--media-root {self.media_root}: there is no such folder")
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ConfigError("TLS needs both files: --tls-certificate and --tls-key")
+        if self.tls_certificate is not None and self.tls_key is not None:
+            _check_tls(self.tls_certificate, self.tls_key)
         if self.api_key is not None and (not self.api_key.isascii() or not self.api_key.isprintable()):
             raise ConfigError("the API key must be of printable ASCII characters: it is sent in a header")
         if self.api_key is not None and not self.api_key.strip():
             raise ConfigError("the API key is empty: leave it out, or give one")
+        if self.api_key is not None and self.api_key != self.api_key.strip():
+            raise ConfigError("the API key has spaces around it, which no client can send: take them away")
 
     @property
     def is_local(self) -> bool:
@@ -81,3 +86,21 @@ class ServeSettings:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return self.host == "localhost"
+
+
+def _check_tls(certificate: Path, key: Path) -> None:
+    """uvicorn would read the files late, and ask the terminal for a key's password. Raises ConfigError."""
+
+    def no_password() -> str:
+        raise ConfigError(f"{key}: the key is encrypted: give one without a password")
+
+    for file in (certificate, key):
+        try:
+            file.read_bytes()
+        except OSError as e:
+            raise ConfigError(f"{file}: {e.strerror}") from e
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, no_password)
+    except (ssl.SSLError, ValueError) as e:
+        why = (getattr(e, "reason", None) or str(e)).replace("_", " ").lower()
+        raise ConfigError(f"{certificate} and {key} are no certificate and its key in PEM: {why}") from e

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import base64
 import io
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
+
+try:
+    import httpx2 as httpx  # openai 3 brings it, the versions before bring httpx
+except ImportError:
+    httpx = pytest.importorskip("httpx")
 
 CLIP = Path(__file__).resolve().parents[1] / "fixtures" / "demo_clip.mp4"
 SAID = "A red square on a checkered ground. It waits, moves right, turns down and stops."
@@ -33,3 +40,15 @@ def user(text: str, *media: tuple[str, str]) -> dict[str, Any]:
 
 def about_clip(text: str = "Describe this video.", url: str | None = None) -> list[dict[str, Any]]:
     return [user(text, ("video", url or data_url(CLIP.read_bytes())))]
+
+
+def tls_files(folder: Path, *options: str) -> tuple[Path, Path]:
+    """A certificate of one's own, and its key."""
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-days", "2", "-subj", "/CN=localhost",
+               "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate]  # fmt: skip
+    try:
+        subprocess.run([*command, *(options or ("-nodes",))], check=True, capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("openssl is not installed")
+    return certificate, key

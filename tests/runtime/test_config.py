@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,11 @@ WRONG: list[tuple[type, str, Any]] = [
     (SamplingPlan, "max_frames", np.zeros(2)),
     (SamplingPlan, "start_s", "0:10"),
     (SamplingPlan, "end_s", b"1"),
+    (SamplingPlan, "end_s", 10**400),
+    (SamplingPlan, "start_s", Fraction(10**400, 3)),
+    (PruningConfig, "threshold", 10**400),
+    (GenerationConfig, "temperature", 10**400),
+    (GenerationConfig, "repetition_penalty", 10**400),
     (SamplingPlan, "rule", None),
     (PruningConfig, "threshold", None),
     (PruningConfig, "threshold", "high"),

@@ -62,8 +62,8 @@ def texts(value: Any, name: str) -> tuple[str, ...]:
 
     Raises ValueError.
     """
-    if isinstance(value, str):
-        value = _written(value)
+    if isinstance(value, str) and (listed := _written_list(value)) is not None:
+        value = listed
     if isinstance(value, str | int | float):
         value = [value]
     if not isinstance(value, Sequence) or not value or not all(isinstance(v, str | int | float) for v in value):
@@ -71,9 +71,9 @@ def texts(value: Any, name: str) -> tuple[str, ...]:
     return tuple(str(v) for v in value)
 
 
-def _written(text: str) -> Any:
+def _written_list(text: str) -> list[Any] | None:
     if not text.lstrip().startswith("["):
-        return text
+        return None
     for parse in (ast.literal_eval, json.loads):
         try:
             found = parse(text.strip())
@@ -81,13 +81,22 @@ def _written(text: str) -> Any:
             continue
         if isinstance(found, list):
             return found
-    return text
+    return None
 
 
 def answers_of(row: Values, *names: str) -> tuple[str, ...]:
-    """All right answers; none where the field is missing or empty, as in test sets."""
+    """All right answers; none where the field is missing or empty, as in test sets.
+
+    A text is one answer, but for a written list of quoted texts, as MMMU has them: of ChartQA's "[42.47, 54.91]" and
+    MathVista's "[2007, 2008]" a half is wrong.
+    """
     value = next((row[name] for name in names if row.get(name) is not None), None)
-    return () if value is None or value in ("", []) else texts(value, names[0])
+    if value is None or value in ("", []):
+        return ()
+    if isinstance(value, str):
+        listed = _written_list(value)
+        return tuple(listed) if listed and all(isinstance(one, str) for one in listed) else (value,)
+    return texts(value, names[0])
 
 
 def unlettered(options: Sequence[str]) -> tuple[str, ...]:
@@ -99,10 +108,10 @@ def unlettered(options: Sequence[str]) -> tuple[str, ...]:
 
 
 def letter_of_text(answer: Any, options: Sequence[str]) -> str:
-    """Raises ValueError for an answer that is none of the options."""
-    if answer not in options:
+    """answer: a text, or a number as JSON has it. Raises ValueError for one that is none of the options."""
+    if str(answer) not in options:
         raise ValueError(f"its answer {answer!r} is none of its options")
-    return LETTERS[list(options).index(answer)]
+    return LETTERS[list(options).index(str(answer))]
 
 
 def letter_of_index(answer: Any, options: Sequence[str]) -> str:

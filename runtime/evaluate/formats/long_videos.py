@@ -56,7 +56,9 @@ def _mlvu(row: Values, find: MediaFinder, number: str) -> Iterator[EvalItem]:
         options=options,
         answers=known(
             row.get("answer"),
-            lambda answer: letter_of_text(answer, options) if answer in options else letter_of(answer, len(options)),
+            lambda answer: (
+                letter_of_text(answer, options) if str(answer) in options else letter_of(answer, len(options))
+            ),
         ),
         group=group_of(row, "task_type", "question_type"),
     )
@@ -81,13 +83,16 @@ def _longvideobench(row: Values, find: MediaFinder, number: str) -> Iterator[Eva
 
 
 def _lvbench(row: Values, find: MediaFinder, number: str) -> Iterator[EvalItem]:
-    """The authors' rows are videos with their questions; lmms-eval's are questions. Options stand in the question."""
+    """The authors' rows are videos with their questions; lmms-eval's are questions. Options stand in the question, or
+    beside it."""
     video = find.video(first_of(row, "key", "video_path"), "all_videos")
     asked = row.get("qa", [row])
     if not isinstance(asked, list):
         raise ValueError("'qa' is not a list")
     for place, entry in enumerate(asked, 1):
         question = text_of(entry, "question")
+        if entry.get("options"):
+            question = f"{question}\n{prompts.bracketed(unlettered(texts(entry['options'], 'options')))}".rstrip()
         options = options_in(question)
         kinds = entry.get("question_type")
         yield EvalItem(

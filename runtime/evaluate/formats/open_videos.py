@@ -36,8 +36,7 @@ def _activitynetqa(row: Values, find: MediaFinder, number: str) -> Iterator[Eval
     """The authors have the answers in a file of their own: `test_a.json` beside `test_q.json`."""
     question, place = text_of(row, "question"), str(row["question_id"])
     if "answer" not in row:
-        others = find.beside(f"{find.data.stem.removesuffix('_q')}_a.json") or []
-        row = {**row, **next((entry for entry in others if str(entry.get("question_id")) == place), {})}
+        row = {**row, **find.rows_beside(f"{find.data.stem.removesuffix('_q')}_a.json", "question_id").get(place, {})}
     kind = str(row.get("type", ""))
     video = str(row["video_name"])
     yield EvalItem(

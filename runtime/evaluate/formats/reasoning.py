@@ -89,7 +89,7 @@ def _mathvista(row: Values, find: MediaFinder, number: str) -> Iterator[EvalItem
         question=question,
         measure=measure,
         options=options if kind == "choice" else (),
-        answers=known(row.get("answer"), lambda given: letter_of_text(str(given), options))
+        answers=known(row.get("answer"), lambda given: letter_of_text(given, options))
         if kind == "choice"
         else answers_of(row, "answer"),
         precision=digits if kind == "float" else 0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -39,26 +40,49 @@ _MVBENCH_FOLDERS = {
     "vlnqa": ("egocentric_navigation",),
     "tvqa/frames_fps3_hq": ("episodic_reasoning",),
 }
+_MVBENCH_CUT = {
+    "star/Charades_v1_480": "star/Charades_segment",
+    "sta/sta_video": "sta/sta_video_segment",
+    "tvqa/frames_fps3_hq": "tvqa/video_fps3_hq_segment",
+    "ssv2_video": "ssv2_video_mp4",
+    "nturgbd": "nturgbd_convert",
+}
+"""The same in the hub's branch `video`, which lmms-eval takes: parts of videos are files of their own there."""
 _NEXTQA_KINDS = {"C": "causal", "T": "temporal", "D": "descriptive"}
 
 
 def _mvbench(row: Values, find: MediaFinder, number: str) -> Iterator[EvalItem]:
     """A file has one task, and its name tells the folder of its videos. Folders of frames are read at 3 a second."""
     question, options = text_of(row, "question"), texts(row["candidates"], "candidates")
-    task = find.data.stem
+    task, start, end = find.data.stem, _seconds(row.get("start")), _seconds(row.get("end"))
     folder = next((name for name, tasks in _MVBENCH_FOLDERS.items() if task in tasks), "")
+    video = find.video(row["video"], f"video/{folder}", folder, f"data0613/{folder}")
+    if folder in _MVBENCH_CUT and not os.path.exists(video):
+        cut = _cut_video(row, find, _MVBENCH_CUT[folder])
+        if os.path.exists(cut):
+            video, start, end = cut, None, None
     yield EvalItem(
         id=number,
-        **about(find.video(row["video"], f"video/{folder}", folder), prompts.choice(question, options)),
+        **about(video, prompts.choice(question, options)),
         question=question,
         measure="choice",
         options=options,
         answers=known(row.get("answer"), lambda answer: letter_of_text(answer, options)),
         group=task.replace("_", " "),
-        start_s=_seconds(row.get("start")),
-        end_s=_seconds(row.get("end")),
+        start_s=start,
+        end_s=end,
         kind="video",
     )
+
+
+def _cut_video(row: Values, find: MediaFinder, folder: str) -> str:
+    """The part of a video that a row is about, as a file by its own name, or by the video's with the seconds."""
+    name = str(row["video"])
+    whole = find.video(name, f"video/{folder}", folder)
+    if os.path.exists(whole) or row.get("start") is None:
+        return whole
+    cut = f"{os.path.splitext(name)[0]}_{row['start']}_{row['end']}"
+    return find.video(f"{cut}.mp4", f"video/{folder}", folder)
 
 
 def _perceptiontest(row: Values, find: MediaFinder, number: str) -> Iterator[EvalItem]:

@@ -1,5 +1,6 @@
-// Boxes over the picture: those of an answer, and one drawn with the mouse to ask about. In pixels of the original, which
-// the picture shown is a smaller copy of; in thousandths of it in a question, as the model was trained.
+// Boxes over the clip's or the camera's picture: those of an answer, and one drawn with the mouse to ask about. In pixels
+// of the original, which the picture shown may be a smaller copy of; in thousandths of it in a question, as the model was
+// trained.
 
 const SVG = "http://www.w3.org/2000/svg";
 const LEAST = 0.01; // of a side: less is a click
@@ -14,10 +15,11 @@ export function whenDrawn(callback) {
   onDrawn = callback;
 }
 
-// clip: what the server says of it.
-export function begin(clip) {
-  size = { width: clip.source_width_px, height: clip.source_height_px };
-  layer.setAttribute("viewBox", `0 0 ${clip.width_px} ${clip.height_px}`);
+// view: the id of the element that shows the picture; original and shown: its sizes.
+export function begin(view, original, shown = original) {
+  size = original;
+  document.getElementById(view).append(layer);
+  layer.setAttribute("viewBox", `0 0 ${shown.width} ${shown.height}`);
   show([]);
 }
 

@@ -19,6 +19,12 @@ export function add(role, text) {
   return item;
 }
 
+// A button that had the focus is disabled or gone: the keyboard goes on at the question's.
+export function keepFocus() {
+  const focused = document.activeElement;
+  if (focused === document.body || focused.disabled || focused.hidden) element("send").focus();
+}
+
 export function note(text) {
   return add("note", text);
 }
@@ -71,4 +77,4 @@ const asMarkdown = () =>
 element("export-text").addEventListener("click", () => save("conversation.md", "text/markdown", `${asMarkdown()}\n`));
 element("export-json").addEventListener("click", () =>
   save("conversation.json", "application/json", `${JSON.stringify(said, null, 2)}\n`));
-element("clear").addEventListener("click", clear);
+element("clear").addEventListener("click", () => { clear(); keepFocus(); });

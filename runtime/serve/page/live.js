@@ -1,5 +1,6 @@
 // A camera: frames go over a WebSocket, questions about what was seen come back as answers.
 
+import * as boxes from "./boxes.js";
 import { currentKey } from "./server.js";
 
 const element = (id) => document.getElementById(id);
@@ -9,10 +10,19 @@ let socket = null;
 let stream = null;
 let timer = null;
 let handler = null; // of the answer under way
+let isAskedFor = false; // it may take a while until the browser gives the camera
+let attempts = 0;
 let isReady = false;
 let trouble = "";
+let sent = { width: 0, height: 0 }; // the size of the frame sent last
+let remembered = 0; // frames
+
+export const frames = () => remembered;
 
 export const isOn = () => isReady;
+export const isWanted = () => isAskedFor;
+
+const end = (stream) => stream.getTracks().forEach((track) => track.stop());
 
 async function start() {
   if (!navigator.mediaDevices) {
@@ -20,15 +30,26 @@ async function start() {
     return;
   }
   facts("Asking for the camera …");
+  isAskedFor = true;
+  const attempt = ++attempts;
+  element("camera-switch").textContent = "Stop the camera";
+  let given;
   try {
-    stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment", width: { ideal: 640 } } });
+    given = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment", width: { ideal: 640 } } });
   } catch (error) {
-    facts(error.name === "NotAllowedError" ? "The browser may not use the camera." : "There is no camera that can be used.");
+    const isRefused = error.name === "NotAllowedError";
+    if (attempt === attempts) stop(isRefused ? "The browser may not use the camera." : "There is no camera that can be used.");
     return;
   }
+  if (attempt !== attempts) { // stopped meanwhile
+    end(given);
+    return;
+  }
+  stream = given;
   const video = element("camera");
   video.srcObject = stream;
-  await video.play();
+  await video.play().catch(() => {}); // stopped meanwhile
+  if (attempt !== attempts) return;
   socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/v1/live`);
   socket.addEventListener("open", () => send({ type: "start", key: currentKey() }));
   socket.addEventListener("message", (event) => receive(JSON.parse(event.data)));
@@ -36,7 +57,6 @@ async function start() {
   socket.addEventListener("close", (event) => {
     if (event.target === socket) stop(trouble || "The session has ended: the server closed it, or cannot be reached.");
   });
-  element("camera-switch").textContent = "Stop the camera";
 }
 
 function receive(message) {
@@ -45,6 +65,7 @@ function receive(message) {
     facts("Watching.");
     push();
   } else if (message.type === "frame") {
+    remembered = message.frames;
     const dropped = message.dropped ? `, ${message.dropped} dropped while the model was busy` : "";
     facts(`${message.time_s.toFixed(0)} s: ${message.frames} frames remembered, ${message.kept} of ${message.of} tokens new${dropped}.`);
     element("live-kept").style.width = `${(100 * message.kept) / message.of}%`;
@@ -62,6 +83,10 @@ function push() {
   const scale = Math.min(1, 640 / video.videoWidth);
   canvas.width = Math.round(video.videoWidth * scale);
   canvas.height = Math.round(video.videoHeight * scale);
+  if (canvas.width !== sent.width || canvas.height !== sent.height) {
+    sent = { width: canvas.width, height: canvas.height };
+    boxes.begin("live-view", sent);
+  }
   canvas.getContext("2d").drawImage(video, 0, 0, canvas.width, canvas.height);
   canvas.toBlob((blob) => {
     if (isReady && socket.bufferedAmount < 1 << 20) socket.send(blob);
@@ -75,28 +100,31 @@ function send(message) {
 
 export function stop(why = "The camera is off.") {
   clearTimeout(timer);
-  isReady = false;
-  for (const track of stream ? stream.getTracks() : []) track.stop();
+  isAskedFor = isReady = false;
+  attempts++;
+  if (stream) end(stream);
   if (handler) handler({ type: "error", error: { message: why } });
   const old = socket;
   socket = stream = handler = null;
+  if (sent.width) boxes.show([]);
+  sent = { width: 0, height: 0 };
   if (old) old.close();
   element("camera").srcObject = null;
   element("camera-switch").textContent = "Start the camera";
   facts(why);
 }
 
-// The answer to a question, by pieces; `signal` ends it.
+// The answer to a question, by pieces, and what the server says at its end; `signal` ends it.
 export function ask(text, onText, signal) {
   return new Promise((resolve, reject) => {
     signal.addEventListener("abort", () => send({ type: "stop" }));
     handler = (message) => {
       if (message.type === "answer") onText(message.text);
-      if (message.type === "end") { handler = null; resolve(message.reason); }
+      if (message.type === "end") { handler = null; resolve(message); }
       if (message.type === "error") { handler = null; reject(new Error(message.error.message)); }
     };
     send({ type: "ask", text });
   });
 }
 
-element("camera-switch").addEventListener("click", () => (stream ? stop() : start()));
+element("camera-switch").addEventListener("click", () => (isAskedFor ? stop() : start()));

@@ -9,7 +9,7 @@ import * as timeline from "./timeline.js";
 const element = (id) => document.getElementById(id);
 const OPTIONS = { fps: "fps", max_frames: "max-frames", threshold: "threshold", max_visual_tokens: "max-tokens" };
 
-let clip = null; // { file, id, kind, shown }: what was dropped, and what the server knows of it
+let clip = null; // { file, id, kind, shown, seen, found }: what was dropped, what the server knows of it, boxes found
 let turns = []; // of the conversation about it, as the server wants them
 let asking = null;
 
@@ -82,18 +82,33 @@ async function look() {
   await uploaded();
   const seen = await retried(() => frames(clip.id, clip.kind, options()));
   timeline.show(seen, clip.file.name || "camera");
-  boxes.begin(seen);
-  clip.frames = seen.frames.length;
-  clip.shown = chosen;
+  Object.assign(clip, { seen, shown: chosen, found: [] });
+  layBoxes();
   element("drop").hidden = true;
   element("seen").hidden = false;
   status("");
 }
 
+function layBoxes() {
+  const { seen, found } = clip;
+  const original = { width: seen.source_width_px, height: seen.source_height_px };
+  boxes.begin("view", original, { width: seen.width_px, height: seen.height_px });
+  boxes.show(found);
+}
+
+// end: what came with the end of an answer. Gives its boxes.
+function showBoxes(end, isOneFrame) {
+  const found = end.boxes || [];
+  if (end.boxes_note) conversation.note(`Not shown: ${end.boxes_note}`);
+  boxes.show(found);
+  if (found.length && !isOneFrame) conversation.note("The answer does not say of which frame its boxes are.");
+  return found;
+}
+
 async function take(file) {
   if (!file) return;
   leave();
-  clip = { file, id: null, kind: file.type.startsWith("image/") && file.type !== "image/gif" ? "image" : "video", shown: null };
+  clip = { file, id: null, kind: file.type.startsWith("image/") && file.type !== "image/gif" ? "image" : "video", shown: null, seen: null };
   status("Sending …");
   try {
     await look();
@@ -122,35 +137,43 @@ async function answerAboutClip(text, onText, signal) {
   const messages = [...turns, { role: "user", content }];
   let said = "";
   let usage = null;
-  let found = [];
+  let end = {};
   for await (const event of complete({ messages, ...options() }, signal)) {
     const piece = event.choices[0]?.delta.content || "";
     said += piece;
     if (piece) onText(piece);
     usage = event.usage || usage;
-    found = event.boxes || found;
-    if (event.boxes_note) conversation.note(`Not shown: ${event.boxes_note}`);
+    if (event.boxes) end = event;
   }
-  boxes.show(found);
-  if (found.length && clip.frames > 1) conversation.note("The answer does not say of which frame its boxes are.");
+  clip.found = showBoxes(end, clip.seen.frames.length === 1);
   turns = [...messages, { role: "assistant", content: said }];
   if (usage) {
     const known = usage.prompt_tokens_details.cached_tokens;
     status(`${usage.prompt_tokens} tokens read, ${known} of them known before; ${usage.completion_tokens} written`);
   }
+  return clip.found;
+}
+
+async function answerAboutCamera(text, onText, signal) {
+  return showBoxes(await live.ask(text, onText, signal), live.frames() === 1);
+}
+
+const isAboutCamera = () => !element("live").hidden;
+
+// Whether there is something to ask about; says so if there is not.
+function isThere() {
+  const found = isAboutCamera() ? live.isOn() : clip !== null;
+  if (!found) status(isAboutCamera() ? "Start the camera first." : "Drop a clip first.");
   return found;
 }
 
 async function ask(text) {
-  const aboutCamera = !element("live").hidden;
-  if (aboutCamera ? !live.isOn() : !clip) {
-    status(aboutCamera ? "Start the camera first." : "Drop a clip first.");
-    return;
-  }
+  if (!isThere()) return;
+  const aboutCamera = isAboutCamera();
   asking = new AbortController();
   const { signal } = asking;
   status("");
-  if (!aboutCamera && element("ask-boxes").checked) text = boxes.asking(text);
+  if (element("ask-boxes").checked) text = boxes.asking(text);
   element("question").value = element("region").value = "";
   element("send").disabled = true;
   element("stop").hidden = false;
@@ -163,7 +186,7 @@ async function ask(text) {
     item.textContent = said;
     item.scrollIntoView({ block: "nearest" });
   };
-  const work = () => (aboutCamera ? live.ask(text, show, signal) : answerAboutClip(text, show, signal));
+  const work = () => (aboutCamera ? answerAboutCamera(text, show, signal) : answerAboutClip(text, show, signal));
   let found = [];
   try {
     found = await retried(async () => {
@@ -181,6 +204,7 @@ async function ask(text) {
     asking = null;
     element("send").disabled = false;
     element("stop").hidden = true;
+    conversation.keepFocus();
     if (said) {
       conversation.link(item, said);
       conversation.remember({ role: "assistant", text: said, ...(found?.length ? { boxes: found } : {}) });
@@ -196,7 +220,8 @@ function tab(name) {
     element(`tab-${other}`).tabIndex = isChosen ? 0 : -1;
   }
   element("question").placeholder = name === "clip" ? "Ask about the clip" : "Ask about what the camera saw";
-  if (name === "clip" && live.isOn()) live.stop();
+  if (name === "clip" && live.isWanted()) live.stop();
+  if (name === "clip" && clip?.seen) layBoxes();
 }
 
 for (const name of ["clip", "live"]) {
@@ -221,6 +246,7 @@ function addRegion(box) {
 
 boxes.whenDrawn(addRegion);
 element("add-region").addEventListener("click", () => {
+  if (!isThere()) return;
   const box = boxes.edges(element("region").value);
   if (box) addRegion(box);
   else status("A box has four numbers of pixels within the picture: left, top, right, bottom.");
@@ -253,6 +279,8 @@ element("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
   useKey(element("key").value);
   element("key-form").hidden = true;
+  status("");
+  element("question").focus();
   greet();
 });
 for (const kind of ["dragenter", "dragover", "dragleave", "drop"]) {

@@ -11,9 +11,11 @@ export class Trouble extends Error {
   }
 }
 
+// Blanks around a key are none of it; a header carries ASCII alone, and so does every server's key.
 export function useKey(value) {
-  key = value;
-  sessionStorage.setItem("key", value);
+  const typed = value.trim();
+  key = /^[ -~]*$/.test(typed) ? typed : "";
+  sessionStorage.setItem("key", key);
 }
 
 export const currentKey = () => key;

@@ -277,6 +277,37 @@ def test_the_other_may_not_be_the_same_file(data: Path, capsys: pytest.CaptureFi
     assert "none" in err
 
 
+@pytest.mark.parametrize(
+    "kind", ["no results", "no folder", "no bundle", "results in the way", "a checkpoint's results"]
+)
+def test_what_cannot_be_compared_with_is_told_before_anything_is_loaded(
+    kind: str, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """This run's own answers may take hours; and the same command, mended, begins as if nothing had been."""
+    out, folder = data.with_name("out.jsonl"), data.with_name("folder")
+    folder.mkdir()
+    against = {"no results": data, "no folder": data.with_name("none"), "no bundle": folder}.get(kind, DEMO_BUNDLE)
+    if kind == "results in the way":
+        data.with_name("out.against.jsonl").write_text("mine\n")
+    if kind == "a checkpoint's results":
+        pytest.importorskip("torch")
+        (folder / "config.json").write_text("{}")
+        data.with_name("out.against.jsonl").write_text("mine\n")
+        against = folder
+    command = ("evaluate", DEMO_BUNDLE, "--data", data, "--limit", 1, "-o", out)
+    status, shown, err = run(capsys, *command, "--against", against)
+    assert status in (1, 2)
+    assert shown == ""
+    assert "error: " in err
+    assert "with ONNX Runtime" not in err
+    assert run(capsys, *command)[0] == 0
+
+
+def test_one_question_is_not_several(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    err = run(capsys, "evaluate", DEMO_BUNDLE, "--data", data, "--limit", 1)[2]
+    assert "1 question of our own form" in err
+
+
 def result(id: str, score: float, group: str = "", clip: str = "c", measure: str = "choice") -> EvalResult:
     return EvalResult(id, "?", "x", score=score, group=group, clip=clip, measure=measure)
 

@@ -111,6 +111,11 @@ def test_overlap_is_intersection_over_union(
         (item("open", "8.33"), "So the answer is 8.333 A", 1.0),
         (item("open", "8.33"), "8.3", 0.0),
         (item("open", "transformer", "T"), "It is a Transformer", 1.0),
+        (item("open", "a"), "banana", 0.0),  # a character is no part of a word
+        (item("open", "a"), "so it is a", 1.0),
+        (item("open", "50%"), "50", 0.0),
+        (item("open", "50%"), "about 50%", 1.0),
+        (item("open", "1,000"), "1000.001", 1.0),
         (item("relaxed", "100", "7"), "7.1", 1.0),
         (item("grounding", span=(2.0, 4.0)), "from 2 to 3 seconds", 0.5),
         (item("grounding", span=(2.0, 4.0)), "never", 0.0),

@@ -67,6 +67,19 @@ def test_an_answer_takes_the_place_of_its_error(path: Path) -> None:
     assert read_results(path)[1]["2"].error is None
 
 
+@pytest.mark.parametrize("settings", [SETTINGS, {**SETTINGS, "limit": 7}])
+def test_a_run_that_answered_nothing_is_not_in_the_way(tmp_path: Path, settings: dict[str, object]) -> None:
+    """As of a bundle that could not be loaded; whatever it was made with."""
+    path = tmp_path / "new.jsonl"
+    ResultsFile(path, SETTINGS).close()
+    again = ResultsFile(path, settings)
+    again.write(EvalResult("1", "?", "x"))
+    again.close()
+    assert read_results(path)[0] == settings
+    with pytest.raises(ConfigError, match="exists"):
+        ResultsFile(path, settings)
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

@@ -12,7 +12,7 @@ import pytest
 import tokenizers
 from resealing import reseal
 
-from vl3edge.runtime import GenerationConfig, PruningConfig, VideoLlama3
+from vl3edge.runtime import Box, GenerationConfig, GenerationStats, PruningConfig, VideoLlama3
 from vl3edge.runtime.decode.generate import Chunk, join
 from vl3edge.runtime.errors import ConfigError, ContextLengthError, MediaError, Vl3EdgeError
 from vl3edge.runtime.live.session import Session
@@ -55,6 +55,29 @@ def cached(session: Session) -> np.ndarray:
     """Keys and values of the session's context: float32 [2 · layers, heads, tokens, head_dim]."""
     buffers = session._generator._decoder.cache.buffers
     return np.stack([buffer.read_positions(0, 0, session.num_tokens) for buffer in buffers])
+
+
+def test_an_answer_has_boxes_in_pixels_of_the_frames_that_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes of frames that have left the context count no more. What the model says is made up."""
+    session = VideoLlama3.load(num_threads=1).open_session(max_tokens=300)
+    says = [Chunk("[[100, 200, 500, 1000]] "), Chunk("[[1]]", "stop", GenerationStats(1, 0, 1, 0.0, 0.0))]
+    monkeypatch.setattr(session._generator, "stream", lambda *_: iter(says))
+    assert session.answer("Where?", keep=False).boxes_note == "the answer does not say of what picture its boxes are"
+    session.push(np.zeros((90, 120, 3), np.uint8), 0.0)
+    answer = session.answer("Where?", keep=False)
+    assert answer.boxes == (Box(None, 12, 18, 60, 90),)
+    assert answer.boxes_note == "1 of 2 boxes cannot be used: [1] is not four whole numbers"
+    session.push(np.zeros((120, 90, 3), np.uint8), 1.0)
+    assert session.source_sizes == ((90, 120), (120, 90))
+    answer = session.answer("Where?", keep=False)
+    assert answer.boxes == ()
+    assert "sizes differ" in str(answer.boxes_note)
+    for second in range(2, 40):
+        session.push(np.full((120, 90, 3), 5 * second, np.uint8), float(second))
+    assert session.dropped_frames
+    assert set(session.source_sizes) == {(120, 90)}
+    assert len(session.source_sizes) == session.num_frames
+    assert session.answer("Where?", keep=False).boxes == (Box(None, 9, 24, 45, 120),)
 
 
 def moving(count: int, height: int = 56, width: int = 84) -> np.ndarray:

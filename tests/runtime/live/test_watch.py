@@ -45,6 +45,10 @@ class Rememberer:
         return len(self.times)
 
     @property
+    def source_sizes(self) -> tuple[tuple[int, int], ...]:
+        return ((64, 96),) * len(self.times)
+
+    @property
     def num_tokens(self) -> int:
         return 10 * len(self.times)
 

@@ -15,7 +15,7 @@ import pytest
 if TYPE_CHECKING:
     from vl3edge.runtime.serve.served_model import ServedModel
 
-SERVING = ("starlette", "uvicorn", "websockets", "multipart", "prometheus_client", "httpx", "openai", "llguidance")
+SERVING = ("starlette", "uvicorn", "websockets", "multipart", "prometheus_client", "openai", "llguidance")
 MISSING = [name for name in SERVING if find_spec(name) is None]
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from serve_messages import CLIP
+from serve_messages import CLIP, tls_files
 
 from vl3edge.runtime import SamplingPlan, VideoLlama3
 from vl3edge.runtime.cli.main import main
@@ -83,9 +83,24 @@ def test_the_systemd_unit(capsys: pytest.CaptureFixture[str]) -> None:
     options_are_known(words, capsys)
 
 
-def test_the_health_check_tells_a_server_from_none(serve: Callable[..., str]) -> None:
-    port = serve().rsplit(":", 1)[1]
-    for number, status in ((port, 0), ("1", 1)):
+def test_images_are_made_of_the_sources_alone() -> None:
+    """A bundle in the checkout, which the commands in the files mount from there, must not go into an image."""
+    lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert lines[1] == "*"
+    kept = {line[1:] for line in lines if line.startswith("!")}
+    setup, project = ((ROOT / name).read_text(encoding="utf-8") for name in ("setup.py", "pyproject.toml"))
+    packages = {folder for folder in ("runtime", "export", "quant", "models") if f'"{folder}"' in setup}
+    assert len(packages) == 4
+    files = set(re.findall(r'^(?:readme|license-files) = \[?"([^"]+)"', project, re.MULTILINE))
+    assert files == {"README.md", "LICENSE"}
+    assert kept == {*packages, *files, "docker", "setup.py", "pyproject.toml"}
+    assert all((ROOT / name).exists() for name in kept)
+
+
+def test_the_health_check_tells_a_server_from_none(serve: Callable[..., str], tmp_path: Path) -> None:
+    certificate, key = tls_files(tmp_path)
+    ports = [serve(**settings).rsplit(":", 1)[1] for settings in ({}, {"tls_certificate": certificate, "tls_key": key})]
+    for number, status in ((ports[0], 0), (ports[1], 0), ("1", 1)):
         command = [sys.executable, str(ROOT / "docker" / "healthy.py")]
         done = subprocess.run(command, env={**os.environ, "VL3EDGE_PORT": number}, check=False)
         assert done.returncode == status

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serve_messages import CLIP, SAID, about_clip, data_url, user
+from serve_messages import CLIP, SAID, about_clip, data_url, httpx, tls_files, user
 
-httpx = pytest.importorskip("httpx")
 KEY = "correct horse"
 
 
@@ -57,7 +56,8 @@ def test_the_page_and_the_health_check_are_open(address: str, client: Any) -> No
 @pytest.mark.parametrize(
     "headers",
     [{"Host": "evil.example"}, {"Host": "127.0.0.1.evil.example"}, {"Origin": "https://evil.example"},
-     {"Origin": "null"}, {"Host": ""}],
+     {"Origin": "null"}, {"Host": ""}, {"Host": "[::1"}, {"Host": "["}, {"Origin": "http://["},
+     {"Origin": "http://[::1]x"}],
 )  # fmt: skip
 def test_pages_of_other_sites_are_refused(client: Any, headers: dict[str, str]) -> None:
     answer = client.post("/v1/chat/completions", json={"messages": [user("?")]}, headers=headers)
@@ -70,6 +70,7 @@ def test_json_must_say_that_it_is_json(client: Any) -> None:
     assert answer.status_code == 415
 
 
+WRONG = ("[]", "{}", "[[1]]", "5", "true")
 BODIES = {
     "deep": b"[" * 100_000,
     "deep objects": b'{"a":' * 20_000,
@@ -85,6 +86,15 @@ BODIES = {
     "a field with a lone surrogate": b'{"\\ud800": 1}',
     "an address with a lone surrogate": b'{"messages": [{"role": "user", "content": [{"type": "image_url", '
     b'"image_url": "\\ud800"}]}]}',
+    **{f"a role {wrong}": f'{{"messages": [{{"role": {wrong}, "content": "?"}}]}}'.encode() for wrong in WRONG},
+    **{
+        f"a type {wrong}": f'{{"messages": [{{"role": "user", "content": [{{"type": {wrong}}}]}}]}}'.encode()
+        for wrong in WRONG
+    },
+    **{
+        f"a large {name}": f'{{"messages": [{{"role": "user", "content": "?"}}], "{name}": 1{"0" * 400}}}'.encode()
+        for name in ("temperature", "top_p", "repetition_penalty", "fps", "start_s", "end_s", "threshold", "seed")
+    },
     "deep schema": b'{"messages": [{"role": "user", "content": "?"}], "response_format": {"type": "json_schema", '
     b'"json_schema": {"schema": ' + b'{"items": ' * 900 + b"{}" + b"}" * 900 + b"}}}",
 }
@@ -185,19 +195,50 @@ def test_other_methods_and_addresses(client: Any) -> None:
 
 
 def test_https_with_a_certificate_of_one_s_own(serve: Callable[..., str], tmp_path: Path) -> None:
-    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
-               "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate]  # fmt: skip
-    try:
-        subprocess.run(command, check=True, capture_output=True)
-    except FileNotFoundError:
-        pytest.skip("openssl is not installed")
+    certificate, key = tls_files(tmp_path)
     address = serve(tls_certificate=certificate, tls_key=key)
     assert address.startswith("https://")
     trusted = ssl.create_default_context(cafile=str(certificate))
     assert httpx.get(f"{address}/health", verify=trusted).json()["status"] == "ok"
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{address}/health")
+
+
+def test_tls_files_that_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from commands import run
+
+    certificate, key = tls_files(tmp_path)
+    (tmp_path / "others").mkdir()
+    other = tls_files(tmp_path / "others", "-passout", "pass:secret")[1]
+    empty = tmp_path / "empty.pem"
+    empty.write_bytes(b"")
+    for pair, words in {
+        (tmp_path / "none.pem", key): "none.pem: No such file or directory",
+        (certificate, tmp_path / "none.key"): "none.key: No such file or directory",
+        (tmp_path, key): "Is a directory",
+        (empty, key): "are no certificate and its key in PEM",
+        (key, certificate): "are no certificate and its key in PEM",
+        (CLIP, key): "are no certificate and its key in PEM",
+        (certificate, other): "the key is encrypted",
+    }.items():
+        status, out, err = run(capsys, "serve", "--threads", "1", "--port", "0", *tls_options(*pair))
+        assert (status, out) == (2, ""), err
+        assert words in err
+        assert err.count("\n") == 1
+    plain = tmp_path / "others" / "plain.pem"
+    subprocess.run(["openssl", "genrsa", "-out", plain, "2048"], check=True, capture_output=True)
+    status, _, err = run(capsys, "serve", "--threads", "1", "--port", "0", *tls_options(certificate, plain))
+    assert (status, "key values mismatch" in err) == (2, True), err
+
+
+def tls_options(certificate: Path, key: Path) -> list[object]:
+    return ["--tls-certificate", certificate, "--tls-key", key]
+
+
+def test_a_loopback_address_of_its_own_is_answered_at(serve: Callable[..., str]) -> None:
+    address = serve(host="127.0.0.2")
+    assert httpx.get(f"{address}/v1/models").status_code == 200
+    assert httpx.get(f"{address}/v1/models", headers={"Host": "127.0.0.3"}).status_code == 403
 
 
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -209,6 +250,8 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         ("--tls-key", "a"): "TLS needs both files",
         ("--api-key", "a\u00fc"): "printable ASCII",
         ("--api-key", " "): "the API key is empty",
+        ("--api-key", " a"): "spaces around it",
+        ("--api-key", "a "): "spaces around it",
         ("--host", "999.1.1.1"): "cannot listen at",
     }.items():
         status, out, err = run(capsys, "serve", "--threads", "1", *arguments)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 from serve_messages import CLIP, png
 
-from vl3edge.runtime import GenerationConfig, SamplingPlan
+from vl3edge.runtime import Chunk, GenerationConfig, SamplingPlan, Session
 from vl3edge.runtime.media.video import open_video
 
 client = pytest.importorskip("websockets.sync.client")
@@ -59,9 +60,97 @@ def test_a_session_sees_frames_and_answers(address: str, model: ServedModel) -> 
         text = ""
         while (message := said(socket))["type"] == "answer":
             text += message["text"]
-        assert message == {"type": "end", "reason": "stop"}
+        assert message == {"type": "end", "reason": "stop", "boxes": []}
     expected = "".join(chunk.text for chunk in own.ask("What colour is it?", GenerationConfig(20), keep=False))
     assert text == expected == "Red."
+
+
+def test_every_question_has_its_end_and_a_stop_ends_those_before_it(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = threading.Event()
+
+    def ask(_: Any, question: str, *rest: Any, **options: Any) -> Iterator[Chunk]:
+        """The first answer does not end by itself."""
+        for _ in range(10_000) if question == "one" else range(1):
+            begun.set()
+            yield Chunk(question)
+            time.sleep(0.002)
+        yield Chunk("", "stop")
+
+    monkeypatch.setattr(Session, "ask", ask)
+    with client.connect(address) as socket:
+        assert start(socket)["type"] == "ready"
+        socket.send(png())
+        assert said(socket)["type"] == "frame"
+        for text in ("one", "two"):
+            socket.send(json.dumps({"type": "ask", "text": text}))
+        assert begun.wait(30)
+        socket.send(json.dumps({"type": "stop"}))
+        for text in ("three", "four"):
+            socket.send(json.dumps({"type": "ask", "text": text}))
+        ends, texts = list[str](), list[str]()
+        while len(ends) < 4:
+            message = said(socket)
+            texts += [message["text"]] if message["type"] == "answer" else []
+            ends += [message["reason"]] if message["type"] == "end" else []
+    assert ends == ["cancelled", "cancelled", "stop", "stop"]
+    assert texts[-2:] == ["three", "four"]
+    assert "two" not in texts
+
+
+def test_questions_without_end_are_refused(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = threading.Event()
+
+    def ask(*_: Any, **__: Any) -> Iterator[Chunk]:
+        free.wait(30)
+        yield Chunk("", "stop")
+
+    monkeypatch.setattr(Session, "ask", ask)
+    with client.connect(address) as socket:
+        assert start(socket)["type"] == "ready"
+        socket.send(png())
+        assert said(socket)["type"] == "frame"
+        for _ in range(40):
+            socket.send(json.dumps({"type": "ask", "text": "?"}))
+        refused = [said(socket)["error"]["message"] for _ in range(23)]  # of 40, one answered and 16 that wait
+        free.set()
+        rest = [said(socket)["type"] for _ in range(17)]
+    assert all("16 questions wait" in words for words in refused)
+    assert rest.count("end") >= 16
+
+
+def picture(width: int, height: int, orientation: int = 1) -> bytes:
+    """A JPEG that is shown with this width and height."""
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    stored = (width, height) if orientation < 5 else (height, width)
+    Image.new("RGB", stored, "teal").save(buffer, "JPEG", exif=exif)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("frames", "says", "end"),
+    [
+        ([(400, 300, 1)], "<ref>it</ref>[[100, 200, 500, 750]]", [40, 60, 200, 225]),
+        ([(400, 300, 6), (400, 300, 1)], "[[0, 0, 1000, 500]]", [0, 0, 400, 150]),
+        ([(400, 300, 1)], "[[100, 200, 500]]", "1 of 1 box cannot be used"),
+        ([(400, 300, 1), (300, 400, 1)], "[[100, 200, 500, 750]]", "whose sizes differ"),
+    ],
+)
+def test_an_answer_ends_with_its_boxes_in_pixels_of_the_frames(
+    address: str, monkeypatch: pytest.MonkeyPatch, frames: list[tuple[int, int, int]], says: str, end: Any
+) -> None:
+    monkeypatch.setattr(Session, "ask", lambda *_, **__: iter([Chunk(says[:7]), Chunk(says[7:], "stop")]))
+    with client.connect(address) as socket:
+        assert start(socket)["type"] == "ready"
+        for frame in frames:
+            socket.send(picture(*frame))
+            assert said(socket)["type"] == "frame"
+        socket.send(json.dumps({"type": "ask", "text": "Where is it?"}))
+        *_, ended = [said(socket) for _ in range(3)]
+    found = [[box["x0"], box["y0"], box["x1"], box["y1"]] for box in ended["boxes"]]
+    assert (found, ended.get("boxes_note")) == ([end], None) if isinstance(end, list) else end in ended["boxes_note"]
 
 
 def test_one_camera_at_a_time_and_a_place_is_free_again(address: str) -> None:
@@ -86,6 +175,9 @@ def test_one_camera_at_a_time_and_a_place_is_free_again(address: str) -> None:
         ({"type": "ask", "text": "?"}, "begins with"),
         (["start"], "begins with"),
         ({"type": "start", "key": "k", "threshold": "high"}, "threshold must be"),
+        ({"type": "start", "key": "k", "threshold": 10**400}, "threshold must be a smaller number"),
+        ({"type": "start", "key": "k", "treshold": 1}, "unknown field 'treshold'"),
+        ({"type": "start", "key": "\ud800"}, "API key"),
     ],
 )
 def test_sessions_that_do_not_begin(address: str, first: Any, words: str) -> None:

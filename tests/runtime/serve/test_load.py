@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serve_messages import SAID, about_clip, data_url, png, user
+from serve_messages import SAID, about_clip, data_url, httpx, png, user
 
-httpx = pytest.importorskip("httpx")
 # An answer that goes on for seconds: it may not end before so many characters.
 LONG = {
     "max_tokens": 3000,

@@ -20,6 +20,8 @@ import pytest
 from PIL import Image
 from serve_messages import CLIP, SAID
 
+from vl3edge.runtime import Chunk, Session
+
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
@@ -146,6 +148,52 @@ def test_the_keyboard_alone(address: str, visit: Callable[..., Any]) -> None:
     assert page.locator("#live").is_visible()
 
 
+def test_the_keyboard_is_never_lost(address: str, visit: Callable[..., Any]) -> None:
+    """Buttons that had the focus are disabled, or go."""
+    page = visit(address)
+    load_clip(page)
+    where = "document.activeElement.id"
+    for button, question in (("#send", "What colour is it?"), ("#stop", "Describe this video.")):
+        page.fill("#question", question)
+        page.focus("#send")
+        page.keyboard.press("Enter")
+        if button == "#stop":
+            page.evaluate("document.querySelector('#stop').hidden || document.querySelector('#stop').focus()")
+            page.keyboard.press("Enter")
+        page.wait_for_selector("#stop", state="hidden")
+        wait(page, f"{where} === 'send'")
+    page.focus("#clear")
+    page.keyboard.press("Enter")
+    assert page.evaluate(where) == "send"
+
+
+def test_a_camera_that_is_not_wanted_any_more_is_let_go(address: str, visit: Callable[..., Any]) -> None:
+    """The browser gives it late: after a second press, or when the other tab is shown."""
+    page = visit(address)
+    page.evaluate("""() => {
+        window.given = [];
+        const real = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+        navigator.mediaDevices.getUserMedia = async (wishes) => {
+            await new Promise((resolve) => setTimeout(resolve, 300));
+            const stream = await real(wishes);
+            window.given.push(stream);
+            return stream;
+        };
+    }""")
+    on = "given.filter((stream) => stream.getTracks().some((track) => track.readyState === 'live')).length"
+    page.click("#tab-live")
+    for _ in range(2):
+        page.click("#camera-switch")
+    assert page.inner_text("#camera-switch") == "Start the camera"
+    page.click("#camera-switch")
+    wait(page, f"given.length === 2 && {on} === 1")
+    wait(page, "/frames remembered/.test(document.querySelector('#live-facts').textContent)")
+    page.click("#camera-switch")
+    page.click("#camera-switch")
+    page.click("#tab-clip")
+    wait(page, f"given.length === 3 && {on} === 0")
+
+
 def sent(pieces: list[dict[str, Any]]) -> dict[str, Any]:
     """A streamed answer, made up."""
     events = "".join(f"data: {json.dumps({'choices': [], **piece})}\n\n" for piece in pieces)
@@ -259,6 +307,56 @@ def test_on_a_phone(address: str, visit: Callable[..., Any], tmp_path: Path) -> 
     assert min(heights) >= 44  # for fingers
 
 
+def test_boxes_over_the_camera(address: str, visit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the model says is made up; the frames are 640 wide, and shown with bars where their shape is another."""
+    asked: list[str] = []
+
+    def answer(_: Session, question: str, *rest: Any, **options: Any) -> Iterator[Chunk]:
+        asked.append(question)
+        return iter([Chunk("<ref>the car</ref>[[0, 500, 500, 1000]]", "stop")])
+
+    page = visit(address)
+    page.click("#tab-live")
+    page.fill("#region", "1, 2, 3, 4")
+    page.keyboard.press("Enter")
+    assert page.inner_text("#status") == "Start the camera first."
+    page.fill("#live-fps", "5")
+    page.click("#camera-switch")
+    wait(page, "/ [3-9] frames remembered/.test(document.querySelector('#live-facts').textContent)")
+    monkeypatch.setattr(Session, "ask", answer)
+    page.check("#ask-boxes")
+    ask(page, "Where is the car?")
+    assert asked == ["Where is the car? Answer in [[x0,y0,x1,y1]] format."]
+    size = "(({ videoWidth, videoHeight }) => [videoWidth, videoHeight])(document.querySelector('#camera'))"
+    width, height = page.evaluate(size)
+    edges = f"the car from 0, {height // 2} to {width // 2}, {height}"
+    wait(page, f"document.querySelector('#live-view #boxes').getAttribute('aria-label') === 'Boxes: {edges}'")
+    assert "does not say of which frame" in page.inner_text("#messages")
+    rectangle, view = (page.locator(which).bounding_box() for which in ("#boxes rect", "#camera"))
+    scale = min(view["width"] / width, view["height"] / height)
+    left = view["x"] + (view["width"] - scale * width) / 2
+    top = view["y"] + (view["height"] - scale * height) / 2
+    expected = {"x": left, "y": top + scale * height / 2, "width": scale * width / 2, "height": scale * height / 2}
+    assert all(abs(rectangle[name] - value) < 5 for name, value in expected.items()), (rectangle, expected)
+    page.uncheck("#ask-boxes")
+    page.mouse.move(left + scale * width / 4, top + scale * height / 4)
+    page.mouse.down()
+    page.mouse.move(left + scale * width / 2, top + scale * height / 2)
+    page.mouse.up()
+    found = re.fullmatch(r"\[\[(\d+), (\d+), (\d+), (\d+)\]\]", page.input_value("#question"))
+    assert found
+    near = zip(map(int, found.groups()), (250, 250, 500, 500), strict=True)
+    assert all(abs(edge - wanted) <= 15 for edge, wanted in near)
+    page.click("#camera-switch")
+    assert page.locator("#boxes rect").count() == 0
+    page.click("#tab-clip")
+    load_clip(page)
+    page.fill("#region", "28, 56, 112, 112")
+    page.keyboard.press("Enter")
+    assert page.input_value("#question").endswith("[[250, 500, 1000, 1000]]")
+    assert page.locator("#view #boxes .drawn").count() == 1
+
+
 def test_a_camera(address: str, visit: Callable[..., Any], tmp_path: Path) -> None:
     page = visit(address)
     page.click("#tab-live")
@@ -306,9 +404,19 @@ def test_a_server_that_is_gone_and_comes_back_empty(address: str, visit: Callabl
 def test_a_server_with_a_key(serve: Callable[..., str], visit: Callable[..., Any]) -> None:
     page = visit(serve(api_key="open sesame"))
     page.wait_for_selector("#key-form:not([hidden])")
-    page.fill("#key", "open sesame")
+    for wrong in ("sesame", "\u958b\u3051\u30b4\u30de"):
+        page.fill("#key", wrong)
+        page.keyboard.press("Enter")
+        wait(page, "!document.querySelector('#key-form').hidden && document.activeElement.id === 'key'")
+        assert page.locator("#banner").is_hidden()
+    page.fill("#key", " open sesame ")
     page.keyboard.press("Enter")
     wait(page, "document.querySelector('#model').textContent.startsWith('vl3edge-demo')")
+    assert (page.inner_text("#status"), page.evaluate("document.activeElement.id")) == ("", "question")
+    page.click("#tab-live")
+    page.click("#camera-switch")
+    wait(page, "/frames remembered/.test(document.querySelector('#live-facts').textContent)")
+    page.click("#tab-clip")
     load_clip(page)
     assert ask(page, "What colour is it?") == "Red."
 

@@ -11,10 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-from serve_messages import SAID, about_clip, png
-
-httpx = pytest.importorskip("httpx")
+from serve_messages import SAID, about_clip, httpx, png
 
 
 @contextmanager
