@@ -5,6 +5,7 @@ VL3EDGE_PICTURES=1 puts the pictures that are taken on the way into docs/.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -86,7 +87,8 @@ def wait(page: Any, condition: str) -> None:
 
 def picture(page: Any, name: str, folder: Path) -> None:
     where = DOCS if os.environ.get("VL3EDGE_PICTURES") else folder
-    page.screenshot(path=where / name, animations="disabled")
+    seen = Image.open(io.BytesIO(page.screenshot(animations="disabled")))
+    seen.convert("RGB").quantize(256).save(where / name, optimize=True)  # a third of the bytes
 
 
 def load_clip(page: Any) -> None:
