@@ -26,6 +26,7 @@ from ..live.source import Reconnection, SourceOptions
 from ..live.watch import WatchConfig, watch
 from . import options as shared
 from .labelling import add_labelling, add_prompt_file, labelled, read_prompt
+from .output_files import check_output
 from .stderr import progress
 
 DEFAULT_EVERY_S = 10.0
@@ -119,6 +120,7 @@ def run(options: argparse.Namespace) -> int:
     manifest = shared.manifest_of(options)
     fps = manifest.processor.fps if options.fps is None else options.fps
     reader = LiveReader(options.source, fps, source, reconnection, options.speed)
+    check_output("-o", options.output, [options.source])
     with _opened(options.output) as stream, _stop_signals() as stopped:
         model = shared.load_model(options)
         session = model.open_session(
