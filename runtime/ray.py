@@ -45,8 +45,8 @@ from .config import GenerationConfig, MediaKind, PruningConfig, SamplingPlan
 from .media.limits import MediaLimits
 from .model import VideoLlama3
 
-COLUMNS = ("media", "caption", "finish_reason", "num_frames", "num_tokens", "seconds", "error")
-"""Of the table of captions; `CaptionResult` says what they are. What a clip does not have is null."""
+COLUMNS = ("media", "caption", "finish_reason", "num_frames", "num_tokens", "seconds", "data", "score", "error")
+"""Of the table of captions; `CaptionResult` says what they are. What a clip does not have is null; `data` is JSON."""
 
 
 class Captioner:

@@ -83,7 +83,7 @@ class LoraAdapter:
             tensor = self.files.tensor(key)
             if not tensor.is_floating_point():
                 raise CheckpointError(f"{self.files.file(key)}: {key} is {self.files.dtype(key)}, not of floats")
-            if not bool(torch.isfinite(tensor).all()):
+            if not bool(torch.isfinite(tensor.float()).all()):  # float8 has no isfinite of its own
                 raise CheckpointError(
                     f"{self.files.file(key)}: {key} holds NaN or infinity: it is damaged, or the training diverged"
                 )
@@ -150,6 +150,8 @@ class _Reading:
         if extra := parts.keys() - {*wanted, "lora_B.bias"}:
             raise CheckpointError(f"{parts[min(extra)].key} in {self.file} is not of what {SETTINGS} says")
         rank, scale = self.settings.rank_of(module), self.settings.scale_of(module, self.weight)
+        if tensor == LM_HEAD and self.settings.keeps_tie:
+            rank = self.files.shape(parts[down].key)[0]  # that of the embeddings, whatever pattern names the head
         if embedding:
             shapes = {down: (rank, shape[0]), up: (shape[1], rank), "lora_magnitude_vector": shape[1:]}
         else:

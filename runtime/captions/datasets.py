@@ -30,7 +30,11 @@ def check_files(media: Sequence[str], format: str) -> None:
 
 
 def for_dataset(record: CaptionResult) -> CaptionResult:
-    """A new record with what a data set says of its clip besides: the kind, and what was asked."""
+    """A new record with what a data set says of its clip besides: its absolute path, the kind, and what was asked.
+
+    The path is that of the folder it was captioned from; a later run may add clips from another one.
+    """
+    record = replace(record, media=clip_key(record.media))
     if record.clip is None or record.job is None:
         return record
     kind, question = record.clip.kind, record.job.question
@@ -43,6 +47,8 @@ def dataset(records: Iterable[CaptionResult], format: str, folder: Path) -> Iter
     if format == "musubi-tuner":
         yield from _musubi_lines(usable)
         return
+    if format == "sd-scripts":
+        usable = _pictures_hopefully(usable)
     begin, end = ("[", "]") if format == "llava" else ("{", "}")
     yield begin.encode()
     for number, record in enumerate(usable):
@@ -69,6 +75,18 @@ def _musubi_lines(records: Iterable[CaptionResult]) -> Iterator[bytes]:
     if len(kinds) > 1:
         warnings.warn(
             "musubi-tuner reads a file of pictures or one of videos, and this has both: caption them separately",
+            stacklevel=2,
+        )
+
+
+def _pictures_hopefully(records: Iterable[CaptionResult]) -> Iterator[CaptionResult]:
+    videos = 0
+    for record in records:
+        videos += record.kind == "video"
+        yield record
+    if videos:
+        warnings.warn(
+            f"sd-scripts trains on pictures, and {videos} of these are videos: leave them out, or use musubi-tuner",
             stacklevel=2,
         )
 

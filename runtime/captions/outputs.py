@@ -6,6 +6,7 @@ until then; so a run that is stopped loses nothing in any format.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Protocol, TextIO
@@ -111,12 +112,15 @@ class DocumentOutput(RecordFile):
         if path.exists() and not force and not (keep and journal.exists()):
             raise ConfigError(f"{path} exists; replace it with --force, or choose another file")
         super().__init__(journal, keep, force)
+        if format in DATASETS and any(record.error is None and record.kind is None for record in self.records()):
+            self.close()
+            raise ConfigError(f"{journal} does not say what {format} needs to know: choose another file with -o")
 
     def write(self, record: CaptionResult) -> None:
         super().write(for_dataset(record) if self._format in DATASETS else record)
 
     def finish(self) -> None:
-        write_whole(self._document, document(self.records, self._format, self._document.absolute().parent))
+        write_whole(self._document, document(self.records, self._format, Path(os.path.abspath(self._document)).parent))
         if self._format in ("srt", "vtt") and not any(record.error for record in self.records()):
             self.remove()
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..jobs import CaptionResult
+from .records import json_text
 
 _ROWS = 4096  # of a batch: bounds the memory, and how far a reader must look for one column
 COLUMNS = {
@@ -25,10 +26,11 @@ COLUMNS = {
     "segments": "int32",
     "find": "string",
     "found": "bool",
+    "data": "string",
     "score": "double",
     "error": "string",
 }
-"""Fields of a record, and their types in the table; what a record does not have is null."""
+"""Fields of a record, and their types in the table; what a record does not have is null. `data` is JSON text."""
 
 
 def check_pyarrow(what: str = "--format parquet") -> None:
@@ -64,6 +66,8 @@ def _value(record: CaptionResult, name: str) -> Any:
     value = getattr(record, name)
     if name == "media":
         return shown_name(value)
+    if name == "data" and value is not None:
+        return json_text(value)
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 

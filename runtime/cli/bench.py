@@ -19,7 +19,8 @@ from ..bundle.bundle import bundle_folder, open_bundle
 from ..errors import ConfigError
 from ..host import cores
 from ..kernels.select import chosen_decoder
-from .options import add_decoder, add_json, check_json, write_json
+from .options import add_decoder, add_json, write_json
+from .output_files import check_output
 from .stderr import progress
 
 
@@ -46,7 +47,7 @@ def add_to(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     size = _size(options.size)
     plan = BenchPlan(options.frames, size, options.context, options.new_tokens, options.repeats)
-    check_json(options.json)
+    check_output("--json", options.json, [options.media])
     bundle = open_bundle(bundle_folder(options.bundle), quick=True)
     limit = bundle.manifest.text.max_position_embeddings
     if plan.context + plan.new_tokens > limit:

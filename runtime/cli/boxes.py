@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..decode.generate import Answer
 from ..errors import ConfigError
 from ..inspect.boxes import FORMATS
-from ..media.addresses import clip_key
 from ..prompt.boxes import ANSWER_FORM, question_with_regions
-from . import options as shared
+from .output_files import check_output
 
 FRAMES_OF_SPAN = 6
 ASK_BOXES = f'ask where things are ("{ANSWER_FORM}"), show the boxes'
@@ -70,19 +68,10 @@ def check(options: argparse.Namespace, media: Sequence[str]) -> None:
         raise ConfigError(f"--boxes, --box, --find and -o are about one picture or video, not {len(media)}: name one")
     if options.find is not None and not options.find.strip():
         raise ConfigError("--find needs an event to look for")
-    shared.check_json(options.json)
-    if options.output is not None:
-        _check_output(options.output, media)
-
-
-def _check_output(output: Path, media: Sequence[str]) -> None:
-    if output.suffix.lower() not in FORMATS:
-        raise ConfigError(f"-o {output}: the name must end in {', '.join(FORMATS)}")
-    if not output.parent.is_dir():
-        raise ConfigError(f"-o {output}: there is no such folder")
-    for name in filter(os.path.exists, map(clip_key, media)):
-        if output.exists() and (output.samefile(name) or output.parent.samefile(name)):
-            raise ConfigError(f"-o {output} would overwrite {name}: choose another name")
+    check_output("--json", options.json, media)
+    check_output("-o", options.output, media)
+    if options.output is not None and options.output.suffix.lower() not in FORMATS:
+        raise ConfigError(f"-o {options.output}: the name must end in {', '.join(FORMATS)}")
 
 
 def is_about_boxes(options: argparse.Namespace) -> bool:

@@ -35,6 +35,7 @@ from ..media.addresses import is_address
 from ..media.discovery import WANTED, matches
 from . import options as shared
 from .labelling import add_labelling, add_prompt_file, labelled, prompt_of
+from .output_files import check_output
 from .stderr import progress
 
 
@@ -225,6 +226,7 @@ def _output(options: argparse.Namespace, format: str, media: Sequence[str]) -> O
         )
     if format in DATASETS:
         check_files(media, format)
+    check_output("-o", options.output, media)
     if options.output is None:
         return StreamOutput(stream_to(sys.stdout), format, len(media) > 1)
     if format in ("srt", "vtt") and keep and options.output.exists() and not records_of(options.output).exists():

@@ -11,6 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from ..captions.outputs import records_of
 from ..captions.records import clock_time
 from ..embed.clips import EmbedRequest, MediaFailure, embed_clip, query_like
 from ..embed.formats import SUFFIXES, check_suffix, read_embeddings
@@ -23,6 +24,7 @@ from ..media.discovery import WANTED, matches
 from ..memory_budget import parse_bytes
 from ..terminal import one_line
 from . import options as shared
+from .output_files import check_output
 from .stderr import progress
 
 
@@ -68,6 +70,7 @@ def _embed(options: argparse.Namespace) -> int:
     if options.force and options.resume:
         raise ConfigError("--force and --resume are mutually exclusive")
     check_suffix(options.output)
+    check_output("-o", options.output)
     request = EmbedRequest(shared.sampling_plan(options), options.kind, options.tokens, options.frames_expected)
     arguments = matches(options.media, shared.folder_kind(options), shared.media_limits(options))
     media = [name for _, names in arguments for name in names]
@@ -102,8 +105,8 @@ def _search(options: argparse.Namespace) -> int:
         raise ConfigError("--like needs --in FILE, which `vl3edge embed MEDIA -o FILE` wrote")
     if options.top < 1:
         raise ConfigError(f"--top must be at least 1, not {options.top}")
-    shared.check_json(options.json)
     check_suffix(options.index)
+    check_output("--json", options.json, [options.like, options.index, records_of(options.index)])
     query = query_like(_load(options), options.like, options.frames_expected)
     moments = query.moments(read_embeddings(options.index), options.top, str(options.index))
     if options.json is not None:

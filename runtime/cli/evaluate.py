@@ -28,6 +28,7 @@ from ..evaluate.text import comparison_lines, report_lines
 from ..files import write_whole
 from ..terminal import one_line
 from . import options as shared
+from .output_files import check_output
 from .question_set import (
     Results,
     add_output,
@@ -106,9 +107,7 @@ def _check(options: argparse.Namespace) -> None:
     if options.against_output is not None and options.against is None:
         raise ConfigError("--against-output needs --against")
     for name in ("output", "against_output", "page", "json"):
-        path: Path | None = getattr(options, name)
-        if path is not None and not path.parent.is_dir():
-            raise ConfigError(f"{path}: there is no such folder to write it to")
+        check_output("-o" if name == "output" else f"--{name.replace('_', '-')}", getattr(options, name), options.data)
     sampling_plan(options)
     if options.batch < 1:
         raise ConfigError(f"batch must be at least 1, not {options.batch}")

@@ -21,6 +21,7 @@ from ..inspect.page import page
 from ..inspect.text import facts, verdict
 from ..terminal import one_line
 from . import options as shared
+from .output_files import check_output
 from .stderr import progress
 
 
@@ -48,8 +49,8 @@ def run(options: argparse.Namespace) -> int:
     sampling, pruning = shared.sampling_plan(options), shared.pruning_config(options)
     generation = GenerationConfig(max_new_tokens=options.max_new_tokens)
     png, html = report_paths(options.output)
-    if any(path.exists() and path.samefile(options.media) for path in (png, html) if Path(options.media).exists()):
-        raise ConfigError(f"-o {options.output} would overwrite {options.media}: choose another name for the report")
+    for path in (png, html):
+        check_output("-o", path, [options.media])
     bundle = open_bundle(bundle_folder(options.model), quick=True)
     asked = {"system": options.system, "add_system_prompt": options.add_system_prompt, "kind": options.kind}
     seen = inspect(bundle, options.media, sampling, pruning, options.question, generation, **asked)

@@ -77,8 +77,9 @@ def check_json(chunks: list[Chunk], generation: GenerationConfig) -> None:
 
 
 def _schema(path: Path) -> dict[str, Any]:
+    text = _text(path)
     try:
-        schema = json.loads(_text(path))
+        schema = json.loads(text)
     except (ValueError, RecursionError) as e:
         raise ConfigError(f"--json-schema {path}: this is not JSON ({' '.join(str(e).split())})") from e
     if not isinstance(schema, dict):

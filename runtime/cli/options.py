@@ -72,12 +72,6 @@ def add_json(parser: argparse.ArgumentParser, what: str = "the figures") -> None
     parser.add_argument("--json", type=Path, metavar="FILE", help=f"write {what} as JSON; - is stdout")
 
 
-def check_json(file: Path | None) -> None:
-    """ConfigError for a file that cannot be written, before the minutes of measuring."""
-    if file is not None and not file.parent.is_dir():
-        raise ConfigError(f"--json {file}: there is no such folder")
-
-
 def write_json(file: Path | None, content: Any) -> None:
     """What was measured, to the file of `--json`, if there is one."""
     text = json.dumps(content, indent=1) + "\n"

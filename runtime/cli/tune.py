@@ -21,7 +21,8 @@ from ..bundle.tuning import Tuning, write_tuning
 from ..errors import OutputError
 from ..kernels.launcher import open_launcher
 from ..kernels.tune import Tuner
-from .options import add_json, check_json, write_json
+from .options import add_json, write_json
+from .output_files import check_output
 from .stderr import progress
 
 
@@ -35,7 +36,7 @@ def add_to(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    check_json(options.json)
+    check_output("--json", options.json)
     bundle = open_bundle(options.bundle, quick=True)
     kernels, launcher = open_launcher(Backend("cuda", (), "", device=open_device()), bundle)
     if not os.access(bundle.folder / FOLDER, os.W_OK):  # told before the minute of measuring

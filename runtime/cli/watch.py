@@ -28,6 +28,7 @@ from ..prompt.boxes import boxes_question
 from . import options as shared
 from .boxes import ASK_BOXES, boxes_problem
 from .labelling import add_labelling, add_prompt_file, labelled, read_prompt
+from .output_files import check_output
 from .stderr import progress
 
 DEFAULT_EVERY_S = 10.0
@@ -122,6 +123,7 @@ def run(options: argparse.Namespace) -> int:
     manifest = shared.manifest_of(options)
     fps = manifest.processor.fps if options.fps is None else options.fps
     reader = LiveReader(options.source, fps, source, reconnection, options.speed)
+    check_output("-o", options.output, [options.source])
     with _opened(options.output) as stream, _stop_signals() as stopped:
         model = shared.load_model(options)
         session = model.open_session(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..captions.outputs import records_of
 from ..captions.parquet import shown_name
 from ..captions.records import fields_line
 from ..errors import ConfigError
@@ -39,6 +40,7 @@ class EmbeddingStore:
         if not (keep or force) and (path.exists() or index.exists()):
             what = f"{path} exists" if path.exists() else f"{index} is left of a run that was stopped"
             raise ConfigError(f"{what}; continue it with --resume, replace it with --force, or choose another file")
+        self._replaces = force
         self._media: set[str] = set()
         self._old = self._new = 0  # rows of the array in the file that is continued, and in the journal
         self._rows: list[EmbeddedFrame] = []  # of the clip in the making
@@ -62,6 +64,10 @@ class EmbeddingStore:
 
     def complete(self) -> None:
         """The clip has all its rows; they are on disk when this returns. Raises OSError."""
+        if self._replaces:  # now, or a run that continues this one would take it for its own beginning
+            for path in (self._path, records_of(self._path)):
+                path.unlink(missing_ok=True)
+            self._replaces = False
         self._index.append(b"".join(fields_line(row.to_json()) for row in self._rows))
         self._note(self._rows)
         self._rows = []

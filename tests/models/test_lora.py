@@ -244,6 +244,44 @@ def test_halves_are_merged_in_float32(checkpoints: Checkpoints, tmp_path: Path, 
     assert ours.tensor("model.language_model.norm.weight").dtype == getattr(torch, dtype)  # mapped, not copied
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_quarters_are_merged_in_float32(checkpoints: Checkpoints, tmp_path: Path, dtype: torch.dtype) -> None:
+    """What is stored in 8 bits is what is merged; infinity and NaN are found in it, too."""
+    checkpoint = checkpoints("tiny")
+    quarters, plain = (save_adapter(checkpoint, tmp_path / n, target_modules=ATTENTION) for n in "ab")
+    stored = {key: tensor.to(dtype) for key, tensor in load_file(plain / WEIGHTS).items()}
+    save_file(stored, quarters / WEIGHTS)
+    save_file({key: tensor.float() for key, tensor in stored.items()}, plain / WEIGHTS)
+    ours = merged(checkpoint, (quarters, 1.0))
+    assert_equal(ours, peft_merged(checkpoint, [(plain, 1.0)]))
+    save_file(stored | {next(iter(stored)): torch.full((8, 96), float("nan")).to(dtype)}, quarters / WEIGHTS)
+    refused(checkpoint, quarters, "holds NaN or infinity")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": ["lm_head", "k_proj"], "r": 4, "rank_pattern": {"embed_tokens": 2}},
+        {"target_modules": ["embed_tokens"], "r": 3, "rank_pattern": {"lm_head": 5}, "alpha_pattern": {"lm_head": 40}},
+        {"target_modules": ["embed_tokens"], "rank_pattern": {"lm_head": 5}, "use_dora": True, "use_rslora": True},
+    ],
+)
+def test_a_tied_head_has_the_rank_of_the_embeddings(
+    checkpoints: Checkpoints, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    """Whatever patterns say of its name; its scale is that of its own pattern, as PEFT's model computes."""
+    checkpoint = checkpoints("tiny")
+    adapter = save_adapter(checkpoint, tmp_path / "a", ensure_weight_tying=True, **settings)
+    with quietly():
+        ours = merged(checkpoint, (adapter, 1.0))
+    trained = peft_answering(checkpoint, adapter)
+    with torch.inference_mode():
+        table = trained.get_input_embeddings()(torch.arange(320))
+        head = trained.get_output_embeddings()(torch.eye(table.shape[1])).T
+    assert float((ours.tensor(EMBEDDINGS) - table).abs().max()) < 1e-6
+    assert float((ours.tensor(LM_HEAD) - head).abs().max()) < 1e-6
+
+
 def test_requests() -> None:
     assert AdapterRequest.parse("runs/one:0.5") == AdapterRequest("runs/one", 0.5)
     assert AdapterRequest.parse("runs/one:-2") == AdapterRequest("runs/one", -2.0)

@@ -62,11 +62,26 @@ def test_one_row_for_each_clip_in_order_with_the_errors(captioner: Captioner, tm
         "finish_reason": answer.finish_reason,
         "num_frames": 2,
         "num_tokens": clip.num_tokens,
+        "data": None,
+        "score": None,
         "error": None,
     }
     for row in (rows[0], rows[4]):
         assert row.pop("seconds") > 0
         assert row == expected
+
+
+def test_forms_of_answers_have_their_columns() -> None:
+    """The value of JSON answers, as JSON text, and the score of the best of several."""
+    pytest.importorskip("pyarrow")
+    pytest.importorskip("llguidance")
+    config = GenerationConfig(json_schema={"enum": ["red", "blue"]}, best_of=2, temperature=0.5, seed=3)
+    options = OPTIONS | {"generation": config}
+    (row,) = Captioner(num_threads=1, limits=MediaLimits(), **options)({"media": [str(CLIP)]}).to_pylist()
+    model = VideoLlama3.load(backend="cpu", num_threads=1)
+    answer = model.ask(model.encode(CLIP, SAMPLING), "Describe this video.", config)
+    assert json.loads(row["data"]) == answer.json() == json.loads(row["caption"])
+    assert row["score"] == pytest.approx(answer.stats.score)
 
 
 def test_what_media_are_can_be_said(tmp_path: Path) -> None:

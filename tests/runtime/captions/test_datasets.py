@@ -231,3 +231,57 @@ def test_what_does_not_go_together(
     assert (status, out) == (2, "")
     assert message in err
     assert not list(tmp_path.iterdir())
+
+
+def test_paths_below_the_data_set_however_it_is_named(
+    clips: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(clips / "deep")
+    for out in ("../one.json", "./../deep/../two.json", str(clips / "deep" / ".." / "three.json")):
+        status, *_ = run(capsys, "caption", "../photo.png", "tür 影.mp4", "--format", "llava", "-o", out)
+        assert status == 0
+        entries = json.loads(Path(out).read_text(encoding="utf-8"))
+        assert [entry["id"] for entry in entries] == ["photo.png", "deep/tür 影.mp4"], out
+
+
+@pytest.mark.parametrize("format", DATASETS)
+def test_a_run_goes_on_from_another_folder(
+    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, format: str
+) -> None:
+    """Names that were relative to the first folder are not taken for those of the second."""
+    out = tmp_path / "out.json"
+    monkeypatch.chdir(clips)
+    run(capsys, "caption", "photo.png", "broken.mp4", "--format", format, "-o", out)
+    (clips / "deep" / "photo.png").write_bytes((clips / "photo.png").read_bytes())
+    monkeypatch.chdir(clips / "deep")
+    status, _, err = run(capsys, "caption", "photo.png", "../photo.png", "--resume", "--format", format, "-o", out)
+    assert status == 0
+    assert "1 captioned, 0 failed, 1 skipped" in err
+    if format == "sd-scripts":
+        found = set(sd_scripts(out))
+    elif format == "musubi-tuner":
+        found = set(musubi(out, "image"))
+    else:
+        found = set(llava(out, tmp_path))
+    assert found == {str(clips / "photo.png"), str(clips / "deep" / "photo.png")}
+
+
+def test_sd_scripts_trains_on_pictures(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for media, videos in ((["photo.png"], 0), (["a.mp4"], 1), (["a.mp4", "photo.png", "deep"], 2)):
+        out = tmp_path / f"{videos}.json"
+        _, _, err = run(capsys, "caption", *(clips / name for name in media), "--format", "sd-scripts", "-o", out)
+        assert (f"sd-scripts trains on pictures, and {videos} of these are videos" in err) == (videos > 0)
+        assert len(sd_scripts(out)) == len(media)
+
+
+@pytest.mark.parametrize("format", DATASETS)
+def test_records_of_something_else_are_not_continued(
+    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], format: str
+) -> None:
+    out = tmp_path / "out"
+    run(capsys, "caption", clips / "photo.png", "--format", "jsonl", "-o", f"{out}.jsonl")
+    before = (tmp_path / "out.jsonl").read_bytes()
+    status, _, err = run(capsys, "caption", clips / "photo.png", "--resume", "--format", format, "-o", out)
+    assert (status, f"does not say what {format} needs to know" in err) == (2, True)
+    assert (tmp_path / "out.jsonl").read_bytes() == before
+    assert not out.exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -17,6 +18,8 @@ RECORDS = [
     CaptionResult("b.mp4", error="broken"),
     CaptionResult("c.mp4", "Two 🙂.", "length", 5, 6, 0.5, 60.0, 75.5, segment=2, segments=2),
     CaptionResult("c.mp4", "Never.", "stop", 5, 6, 0.5, find="it stops", found=False),
+    CaptionResult("d.mp4", '{"é": [1, null]}', "stop", 5, 6, 0.5, data={"é": [1, None]}, score=-0.25),
+    CaptionResult("e.mp4", "false", "stop", 5, 6, 0.5, data=False),
 ]
 
 
@@ -26,7 +29,10 @@ def test_every_field_comes_back(tmp_path: Path) -> None:
     path.write_bytes(b"".join(parquet_bytes(RECORDS)))
     table = parquet.read_table(path)
     assert table.column_names == list(COLUMNS)
-    assert table.to_pylist() == [{name: getattr(record, name) for name in COLUMNS} for record in RECORDS]
+    rows = table.to_pylist()
+    for row in rows:
+        row["data"] = None if row["data"] is None else json.loads(row["data"])
+    assert rows == [{name: getattr(record, name) for name in COLUMNS} for record in RECORDS]
 
 
 def test_more_rows_than_a_batch_and_names_that_are_not_utf8(tmp_path: Path) -> None:

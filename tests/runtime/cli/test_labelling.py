@@ -95,6 +95,8 @@ def test_files_without_a_question_are_refused(
         (("caption", CLIP, "--json-schema", "q.txt"), "--json-schema q.txt: this is not JSON"),
         (("ask", CLIP, "--json-schema", "list.json"), "--json-schema list.json: a schema is a JSON object"),
         (("watch", CLIP, "-q", "a", "--json-schema", "deep.json"), "--json-schema deep.json: this is not JSON"),
+        (("caption", CLIP, "--json-schema", "latin.json"), "error: latin.json: this is not text in UTF-8"),
+        (("caption", CLIP, "--json-schema", "none.json"), "error: none.json: it cannot be read"),
         (("caption", CLIP, "--best-of", "3"), "set a temperature above 0 (--temperature)"),
         (("ask", CLIP, "-q", "a", "--best-of", "2", "--temperature", "0"), "set a temperature above 0"),
         (("caption", CLIP, "--best-of", "0"), "best_of must be at least 1"),
@@ -109,6 +111,7 @@ def test_what_does_not_go_together(
     Path("s.json").write_text("{}")
     Path("list.json").write_text("[]")
     Path("deep.json").write_text("[" * 100_000)
+    Path("latin.json").write_bytes(b'{"title": "caf\xe9"}')
     status, out, err = run(capsys, *arguments)
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert message in err

@@ -169,6 +169,35 @@ def test_a_run_that_is_stopped_goes_on(
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_replacement_that_is_stopped_goes_on(
+    films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    """What --force was to replace is no part of what --resume then continues: no frame is in the file twice."""
+    whole, path = tmp_path / f"whole.{suffix}", tmp_path / f"films.{suffix}"
+    for each in (whole, path):
+        run(capsys, "embed", films, "-o", each, "--threads", 1)
+    stream = VideoLlama3Encoder.stream_features
+
+    def stopped(self: VideoLlama3Encoder, media: Any, *rest: Any, **named: Any) -> Iterator[FrameFeatures]:
+        if media.name.endswith("b.mp4"):
+            raise KeyboardInterrupt
+        return stream(self, media, *rest, **named)
+
+    monkeypatch.setattr(VideoLlama3Encoder, "stream_features", stopped)
+    status, _, err = run(capsys, "embed", films, "-o", path, "--force", "--threads", 1)
+    assert (status, "continue with --resume in place of --force" in err) == (130, True)
+    monkeypatch.undo()
+    status, _, err = run(capsys, "embed", films, "-o", path, "--resume", "--threads", 1)
+    assert (status, "2 embedded, 0 failed, 1 skipped" in err) == (0, True)
+    (rows, vectors), (wanted_rows, wanted) = rows_of(path), rows_of(whole)
+    assert rows == wanted_rows
+    np.testing.assert_array_equal(vectors, wanted)
+    before = path.read_bytes()
+    assert run(capsys, "embed", tmp_path / "none.mp4", "-o", path, "--force", "--threads", 1)[0] == 1
+    assert path.read_bytes() == before  # nothing came to take its place
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_clips_are_added_to_a_file(
     films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str
 ) -> None:
