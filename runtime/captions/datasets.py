@@ -43,7 +43,7 @@ def for_dataset(record: CaptionResult) -> CaptionResult:
 
 def dataset(records: Iterable[CaptionResult], format: str, folder: Path) -> Iterator[bytes]:
     """A data set's file, in parts. records: from `for_dataset`. folder: in which the file is."""
-    usable = (record for record in records if record.error is None and record.caption)
+    usable: Iterator[CaptionResult] = (record for record in records if record.error is None and record.caption)
     if format == "musubi-tuner":
         yield from _musubi_lines(usable)
         return
