@@ -25,7 +25,7 @@ def test_boxes_are_where_things_are(tmp_path: Path) -> None:
     export_bundle(Checkpoint.open(CHECKPOINT), tmp_path / "fine")
     model = VideoLlama3.load(tmp_path / "fine", "cpu", num_threads=1)
     overlaps: list[float] = []
-    for number in range(5000, 5004):
+    for number in range(5000, 5002):
         clip_file = tmp_path / f"{number}.mp4"
         world = write_clip(clip_file, number)
         clip = model.encode(clip_file, pruning=PruningConfig(enabled=False))
@@ -35,5 +35,5 @@ def test_boxes_are_where_things_are(tmp_path: Path) -> None:
             assert (len(answer.boxes), answer.boxes_note) == (1, None), answer.text
             assert answer.boxes[0].label == truth.label
             overlaps.append(overlap(answer.boxes[0], truth))
-    assert len(overlaps) > 30
+    assert len(overlaps) > 15
     assert sum(value > 0.5 for value in overlaps) > 0.9 * len(overlaps)

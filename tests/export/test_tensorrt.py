@@ -369,6 +369,7 @@ def test_the_demo_model_says_the_same_with_float16_weights(demo: Path) -> None:
 
 
 @needs_tensorrt
+@pytest.mark.long  # a quarter of a minute
 def test_a_stack_of_the_released_width(tmp_path: Path) -> None:
     """Two of the 27 layers, 1,152 wide with 16 heads of 72, and the projector of the 2B model, stored in float32."""
     config = preset("2b")
