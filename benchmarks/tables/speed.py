@@ -34,21 +34,23 @@ def headline_table() -> str:
 
 def real_size_table() -> str:
     """Time and peak memory of every step at the released sizes."""
-    result = load("real_size")
+    results = [load(name) for name in ("real_size", "real_size_gptq", "real_size_7b")]
     rows = [
         [
+            result["preset"].upper(),
             step["step"],
             f"{step['seconds']:.0f} s",
             f"{step['peak_gb']:.1f} GB",
             f"{step.get('bundle_gb', '')}",
             f"{step.get('decoder_gb', '')}",
         ]
+        for result in results
         for step in result["steps"]
+        if "export" in step["step"] or "caption" in step["step"]
     ]
-    return (
-        table(["step", "time", "peak memory", "bundle, GB", "of it decoder and embeddings, GB"], rows)
-        + f"\n\n{machine_line(result)}"
-    )
+    machines = "\n\n".join(dict.fromkeys(map(machine_line, results)))
+    header = ["", "step", "time", "peak memory", "bundle, GB", "of it decoder and embeddings, GB"]
+    return f"{table(header, rows)}\n\n{machines}"
 
 
 _TERMS = {
@@ -77,7 +79,14 @@ def speed_table() -> str:
     """Ratios against what a user would run instead, each pair from one run on one machine."""
     letters: dict[str, str] = {}  # by the machine's line
     rows = []
-    for result, part in (*decoder_parts(), *batch_parts(), *caption_parts(), *reading_parts(), *reuse_parts()):
+    for result, part in (
+        *decoder_parts(),
+        *batch_parts(),
+        *caption_parts(),
+        *reading_parts(),
+        *reuse_parts(),
+        *draft_parts(),
+    ):
         letter = letters.setdefault(machine_line(result), "ABCDEF"[len(letters)])
         rows += [[*row, letter] for row in part]
     machines = "\n".join(f"- {letter}: {line}" for line, letter in letters.items())
@@ -163,3 +172,20 @@ def reuse_parts() -> Iterator[Part]:
             times = [f"{entry[key][speed]:.2f} s" for speed in ("fast_s", "slow_s")]
             rows.append([f"{work}, {name}", times[0], against, times[1], f"{entry[key]['ratio']:.1f}×"])
         yield entry, rows
+
+
+_DRAFTED = {
+    "segments": "one question about 16 pieces of films",
+    "questions": "different ones",
+    "drawn": "drawn answers",
+}
+
+
+def draft_parts() -> Iterator[Part]:
+    result, rows = load("drafts"), []
+    for name, row in result["rows"].items():
+        times = [f"{row['tokens'] / row[key]:,.0f} tokens/s" for key in ("seconds_drafted", "seconds")]
+        rows.append(
+            [f"decode with 8 drafts, {_DRAFTED[name]}", times[0], "without drafts", times[1], f"{row['ratio']:.2f}×"]
+        )
+    yield result, rows
