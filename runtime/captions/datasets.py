@@ -43,12 +43,12 @@ def for_dataset(record: CaptionResult) -> CaptionResult:
 
 def dataset(records: Iterable[CaptionResult], format: str, folder: Path) -> Iterator[bytes]:
     """A data set's file, in parts. records: from `for_dataset`. folder: in which the file is."""
-    usable = (record for record in records if record.error is None and record.caption)
+    usable: Iterator[CaptionResult] = (record for record in records if record.error is None and record.caption)
     if format == "musubi-tuner":
         yield from _musubi_lines(usable)
         return
     if format == "sd-scripts":
-        usable = _pictures_hopefully(usable)
+        usable = _told_of_videos(usable)
     begin, end = ("[", "]") if format == "llava" else ("{", "}")
     yield begin.encode()
     for number, record in enumerate(usable):
@@ -79,7 +79,7 @@ def _musubi_lines(records: Iterable[CaptionResult]) -> Iterator[bytes]:
         )
 
 
-def _pictures_hopefully(records: Iterable[CaptionResult]) -> Iterator[CaptionResult]:
+def _told_of_videos(records: Iterable[CaptionResult]) -> Iterator[CaptionResult]:
     videos = 0
     for record in records:
         videos += record.kind == "video"
