@@ -48,7 +48,7 @@ def dataset(records: Iterable[CaptionResult], format: str, folder: Path) -> Iter
         yield from _musubi_lines(usable)
         return
     if format == "sd-scripts":
-        usable = _pictures_hopefully(usable)
+        usable = _told_of_videos(usable)
     begin, end = ("[", "]") if format == "llava" else ("{", "}")
     yield begin.encode()
     for number, record in enumerate(usable):
@@ -79,7 +79,7 @@ def _musubi_lines(records: Iterable[CaptionResult]) -> Iterator[bytes]:
         )
 
 
-def _pictures_hopefully(records: Iterable[CaptionResult]) -> Iterator[CaptionResult]:
+def _told_of_videos(records: Iterable[CaptionResult]) -> Iterator[CaptionResult]:
     videos = 0
     for record in records:
         videos += record.kind == "video"
