@@ -54,7 +54,8 @@ class LoraAdapter:
         """Opens a local folder or a hub id; raises CheckpointError if it is no LoRA adapter that can be merged."""
         if Path(path_or_hub_id).is_file():
             raise CheckpointError(f"{path_or_hub_id} is a file; give the adapter's folder, which holds {SETTINGS}")
-        folder, commit = find_checkpoint(path_or_hub_id)
+        # This pickle is fetched to be refused: what is in it would be left out without a word.
+        folder, commit = find_checkpoint(path_or_hub_id, besides=(_BESIDE,))
         settings = LoraSettings.read(folder / SETTINGS)
         file = folder / WEIGHTS
         pickle = next((folder / name for name in (_BESIDE, _PICKLED) if (folder / name).is_file()), None)
@@ -65,6 +66,10 @@ class LoraAdapter:
             )
         if not file.is_file():
             raise CheckpointError(f"{file} does not exist")
+        if other := min((path for path in folder.glob("*.safetensors") if path != file), default=None):
+            raise CheckpointError(
+                f"{other} would be left out: an adapter is merged of {WEIGHTS} alone; move it elsewhere"
+            )
         name = f"{path_or_hub_id}@{commit}" if commit else folder.resolve().name
         spec = AdapterSpec(name, hash_file(file).sha256, hash_file(settings.file).sha256, weight)
         adapter = cls(settings, TensorFiles(file), spec)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import shutil
 from collections.abc import Callable
@@ -429,6 +430,29 @@ def test_missing_files(checkpoints: Checkpoints, adapter: Path) -> None:
 def test_what_was_trained_beside_an_adapter_is_not_left_out(checkpoints: Checkpoints, adapter: Path) -> None:
     (adapter / "non_lora_trainables.bin").write_bytes(b"x")
     refused(checkpoints("tiny"), adapter, r"non_lora_trainables\.bin is a pickle")
+
+
+def test_weights_beside_an_adapter_are_not_left_out(checkpoints: Checkpoints, adapter: Path) -> None:
+    """As some trainers leave an encoder that was trained whole."""
+    save_file({"visual.weight": torch.zeros(2)}, adapter / "vit.safetensors")
+    refused(checkpoints("tiny"), adapter, r"vit\.safetensors would be left out")
+
+
+def test_what_was_trained_beside_an_adapter_of_the_hub_is_not_left_out(
+    checkpoints: Checkpoints, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub client is replaced by one that fetches what it is asked for of a folder."""
+    (adapter / "non_lora_trainables.bin").write_bytes(b"x")
+
+    def snapshot_download(hub_id: str, allow_patterns: list[str], **options: Any) -> str:
+        names = [file.name for file in adapter.iterdir()]
+        wanted = {name for pattern in allow_patterns for name in fnmatch.filter(names, pattern)}
+        shutil.copytree(adapter, fetched := adapter.parent / "fetched", ignore=lambda _, all_: {*all_} - wanted)
+        return str(fetched)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    with pytest.raises(CheckpointError, match=r"non_lora_trainables\.bin is a pickle"):
+        LoraAdapter.open("owner/adapter")
 
 
 def test_two_adapters_cannot_store_one_module(checkpoints: Checkpoints, adapter: Path, tmp_path: Path) -> None:
