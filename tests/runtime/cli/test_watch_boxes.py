@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from clips import write_clip
 from commands import run as run_command
-from streams import Script, http_stream, paced, transport_stream
 
 from vl3edge.runtime import Chunk, GenerationStats, Session
+from vl3edge.runtime.cli.boxes import boxes_problem
+from vl3edge.runtime.live.output import AnswerWriter, WatchState
+from vl3edge.runtime.live.watch import AnswerPart
 
 FORM = "Answer in [[x0,y0,x1,y1]] format."
 SAYS = "<ref>the dog</ref>[[250, 500, 500, 1000]]"
@@ -101,15 +103,14 @@ def test_what_is_no_box_is_said_so(
     assert sum(words in said for said in err.splitlines()) == 1
 
 
-def test_frames_of_several_sizes_give_no_boxes(capsys: pytest.CaptureFixture[str], model: Scripted) -> None:
-    """A camera that changes its size: while both are in the context, nobody knows whose pixels are meant."""
-    small, large = np.full((64, 96, 3), 90, np.uint8), np.full((128, 96, 3), 90, np.uint8)
-    script: Script = [*paced(transport_stream([small] * 30, 10), 0), *paced(transport_stream([large] * 60, 10), 0)]
-    with http_stream(lambda number: script if number == 0 else []) as (url, _):
-        options = ("--every", 1, "--reconnects", 1, "--backoff", 0.05, "--duration", 5, "--timeout", 2)
-        out, err = run(capsys, url, "-q", "Where is it?", "--boxes", "--format", "jsonl", *options)
-    last = json.loads(out[-1])
-    assert "frames changed from 96×64 to 96×128" in err
-    assert (last["boxes"], last["width_px"], last["height_px"]) == ([], 96, 128)
-    assert "whose sizes differ" in last["boxes_note"]
-    assert "whose sizes differ" in err
+def test_frames_of_several_sizes_give_no_boxes() -> None:
+    """Of a camera that changes its size: while both are in the context, nobody knows whose pixels are meant."""
+    written = io.StringIO()
+    writer = AnswerWriter("camera", written, "jsonl", False, False)
+    for chunk in (Chunk(SAYS[:9]), Chunk(SAYS[9:], "stop", STATS)):
+        writer.write(AnswerPart(3.0, "Where is it?", "time", chunk, ((64, 96), (128, 96))), WatchState(2, 8, 0, 0))
+    record = json.loads(written.getvalue())
+    assert (record["boxes"], record["width_px"], record["height_px"]) == ([], 96, 128)
+    assert "whose sizes differ" in record["boxes_note"]
+    assert writer.answer is not None
+    assert "whose sizes differ" in str(boxes_problem(writer.answer))

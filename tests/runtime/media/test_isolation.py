@@ -131,14 +131,14 @@ def test_a_process_that_never_begins_is_tried_twice(
 
 
 def test_a_hang_costs_the_time_that_a_clip_may_take(clip: Path) -> None:
-    limits = MediaLimits(isolate=True, max_read_s=1.0)
+    limits = MediaLimits(isolate=True, max_read_s=3.0)
     reader = open_video(clip, PLAN, limits=limits)
     pid = process().pid
     os.kill(pid, signal.SIGSTOP)
     begin = time.perf_counter()
-    with pytest.raises(MediaError, match="reading it takes more than 1 s"):
+    with pytest.raises(MediaError, match="reading it takes more than 3 s"):
         list(reader.frames((56, 84)))
-    assert time.perf_counter() - begin < 1.0 + GRACE_S + 5
+    assert time.perf_counter() - begin < 3.0 + GRACE_S + 5
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
     assert len(frames(clip, ISOLATED)) == 12
