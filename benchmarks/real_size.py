@@ -25,6 +25,7 @@ from typing import Any
 from machine import describe
 
 from vl3edge.export.quantize import work_folder
+from vl3edge.quant.workfolder import hidden_states_file
 
 VARIANTS = {
     "fp32": ["--quant", "none", "--precision", "fp32"],
@@ -93,7 +94,7 @@ def main() -> None:
         bundle = options.work / f"bundle-{variant}"
         export = [vl3edge, "export", str(checkpoint), "-o", str(bundle), "--force", *VARIANTS[variant]]
         if variant == "gptq" and options.kill_after:
-            last = work_folder(bundle) / f"hidden-{options.kill_after:03d}.safetensors"
+            last = hidden_states_file(work_folder(bundle), options.kill_after)
             steps.append(
                 measured(f"export, {variant}, killed after {options.kill_after} layers", export, log, last.exists)
             )

@@ -23,7 +23,11 @@ from .errors import QuantError
 from .linear import LayerError, QuantizedLinear
 
 _STATE = "state.json"
-_HIDDEN = "hidden-{:03d}.safetensors"
+
+
+def hidden_states_file(folder: Path, finished: int) -> Path:
+    """What stands in a work folder once so many layers are finished, until the next one is."""
+    return folder / f"hidden-{finished:03d}.safetensors"
 
 
 class WorkFolder:
@@ -66,13 +70,14 @@ class WorkFolder:
     def save_hidden(self, finished: int, hidden: Sequence[torch.Tensor]) -> None:
         """hidden: per sequence [S, H], what layer number `finished` reads. Drops those of earlier layers."""
         arrays = {str(index): states.numpy() for index, states in enumerate(hidden)}
-        self._save(self.folder / _HIDDEN.format(finished), arrays, {})
+        file = hidden_states_file(self.folder, finished)
+        self._save(file, arrays, {})
         for path in self.folder.glob("hidden-*.safetensors"):
-            if path.name != _HIDDEN.format(finished):
+            if path != file:
                 path.unlink()
 
     def load_hidden(self, finished: int) -> list[torch.Tensor]:
-        with safe_open(self.folder / _HIDDEN.format(finished), framework="pt") as file:
+        with safe_open(hidden_states_file(self.folder, finished), framework="pt") as file:
             return [file.get_tensor(str(index)).clone() for index in range(len(file.keys()))]
 
     def save_note(self, name: str, value: object) -> None:

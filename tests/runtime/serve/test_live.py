@@ -45,6 +45,14 @@ def start(socket: Any, **fields: Any) -> dict[str, Any]:
     return said(socket)
 
 
+def start_seeing(socket: Any, *pictures: bytes) -> None:
+    """A session that has begun and taken these frames."""
+    assert start(socket)["type"] == "ready"
+    for picture in pictures:
+        socket.send(picture)
+        assert said(socket)["type"] == "frame"
+
+
 def test_a_session_sees_frames_and_answers(address: str, model: ServedModel) -> None:
     pictures = frames_of_clip()
     own = model.open_session()
@@ -80,9 +88,7 @@ def test_every_question_has_its_end_and_a_stop_ends_those_before_it(
 
     monkeypatch.setattr(Session, "ask", ask)
     with client.connect(address) as socket:
-        assert start(socket)["type"] == "ready"
-        socket.send(png())
-        assert said(socket)["type"] == "frame"
+        start_seeing(socket, png())
         for text in ("one", "two"):
             socket.send(json.dumps({"type": "ask", "text": text}))
         assert begun.wait(30)
@@ -108,9 +114,7 @@ def test_questions_without_end_are_refused(address: str, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(Session, "ask", ask)
     with client.connect(address) as socket:
-        assert start(socket)["type"] == "ready"
-        socket.send(png())
-        assert said(socket)["type"] == "frame"
+        start_seeing(socket, png())
         for _ in range(40):
             socket.send(json.dumps({"type": "ask", "text": "?"}))
         refused = [said(socket)["error"]["message"] for _ in range(23)]  # of 40, one answered and 16 that wait
@@ -143,10 +147,7 @@ def test_an_answer_ends_with_its_boxes_in_pixels_of_the_frames(
 ) -> None:
     monkeypatch.setattr(Session, "ask", lambda *_, **__: iter([Chunk(says[:7]), Chunk(says[7:], "stop")]))
     with client.connect(address) as socket:
-        assert start(socket)["type"] == "ready"
-        for frame in frames:
-            socket.send(picture(*frame))
-            assert said(socket)["type"] == "frame"
+        start_seeing(socket, *(picture(*frame) for frame in frames))
         socket.send(json.dumps({"type": "ask", "text": "Where is it?"}))
         *_, ended = [said(socket) for _ in range(3)]
     found = [[box["x0"], box["y0"], box["x1"], box["y1"]] for box in ended["boxes"]]
