@@ -27,6 +27,7 @@ from ..media.discovery import WANTED, matches
 from ..terminal import one_line
 from . import options as shared
 from .labelling import add_labelling, add_prompt_file, labelled, prompt_of
+from .output_files import check_output
 from .question_set import sha256
 from .stderr import progress
 
@@ -109,9 +110,9 @@ def _files(options: argparse.Namespace) -> _Files:
     if options.force and keep:
         raise ConfigError("--force and --resume or --retry-failed are mutually exclusive")
     files = _Files.at(options.output)
-    if options.output.suffix.lower() in _PAGES and not options.output.parent.is_dir():
-        raise ConfigError(f"{options.output}: there is no such folder to write it to")
-    if options.output.is_file() and options.output.suffix.lower() not in _PAGES:
+    if options.output.suffix.lower() in _PAGES:
+        check_output("-o", options.output)
+    elif options.output.is_file():
         raise ConfigError(f"{options.output} is a file; -o names a folder, or a page: FILE.html")
     existing = next((path for path in (files.page, files.lines, *files.answers) if path.exists()), None)
     if existing is not None and not (keep or options.force):
