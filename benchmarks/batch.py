@@ -30,7 +30,7 @@ from machine import describe
 
 from vl3edge.runtime.backends.select import select_backend
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, Bundle, open_bundle
-from vl3edge.runtime.bundle.manifest import TextSpec
+from vl3edge.runtime.bundle.specs import TextSpec
 from vl3edge.runtime.decode.decoder import Decoder
 from vl3edge.runtime.decode.graph import DecoderGraph
 from vl3edge.runtime.prompt.splice import EmbeddingTable

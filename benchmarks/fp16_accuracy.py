@@ -32,7 +32,7 @@ from vl3edge.models.weight_map import Linear
 from vl3edge.runtime import VideoLlama3
 from vl3edge.runtime.backends.onnxruntime import Backend, Engine
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, Bundle, open_bundle
-from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, FP16_DECODER_GRAPH
+from vl3edge.runtime.bundle.file_names import DECODER_GRAPH, FP16_DECODER_GRAPH
 from vl3edge.runtime.decode.decoder import Decoder
 from vl3edge.runtime.decode.graph import load_decoder_graph
 

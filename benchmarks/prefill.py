@@ -34,7 +34,8 @@ from vl3edge.models.demo.twin import write_outlier_twin
 from vl3edge.models.tensor_names import DECODER
 from vl3edge.quant.plan import QuantizationPlan
 from vl3edge.runtime.bundle.bundle import MANIFEST_NAME, hash_file
-from vl3edge.runtime.bundle.manifest import PREFILL_GRAPH, sealed
+from vl3edge.runtime.bundle.file_names import PREFILL_GRAPH
+from vl3edge.runtime.bundle.manifest import sealed
 
 RESULTS = Path(__file__).parent / "results" / "prefill.json"
 

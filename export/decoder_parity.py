@@ -13,7 +13,7 @@ from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.decoder import DecoderLayer, RMSNorm, rotary
 from vl3edge.models.tensor_names import DECODER, EMBEDDINGS, LM_HEAD
 from vl3edge.quant.dequantized import DequantizedCheckpoint
-from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, FP16_DECODER_GRAPH
+from vl3edge.runtime.bundle.file_names import DECODER_GRAPH, FP16_DECODER_GRAPH
 from vl3edge.runtime.decode.decoder import Decoder
 from vl3edge.runtime.decode.graph import DecoderGraph
 

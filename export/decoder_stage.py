@@ -12,7 +12,8 @@ from vl3edge.quant.calibration import CalibrationSet
 from vl3edge.quant.dequantized import DequantizedCheckpoint
 from vl3edge.quant.gptq_writer import write_gptq_checkpoint
 from vl3edge.runtime.bundle.bundle import Bundle
-from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, PREFILL_GRAPH, PrefillQuantization
+from vl3edge.runtime.bundle.file_names import DECODER_GRAPH, PREFILL_GRAPH
+from vl3edge.runtime.bundle.specs import PrefillQuantization
 
 from .calibrate.prefill import CALIBRATION_TOKENS as PROMPT_TOKENS
 from .calibrate.prefill import cache_error, calibrate_prefill

@@ -13,15 +13,8 @@ import onnxruntime
 import torch
 
 from vl3edge.models.config import MediaProcessing, ModelConfig
-from vl3edge.runtime.bundle.manifest import (
-    ExportSpec,
-    FileEntry,
-    Manifest,
-    MediaSpec,
-    ProcessorSpec,
-    TokenSpec,
-    VisionSpec,
-)
+from vl3edge.runtime.bundle.manifest import FileEntry, Manifest
+from vl3edge.runtime.bundle.specs import ExportSpec, MediaSpec, ProcessorSpec, TokenSpec, VisionSpec
 
 from .graphs.decoder import text_spec
 from .options import ExportOptions

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from vl3edge.models.checkpoint import Checkpoint
-from vl3edge.runtime.bundle.manifest import SPECIAL_TOKENS, Manifest
+from vl3edge.runtime.bundle.file_names import SPECIAL_TOKENS
+from vl3edge.runtime.bundle.manifest import Manifest
 from vl3edge.runtime.errors import BundleError, ConfigError
 from vl3edge.runtime.prompt.chat_template import MediaItem, PromptTemplate
 from vl3edge.runtime.prompt.sandbox import TemplateRefusal

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from vl3edge.models.checkpoint import Checkpoint
-from vl3edge.runtime.bundle.manifest import ENCODER_GRAPH, VISION_GRAPHS, Manifest, VisionQuantization
+from vl3edge.runtime.bundle.file_names import ENCODER_GRAPH, VISION_GRAPHS
+from vl3edge.runtime.bundle.manifest import Manifest
+from vl3edge.runtime.bundle.specs import VisionQuantization
 
 from .calibrate.vision import VisionCalibration, calibrate_vision, calibration_clips, relative_error
 from .graphs.vision import export_projectors, export_vision

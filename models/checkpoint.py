@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from vl3edge.runtime.bundle.manifest import AdapterSpec
+from vl3edge.runtime.bundle.specs import AdapterSpec
 
 from .config import Layout, ModelConfig
 from .config_reader import read_config

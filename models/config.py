@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from vl3edge.runtime.bundle.manifest import GREEDY, GenerationSpec
+from vl3edge.runtime.bundle.specs import GREEDY, GenerationSpec
 
 Layout = Literal["transformers", "authors"]
 

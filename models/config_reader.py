@@ -12,7 +12,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from vl3edge.runtime.bundle.manifest import GenerationSpec
+from vl3edge.runtime.bundle.specs import GenerationSpec
 
 from .config import NO_TEXT, Layout, ModelConfig, TextConfig, VisionConfig
 from .errors import CheckpointError

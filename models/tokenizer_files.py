@@ -13,7 +13,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
-from vl3edge.runtime.bundle.manifest import SPECIAL_TOKENS
+from vl3edge.runtime.bundle.file_names import SPECIAL_TOKENS
 from vl3edge.runtime.prompt.tokenizer import named_tokens
 
 from .errors import CheckpointError

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, cast
 
-from .bundle.manifest import GenerationSpec
+from .bundle.specs import GenerationSpec
 from .errors import ConfigError
 
 MAX_FPS = 1_000_000  # finer than any clip's clock; times are counted exactly, and may not overflow

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from .bundle.manifest import GREEDY, GenerationSpec
+from .bundle.specs import GREEDY, GenerationSpec
 from .config import GenerationConfig, MediaKind, PruningConfig, SamplingPlan
 from .decode.batch import BatchGenerator
 from .decode.batch_sequence import BatchRequest

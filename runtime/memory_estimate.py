@@ -19,7 +19,9 @@ from typing import Any
 
 from .backends.onnxruntime import PATCHES_PER_CALL
 from .bundle.bundle import Bundle
-from .bundle.manifest import PREFILL_GRAPH, Manifest, TextSpec
+from .bundle.file_names import PREFILL_GRAPH
+from .bundle.manifest import Manifest
+from .bundle.specs import TextSpec
 from .decode.kv_cache import bytes_per_row, capacity_for, rung_for, rungs
 from .decode.prefill_chunk import PREFILL_CHUNK, prefill_activation_bytes
 from .media.stretches import decoder_bytes, num_decoders

@@ -11,8 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from .bundle.bundle import Bundle
-from .bundle.manifest import Manifest, TextSpec
+from .bundle.manifest import Manifest
 from .bundle.onnx_external import external_files
+from .bundle.specs import TextSpec
 from .decode.kv_cache import bytes_per_row
 
 _BYTES = 1 << 28  # more than any cache holds

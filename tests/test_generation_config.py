@@ -25,7 +25,7 @@ from vl3edge.models.config import Layout
 from vl3edge.models.errors import CheckpointError
 from vl3edge.models.synthetic.random import preset, write_random_checkpoint
 from vl3edge.runtime import GenerationConfig, SamplingPlan, VideoLlama3
-from vl3edge.runtime.bundle.manifest import GREEDY, GenerationSpec
+from vl3edge.runtime.bundle.specs import GREEDY, GenerationSpec
 from vl3edge.runtime.cli.main import main
 from vl3edge.runtime.errors import ContextLengthError
 from vl3edge.runtime.jobs import CaptionJob

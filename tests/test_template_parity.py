@@ -15,7 +15,8 @@ from resealing import reseal
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.tokenizer_files import special_tokens
 from vl3edge.runtime.bundle.bundle import open_bundle
-from vl3edge.runtime.bundle.manifest import SPECIAL_TOKENS, TokenSpec
+from vl3edge.runtime.bundle.file_names import SPECIAL_TOKENS
+from vl3edge.runtime.bundle.specs import TokenSpec
 from vl3edge.runtime.errors import BundleError, ConfigError
 from vl3edge.runtime.prompt.chat_template import PromptTemplate
 from vl3edge.runtime.prompt.tokenizer import Tokenizer

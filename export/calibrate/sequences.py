@@ -16,7 +16,7 @@ from vl3edge.quant.calibration import CalibrationItem, CalibrationSet, calibrati
 from vl3edge.quant.sequences import CalibrationSequence
 from vl3edge.runtime.backends.select import select_backend
 from vl3edge.runtime.bundle.bundle import Bundle
-from vl3edge.runtime.bundle.manifest import MediaSpec
+from vl3edge.runtime.bundle.specs import MediaSpec
 from vl3edge.runtime.config import SamplingPlan
 from vl3edge.runtime.errors import MediaError
 from vl3edge.runtime.media.discovery import expand

@@ -19,7 +19,8 @@ from vl3edge.models.vision import VisionEncoder
 from vl3edge.models.weight_map import Linear
 from vl3edge.quant.calibration import calibration_items
 from vl3edge.runtime.backends.select import select_backend
-from vl3edge.runtime.bundle.manifest import Manifest, MediaSpec
+from vl3edge.runtime.bundle.manifest import Manifest
+from vl3edge.runtime.bundle.specs import MediaSpec
 from vl3edge.runtime.config import SamplingPlan
 from vl3edge.runtime.errors import MediaError
 from vl3edge.runtime.media.contents import media_kind

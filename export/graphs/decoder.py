@@ -33,7 +33,7 @@ import numpy as np
 from onnx import TensorProto
 
 from vl3edge.models.config import TextConfig
-from vl3edge.runtime.bundle.manifest import TextSpec
+from vl3edge.runtime.bundle.specs import TextSpec
 from vl3edge.runtime.decode.graph import LOGITS_FROM
 from vl3edge.runtime.decode.rope import rotary_frequencies
 

@@ -36,7 +36,7 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper
 
-from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, FP16_DECODER_GRAPH
+from vl3edge.runtime.bundle.file_names import DECODER_GRAPH, FP16_DECODER_GRAPH
 from vl3edge.runtime.decode.graph import NEXT_LENGTHS, TOKENS_INPUT
 
 from .fp16_graph import FLOAT, HALF, Fp16Graph

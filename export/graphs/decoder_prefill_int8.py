@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from vl3edge.models.config import TextConfig
-from vl3edge.runtime.bundle.manifest import PREFILL_GRAPH
+from vl3edge.runtime.bundle.file_names import PREFILL_GRAPH
 
 from ..calibrate.smoothquant import SmoothedSource, Smoothing
 from ..onnx_writer import GraphWriter

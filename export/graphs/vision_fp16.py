@@ -20,7 +20,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from vl3edge.models.checkpoint import Checkpoint
-from vl3edge.runtime.bundle.manifest import VISION_GRAPHS, fp16_file
+from vl3edge.runtime.bundle.file_names import VISION_GRAPHS, fp16_file
 
 from ..calibrate.fp16_range import Fp16Range
 from ..parity import Difference

@@ -20,8 +20,8 @@ from triton.runtime import interpreter
 
 from vl3edge.runtime.backends.buffers import HostBuffer, HostMemory
 from vl3edge.runtime.bundle.bundle import Bundle
+from vl3edge.runtime.bundle.file_names import DECODER_GRAPH
 from vl3edge.runtime.bundle.kernel_set import KernelManifest, KernelSet, KernelSpec, checked_set, weights_from_json
-from vl3edge.runtime.bundle.manifest import DECODER_GRAPH
 from vl3edge.runtime.errors import BackendError
 
 from ..errors import ExportError

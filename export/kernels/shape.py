@@ -10,7 +10,8 @@ from pathlib import Path
 import onnx
 
 from vl3edge.export.errors import ExportError
-from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, TextSpec
+from vl3edge.runtime.bundle.file_names import DECODER_GRAPH
+from vl3edge.runtime.bundle.specs import TextSpec
 
 ROLES = ("qkv", "output", "gate", "up", "down")
 EMBEDDINGS = "embeddings.safetensors"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vl3edge.export.errors import ExportError
 from vl3edge.runtime.bundle.kernel_set import FOLDER
-from vl3edge.runtime.bundle.manifest import TextSpec
+from vl3edge.runtime.bundle.specs import TextSpec
 from vl3edge.runtime.errors import BackendWarning
 
 

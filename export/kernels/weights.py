@@ -18,8 +18,9 @@ import onnx
 from onnx import TensorProto, helper
 
 from vl3edge.export.errors import ExportError
+from vl3edge.runtime.bundle.file_names import DECODER_GRAPH
 from vl3edge.runtime.bundle.kernel_weights import WEIGHTS_FORMAT, WEIGHTS_FORMAT_VERSION
-from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, TextSpec
+from vl3edge.runtime.bundle.specs import TextSpec
 
 from .shape import EMBEDDINGS, HEADS, ROLES, DecoderShape, MatrixKind
 

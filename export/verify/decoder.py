@@ -26,8 +26,9 @@ from vl3edge.quant.gptq_reader import GptqLinears
 from vl3edge.runtime import GenerationConfig, VideoLlama3
 from vl3edge.runtime.backends.onnxruntime import Backend
 from vl3edge.runtime.bundle.bundle import Bundle
+from vl3edge.runtime.bundle.file_names import DECODER_GRAPH, PREFILL_GRAPH
 from vl3edge.runtime.bundle.head_tokens import HeadTokens
-from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, PREFILL_GRAPH, TextSpec
+from vl3edge.runtime.bundle.specs import TextSpec
 from vl3edge.runtime.config import SamplingPlan
 from vl3edge.runtime.decode.decoder import Decoder
 from vl3edge.runtime.decode.graph import DecoderGraph, load_decoder_graph

@@ -19,7 +19,7 @@ import torch
 from vl3edge.models.config import TextConfig
 from vl3edge.runtime.backends.onnxruntime import Backend
 from vl3edge.runtime.bundle.bundle import Bundle
-from vl3edge.runtime.bundle.manifest import PREFILL_GRAPH
+from vl3edge.runtime.bundle.file_names import PREFILL_GRAPH
 
 from ..calibrate.prefill import cache_errors, prefilled
 from ..graphs.decoder import PREFIX

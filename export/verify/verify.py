@@ -23,7 +23,8 @@ from vl3edge.models.vision import VisionEncoder
 from vl3edge.runtime.backends.onnxruntime import Backend
 from vl3edge.runtime.backends.select import select_backend
 from vl3edge.runtime.bundle.bundle import Bundle, open_bundle
-from vl3edge.runtime.bundle.manifest import Manifest, fp16_file
+from vl3edge.runtime.bundle.file_names import fp16_file
+from vl3edge.runtime.bundle.manifest import Manifest
 from vl3edge.runtime.media.resize import PixelBudget, resize_rgb, target_size
 from vl3edge.runtime.vision.difffp import keep_mask
 from vl3edge.runtime.vision.engines import VisionEngines

@@ -13,7 +13,7 @@ import numpy as np
 from vl3edge.runtime.backends.features import on_host
 from vl3edge.runtime.backends.onnxruntime import Backend, Engine, OrtEngine
 from vl3edge.runtime.bundle.bundle import Bundle
-from vl3edge.runtime.bundle.manifest import fp16_file
+from vl3edge.runtime.bundle.file_names import fp16_file
 from vl3edge.runtime.vision.engines import VisionEngines
 
 from .clips import VerifyClip

@@ -22,7 +22,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from vl3edge.models.checkpoint import Checkpoint
-from vl3edge.runtime.bundle.manifest import HEAD_TOKENS, NO_VOCABULARY, VocabularySpec
+from vl3edge.runtime.bundle.file_names import HEAD_TOKENS
+from vl3edge.runtime.bundle.specs import NO_VOCABULARY, VocabularySpec
 
 from ..errors import ExportError
 from .texts import CORPUS, texts

@@ -16,7 +16,7 @@ from typing import get_args
 import torch
 
 from vl3edge.runtime.bundle.bundle import hash_file
-from vl3edge.runtime.bundle.manifest import AdapterSpec
+from vl3edge.runtime.bundle.specs import AdapterSpec
 
 from ..checkpoint import Checkpoint
 from ..config import Layout

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..bundle.bundle import Bundle
-from ..bundle.manifest import fp16_file
+from ..bundle.file_names import fp16_file
 from ..errors import BackendError, BundleError
 from ..host import adds_8_bit_products_exactly
 from .cuda import Device

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..bundle.bundle import Bundle
-from ..bundle.manifest import MediaSpec
 from ..bundle.plans import InstalledEngines, choose_engines, plans_of, read_engine_sets
 from ..bundle.profiles import Profile, frames_per_call, max_patches
+from ..bundle.specs import MediaSpec
 from ..errors import BackendError
 from .buffers import DeviceMemory
 from .cuda import Device

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ..errors import BundleError
+from .file_names import DECODER_GRAPH, SPECIAL_TOKENS
 from .json_file import read_json_file
-from .manifest import DECODER_GRAPH, SPECIAL_TOKENS, FileEntry, Manifest
+from .manifest import FileEntry, Manifest
 from .onnx_external import external_files
 from .plans import engine_files
 from .seal import Seal, settled

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import BundleError
 from .bundle import Bundle
-from .manifest import HEAD_TOKENS
+from .file_names import HEAD_TOKENS
 
 
 class HeadTokens:

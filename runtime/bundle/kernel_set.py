@@ -16,7 +16,8 @@ from .bundle import Bundle
 from .head_tokens import HeadTokens
 from .json_file import read_json, read_json_file
 from .kernel_weights import WEIGHTS_FORMAT, WEIGHTS_FORMAT_VERSION, Weights, problems_of
-from .manifest import FileEntry, Json, TextSpec
+from .manifest import FileEntry, Json
+from .specs import TextSpec
 
 FORMAT, FORMAT_VERSION = "vl3edge-kernels", 1
 FOLDER, MANIFEST, WEIGHTS = "kernels", "kernels.json", "weights.json"

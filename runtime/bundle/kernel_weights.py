@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .manifest import FileEntry, TextSpec
+from .manifest import FileEntry
+from .specs import TextSpec
 
 WEIGHTS_FORMAT, WEIGHTS_FORMAT_VERSION = "vl3edge-kernel-weights", 1
 

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import ConfigError
-from .manifest import Manifest, VisionSpec
+from .manifest import Manifest
+from .specs import VisionSpec
 
 DEFAULT_MEMORY_BYTES = 1 << 30
 """Of the encoder's activations: 24 thousand patches of the released models at once."""

@@ -15,20 +15,13 @@ from pathlib import Path
 from ..errors import BackendError, BundleError
 from ..files import write_whole
 from .bundle import MANIFEST_NAME, PROMPT_FILES, Bundle, open_bundle
+from .file_names import DECODER_GRAPH, FP16_DECODER_GRAPH, HEAD_TOKENS, PREFILL_GRAPH, SPECIAL_TOKENS, fp16_file
 from .kernel_set import FOLDER as KERNELS
 from .kernel_set import kernel_files
-from .manifest import (
-    DECODER_GRAPH,
-    FP16_DECODER_GRAPH,
-    HEAD_TOKENS,
-    PREFILL_GRAPH,
-    SPECIAL_TOKENS,
-    PrefillQuantization,
-    SlimTarget,
-    fp16_file,
-)
+from .manifest import SlimTarget
 from .onnx_external import external_files
 from .plans import ENGINES, TARGETS, EngineSet, InstalledEngines, read_engine_sets
+from .specs import PrefillQuantization
 from .tuning import tuning_files
 
 _BACKENDS = {"cpu": ("cpu",), "cuda": ("cuda",), "rtx": ("rtx",), "jetson": ("jetson", "tensorrt")}

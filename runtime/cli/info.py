@@ -14,8 +14,9 @@ from ..backends.cuda import CudaDevice, open_device
 from ..backends.onnxruntime import Backend, import_onnxruntime
 from ..backends.tensorrt_library import import_tensorrt
 from ..bundle.bundle import Bundle, open_bundle
+from ..bundle.file_names import DECODER_GRAPH, PREFILL_GRAPH
 from ..bundle.kernel_set import has_kernels, read_kernel_set
-from ..bundle.manifest import DECODER_GRAPH, PREFILL_GRAPH, Manifest
+from ..bundle.manifest import Manifest
 from ..bundle.plans import read_engine_sets
 from ..bundle.tuning import TunedFor, tuning_lines
 from ..config import DEFAULT_NEW_TOKENS

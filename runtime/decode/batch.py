@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle.manifest import GREEDY, GenerationSpec
+from ..bundle.specs import GREEDY, GenerationSpec
 from ..errors import BackendError, BatchWarning, ContextLengthError
 from ..prompt.splice import EmbeddingTable
 from ..prompt.tokenizer import Tokenizer

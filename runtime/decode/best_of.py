@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ..bundle.manifest import GenerationSpec
+from ..bundle.specs import GenerationSpec
 from ..config import GenerationConfig
 from ..errors import ConfigError
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ..backends.buffers import Buffer
-from ..bundle.manifest import TextSpec
+from ..bundle.specs import TextSpec
 from ..config import MAX_DRAFTS
 from ..prompt.splice import EmbeddingTable
 from .cached_decoder import CachedDecoder, unchecked

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle.manifest import GREEDY, GenerationSpec
+from ..bundle.specs import GREEDY, GenerationSpec
 from ..config import GenerationConfig
 from ..errors import BackendError, Vl3EdgeError
 from ..prompt.boxes import Box, BoxReading, Size, read_boxes

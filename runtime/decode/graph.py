@@ -24,8 +24,9 @@ from ..backends.kept_buffers import KeptBuffers
 from ..backends.onnxruntime import Backend, guarded, import_onnxruntime
 from ..backends.warm_up import WarmUp
 from ..bundle.bundle import Bundle
+from ..bundle.file_names import DECODER_GRAPH, FP16_DECODER_GRAPH, PREFILL_GRAPH
 from ..bundle.head_tokens import HeadTokens
-from ..bundle.manifest import DECODER_GRAPH, FP16_DECODER_GRAPH, PREFILL_GRAPH, TextSpec
+from ..bundle.specs import TextSpec
 from ..config import MAX_DRAFTS
 from ..errors import BackendError, BackendWarning, BundleError
 from .prefill_chunk import GPU_CHUNKS, LIMITED_CHUNKS, PREFILL_CHUNK, gpu_chunk

@@ -12,7 +12,7 @@ from itertools import takewhile
 import numpy as np
 
 from ..backends.buffers import HOST, Buffer, Memory
-from ..bundle.manifest import TextSpec
+from ..bundle.specs import TextSpec
 from ..errors import ContextLengthError
 from .rope import Rotary
 

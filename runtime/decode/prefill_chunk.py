@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..bundle.manifest import TextSpec
+from ..bundle.specs import TextSpec
 
 PREFILL_CHUNK = 512
 GPU_CHUNKS = (4096, 2048)

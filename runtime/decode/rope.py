@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..bundle.manifest import TextSpec
+from ..bundle.specs import TextSpec
 from ..errors import BundleError
 
 

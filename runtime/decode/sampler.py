@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..bundle.manifest import GREEDY, GenerationSpec
+from ..bundle.specs import GREEDY, GenerationSpec
 from ..config import GenerationConfig
 from ..errors import BackendError
 

@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from ..bundle.manifest import GREEDY, GenerationSpec
+from ..bundle.specs import GREEDY, GenerationSpec
 from ..config import GenerationConfig
 from ..errors import ContextLengthError
 from ..prompt.splice import SplicedPrompt

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..backends.buffers import Buffer
 from ..backends.kept_buffers import BufferKind, BufferSet
-from ..bundle.manifest import TextSpec
+from ..bundle.specs import TextSpec
 from .graph import DecoderGraph
 from .kv_cache import KvCache, capacity_for, rung_for, rungs
 

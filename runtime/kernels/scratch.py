@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..backends.buffers import Buffer, Memory
-from ..bundle.manifest import TextSpec
+from ..bundle.specs import TextSpec
 from ..decode.kv_cache import KvCache
 from ..decode.prefill_chunk import PREFILL_CHUNK, gpu_chunk
 from .launcher import Launcher

@@ -10,8 +10,8 @@ from ..backends.onnxruntime import Backend
 from ..backends.tensorrt import TARGET_OF
 from ..backends.warm_up import WarmUp
 from ..bundle.bundle import Bundle
+from ..bundle.file_names import DECODER_GRAPH, FP16_DECODER_GRAPH, PREFILL_GRAPH
 from ..bundle.kernel_set import FOLDER, MANIFEST, OLDEST_CAPABILITY, has_kernels
-from ..bundle.manifest import DECODER_GRAPH, FP16_DECODER_GRAPH, PREFILL_GRAPH
 from ..bundle.tuning import read_tuning
 from ..decode.cached_decoder import CachedDecoder, unchecked
 from ..decode.decoder import Decoder, run_once

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import jinja2
 
 from ..bundle.bundle import Bundle
-from ..bundle.manifest import TokenSpec
+from ..bundle.specs import TokenSpec
 from ..config import MediaKind
 from ..errors import BundleError, ConfigError
 from .sandbox import TemplateSandbox, refuse

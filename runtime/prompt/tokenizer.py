@@ -15,8 +15,8 @@ import numpy as np
 from tokenizers import Tokenizer as RustTokenizer
 
 from ..bundle.bundle import Bundle
+from ..bundle.file_names import SPECIAL_TOKENS
 from ..bundle.json_file import read_json_file
-from ..bundle.manifest import SPECIAL_TOKENS
 from ..errors import BundleError
 
 _MAX_BYTES = 64 << 20  # six times the released one

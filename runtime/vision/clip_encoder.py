@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..backends.features import on_host
-from ..bundle.manifest import MediaSpec, ProcessorSpec
+from ..bundle.specs import MediaSpec, ProcessorSpec
 from ..config import MediaKind, PruningConfig, SamplingPlan
 from ..errors import ConfigError, MediaError, MediaWarning
 from ..media.addresses import located

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..bundle.manifest import MediaSpec
+from ..bundle.specs import MediaSpec
 from ..media.resize import BudgetRule, resize_rgb
 from .frame_encoder import FrameEncoder
 

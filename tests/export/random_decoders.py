@@ -17,7 +17,7 @@ from vl3edge.export.tensor_source import Float32Source
 from vl3edge.export.vocabulary.head_vocabulary import HeadVocabulary
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.quant.linear import LayerError, QuantizedLinear
-from vl3edge.runtime.bundle.manifest import TextSpec
+from vl3edge.runtime.bundle.specs import TextSpec
 
 
 @dataclass(frozen=True)

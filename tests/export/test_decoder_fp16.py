@@ -24,8 +24,9 @@ from vl3edge.export.parity import load_session
 from vl3edge.export.pipeline import export_bundle
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, open_bundle
-from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, FP16_DECODER_GRAPH, TextSpec
+from vl3edge.runtime.bundle.file_names import DECODER_GRAPH, FP16_DECODER_GRAPH
 from vl3edge.runtime.bundle.onnx_external import external_files
+from vl3edge.runtime.bundle.specs import TextSpec
 from vl3edge.runtime.decode.decoder import Decoder
 from vl3edge.runtime.decode.graph import DecoderGraph
 from vl3edge.runtime.decode.prefill_chunk import PREFILL_CHUNK

@@ -24,9 +24,9 @@ from vl3edge.models.errors import CheckpointError
 from vl3edge.quant.plan import QuantizationPlan
 from vl3edge.runtime import BundleError, SamplingPlan, VideoLlama3, VideoLlama3Encoder
 from vl3edge.runtime.bundle.bundle import open_bundle
-from vl3edge.runtime.bundle.manifest import NO_TEXT
 from vl3edge.runtime.bundle.plans import read_engine_sets
 from vl3edge.runtime.bundle.slim import slim
+from vl3edge.runtime.bundle.specs import NO_TEXT
 
 FORMS = ("transformers", "authors")
 pytestmark = pytest.mark.torch

@@ -13,8 +13,9 @@ from random_decoders import KINDS, write_decoder
 from vl3edge.export.parity import load_session
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.synthetic.random import preset, write_random_checkpoint
+from vl3edge.runtime.bundle.file_names import DECODER_GRAPH, FP16_DECODER_GRAPH
 from vl3edge.runtime.bundle.head_tokens import HeadTokens
-from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, FP16_DECODER_GRAPH, TextSpec
+from vl3edge.runtime.bundle.specs import TextSpec
 from vl3edge.runtime.config import GenerationConfig
 from vl3edge.runtime.decode.decoder import Decoder
 from vl3edge.runtime.decode.graph import DecoderGraph

@@ -39,7 +39,8 @@ from vl3edge.quant.plan import QuantizationPlan
 from vl3edge.quant.sequences import CalibrationSequence
 from vl3edge.runtime import GenerationConfig, PruningConfig, VideoLlama3
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, open_bundle
-from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, PREFILL_GRAPH, PrefillQuantization, TextSpec
+from vl3edge.runtime.bundle.file_names import DECODER_GRAPH, PREFILL_GRAPH
+from vl3edge.runtime.bundle.specs import PrefillQuantization, TextSpec
 from vl3edge.runtime.cli import main as runtime_cli
 from vl3edge.runtime.config import SamplingPlan
 from vl3edge.runtime.decode.decoder import Decoder

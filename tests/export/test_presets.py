@@ -16,7 +16,9 @@ from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.quant.plan import QuantizationPlan
 from vl3edge.runtime import GenerationConfig, VideoLlama3
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, open_bundle
-from vl3edge.runtime.bundle.manifest import PREFILL_GRAPH, ExportSpec, Manifest
+from vl3edge.runtime.bundle.file_names import PREFILL_GRAPH
+from vl3edge.runtime.bundle.manifest import Manifest
+from vl3edge.runtime.bundle.specs import ExportSpec
 from vl3edge.runtime.cli.main import main as runtime_main
 from vl3edge.runtime.errors import ConfigError
 

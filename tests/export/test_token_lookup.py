@@ -14,8 +14,9 @@ from random_decoders import KINDS, Quantized, write_decoder
 from vl3edge.export.parity import load_session
 from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, open_bundle
-from vl3edge.runtime.bundle.manifest import FP16_DECODER_GRAPH, TextSpec
+from vl3edge.runtime.bundle.file_names import FP16_DECODER_GRAPH
 from vl3edge.runtime.bundle.onnx_external import external_files
+from vl3edge.runtime.bundle.specs import TextSpec
 from vl3edge.runtime.decode.decoder import Decoder
 from vl3edge.runtime.decode.graph import NEXT_LENGTHS, TOKENS_INPUT, DecoderGraph
 from vl3edge.runtime.prompt.splice import EmbeddingTable

@@ -23,7 +23,7 @@ from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.projector import Projector
 from vl3edge.models.vision import VisionEncoder
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, open_bundle
-from vl3edge.runtime.bundle.manifest import VISION_GRAPHS, fp16_file
+from vl3edge.runtime.bundle.file_names import VISION_GRAPHS, fp16_file
 from vl3edge.runtime.bundle.onnx_external import external_files
 
 KINDS: dict[str, dict[str, Any]] = {

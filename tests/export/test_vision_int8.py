@@ -29,7 +29,8 @@ from vl3edge.runtime import PruningConfig, SamplingPlan, VideoLlama3
 from vl3edge.runtime.backends.onnxruntime import Backend
 from vl3edge.runtime.backends.select import select_backend
 from vl3edge.runtime.bundle.bundle import open_bundle
-from vl3edge.runtime.bundle.manifest import Manifest, VisionQuantization
+from vl3edge.runtime.bundle.manifest import Manifest
+from vl3edge.runtime.bundle.specs import VisionQuantization
 from vl3edge.runtime.errors import BackendError
 from vl3edge.runtime.host import adds_8_bit_products_exactly
 from vl3edge.runtime.vision.engines import VisionEngines

@@ -24,8 +24,8 @@ from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.demo.evaluate import CHECKPOINT
 from vl3edge.runtime import GenerationConfig, VideoLlama3
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, open_bundle
+from vl3edge.runtime.bundle.file_names import HEAD_TOKENS
 from vl3edge.runtime.bundle.head_tokens import HeadTokens
-from vl3edge.runtime.bundle.manifest import HEAD_TOKENS
 from vl3edge.runtime.bundle.slim import slim
 from vl3edge.runtime.cli.main import main
 from vl3edge.runtime.errors import BundleError

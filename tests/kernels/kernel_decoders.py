@@ -16,8 +16,10 @@ from vl3edge.models.checkpoint import Checkpoint
 from vl3edge.models.synthetic.random import preset, write_random_checkpoint
 from vl3edge.runtime.backends.select import select_backend
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, Bundle, hash_file, read_manifest
+from vl3edge.runtime.bundle.file_names import FP16_DECODER_GRAPH
 from vl3edge.runtime.bundle.head_tokens import HeadTokens
-from vl3edge.runtime.bundle.manifest import FP16_DECODER_GRAPH, FileEntry, TextSpec
+from vl3edge.runtime.bundle.manifest import FileEntry
+from vl3edge.runtime.bundle.specs import TextSpec
 from vl3edge.runtime.decode.cached_decoder import CachedDecoder
 from vl3edge.runtime.decode.decoder import Decoder
 from vl3edge.runtime.decode.graph import DecoderGraph

@@ -28,7 +28,7 @@ from vl3edge.export.kernels.compile import _without_spills
 from vl3edge.export.kernels.shape import MatrixKind, read_shape
 from vl3edge.export.kernels.variants import variants
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, open_bundle
-from vl3edge.runtime.bundle.manifest import DECODER_GRAPH
+from vl3edge.runtime.bundle.file_names import DECODER_GRAPH
 
 MACHINES = {"cubin-8.7": 87, "cubin-8.9": 89, "cubin-9.0": 90, "cubin-12.0": 120}
 TARGETS = ["ptx-8.0", *MACHINES]

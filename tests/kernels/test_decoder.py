@@ -17,7 +17,7 @@ from vl3edge.export.kernels.interpreter import InterpreterLauncher
 from vl3edge.export.kernels.shape import read_shape
 from vl3edge.export.kernels.weights import decoder_weights
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, open_bundle
-from vl3edge.runtime.bundle.manifest import TextSpec
+from vl3edge.runtime.bundle.specs import TextSpec
 from vl3edge.runtime.errors import BundleError
 from vl3edge.runtime.kernels import several
 

@@ -20,7 +20,7 @@ from vl3edge.runtime.backends.buffers import DeviceMemory
 from vl3edge.runtime.backends.onnxruntime import Backend
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, Bundle, read_manifest
 from vl3edge.runtime.bundle.kernel_set import read_kernel_set
-from vl3edge.runtime.bundle.manifest import TextSpec
+from vl3edge.runtime.bundle.specs import TextSpec
 from vl3edge.runtime.decode.prefill_chunk import PREFILL_CHUNK
 from vl3edge.runtime.kernels import cuda_launcher
 from vl3edge.runtime.kernels.scratch import Vectors

@@ -31,8 +31,8 @@ from vl3edge.export.kernels.variants import Kernel, variants
 from vl3edge.runtime.backends.onnxruntime import Backend
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, hash_file, open_bundle
 from vl3edge.runtime.bundle.kernel_set import PORTABLE, has_kernels, kernel_files, read_kernel_set
-from vl3edge.runtime.bundle.manifest import TextSpec
 from vl3edge.runtime.bundle.slim import slim
+from vl3edge.runtime.bundle.specs import TextSpec
 from vl3edge.runtime.bundle.tuning import Tuning, write_tuning
 from vl3edge.runtime.cli import info
 from vl3edge.runtime.cli.main import main as show

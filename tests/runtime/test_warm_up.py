@@ -18,7 +18,7 @@ from vl3edge.runtime.backends.onnxruntime import Backend, PatchLimit
 from vl3edge.runtime.backends.select import select_backend
 from vl3edge.runtime.backends.warm_up import WarmUp
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, Bundle, open_bundle
-from vl3edge.runtime.bundle.manifest import FP16_DECODER_GRAPH
+from vl3edge.runtime.bundle.file_names import FP16_DECODER_GRAPH
 from vl3edge.runtime.decode.decoder import Decoder, run_once
 from vl3edge.runtime.decode.generate import Generator
 from vl3edge.runtime.decode.graph import DecoderGraph

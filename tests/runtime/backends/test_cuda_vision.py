@@ -15,7 +15,7 @@ from vl3edge.runtime.backends.buffers import DeviceBuffer, DeviceMemory
 from vl3edge.runtime.backends.cuda_vision import CudaEncoder, CudaProjector, cuda_engine
 from vl3edge.runtime.backends.onnxruntime import Backend, Engine
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, Bundle, open_bundle
-from vl3edge.runtime.bundle.manifest import fp16_file
+from vl3edge.runtime.bundle.file_names import fp16_file
 from vl3edge.runtime.errors import BackendError
 
 

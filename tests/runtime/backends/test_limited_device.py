@@ -17,7 +17,7 @@ from vl3edge.runtime.backends.onnxruntime import Backend
 from vl3edge.runtime.backends.select import select_backend
 from vl3edge.runtime.backends.tensorrt import TensorRtBackend
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, Bundle, open_bundle
-from vl3edge.runtime.bundle.manifest import FP16_DECODER_GRAPH
+from vl3edge.runtime.bundle.file_names import FP16_DECODER_GRAPH
 from vl3edge.runtime.decode.batch import BatchRequest
 from vl3edge.runtime.decode.decoder import Decoder
 from vl3edge.runtime.decode.generate import Answer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vl3edge.runtime.bundle.manifest import Manifest, MediaSpec, ProcessorSpec, TextSpec, TokenSpec, VisionSpec
+from vl3edge.runtime.bundle.manifest import Manifest
 from vl3edge.runtime.bundle.profiles import (
     Profile,
     ShapeRange,
@@ -16,6 +16,7 @@ from vl3edge.runtime.bundle.profiles import (
     projector_profiles,
     vision_profiles,
 )
+from vl3edge.runtime.bundle.specs import MediaSpec, ProcessorSpec, TextSpec, TokenSpec, VisionSpec
 from vl3edge.runtime.errors import ConfigError
 
 VISION = {

@@ -10,7 +10,8 @@ import pytest
 
 from vl3edge.runtime import VideoLlama3
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, open_bundle
-from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, FP16_DECODER_GRAPH, SlimTarget, fp16_file
+from vl3edge.runtime.bundle.file_names import DECODER_GRAPH, FP16_DECODER_GRAPH, fp16_file
+from vl3edge.runtime.bundle.manifest import SlimTarget
 from vl3edge.runtime.bundle.slim import slim
 from vl3edge.runtime.cli.main import main
 from vl3edge.runtime.errors import BackendError, BundleError

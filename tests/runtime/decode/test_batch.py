@@ -15,7 +15,7 @@ import pytest
 from vl3edge.runtime import GenerationConfig
 from vl3edge.runtime.backends.select import select_backend
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, open_bundle
-from vl3edge.runtime.bundle.manifest import TextSpec
+from vl3edge.runtime.bundle.specs import TextSpec
 from vl3edge.runtime.decode.batch import BatchGenerator, BatchRequest
 from vl3edge.runtime.decode.decoder import Decoder
 from vl3edge.runtime.decode.generate import Answer, Generator, join

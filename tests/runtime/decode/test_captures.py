@@ -17,7 +17,7 @@ from vl3edge.runtime.backends.buffers import DeviceMemory
 from vl3edge.runtime.backends.kept_buffers import BufferKind, KeptBuffers
 from vl3edge.runtime.backends.select import select_backend
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, Bundle, open_bundle
-from vl3edge.runtime.bundle.manifest import FP16_DECODER_GRAPH
+from vl3edge.runtime.bundle.file_names import FP16_DECODER_GRAPH
 from vl3edge.runtime.decode.decoder import Decoder
 from vl3edge.runtime.decode.graph import DecoderGraph
 from vl3edge.runtime.decode.kv_cache import bytes_per_row, capacity_for, rung_for, rungs

@@ -16,7 +16,7 @@ from vl3edge.runtime import GenerationConfig, VideoLlama3
 from vl3edge.runtime.backends.buffers import DeviceMemory
 from vl3edge.runtime.backends.select import select_backend
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, open_bundle
-from vl3edge.runtime.bundle.manifest import FP16_DECODER_GRAPH
+from vl3edge.runtime.bundle.file_names import FP16_DECODER_GRAPH
 from vl3edge.runtime.config import MAX_DRAFTS
 from vl3edge.runtime.decode import drafts
 from vl3edge.runtime.decode.cached_decoder import CachedDecoder

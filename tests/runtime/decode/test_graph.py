@@ -17,7 +17,8 @@ from vl3edge.runtime.backends.buffers import HOST, DeviceMemory, Memory
 from vl3edge.runtime.backends.onnxruntime import Backend
 from vl3edge.runtime.backends.select import select_backend
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, Bundle, open_bundle
-from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, FP16_DECODER_GRAPH, PREFILL_GRAPH, FileEntry, fp16_file
+from vl3edge.runtime.bundle.file_names import DECODER_GRAPH, FP16_DECODER_GRAPH, PREFILL_GRAPH, fp16_file
+from vl3edge.runtime.bundle.manifest import FileEntry
 from vl3edge.runtime.config import GenerationConfig
 from vl3edge.runtime.decode import graph as decoder_graph
 from vl3edge.runtime.decode.batch import BatchGenerator, BatchRequest

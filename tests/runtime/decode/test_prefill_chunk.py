@@ -14,7 +14,7 @@ from vl3edge.runtime import GenerationConfig, PruningConfig, SamplingPlan, Video
 from vl3edge.runtime.backends.buffers import DeviceMemory
 from vl3edge.runtime.backends.select import select_backend
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, open_bundle, read_manifest
-from vl3edge.runtime.bundle.manifest import DECODER_GRAPH, FP16_DECODER_GRAPH
+from vl3edge.runtime.bundle.file_names import DECODER_GRAPH, FP16_DECODER_GRAPH
 from vl3edge.runtime.decode.decoder import Decoder
 from vl3edge.runtime.decode.graph import DecoderGraph
 from vl3edge.runtime.decode.prefill_chunk import PREFILL_CHUNK, gpu_chunk, prefill_activation_bytes

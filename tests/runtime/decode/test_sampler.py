@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vl3edge.runtime import GenerationConfig
-from vl3edge.runtime.bundle.manifest import GREEDY
+from vl3edge.runtime.bundle.specs import GREEDY
 from vl3edge.runtime.decode.sampler import Sampler, filtered_probabilities, penalize_repetition
 from vl3edge.runtime.errors import BackendError
 

@@ -15,7 +15,7 @@ from fake_tensorrt import FakeDevice
 from vl3edge.runtime.backends.buffers import DeviceMemory
 from vl3edge.runtime.backends.select import select_backend
 from vl3edge.runtime.bundle.bundle import DEMO_BUNDLE, Bundle, open_bundle
-from vl3edge.runtime.bundle.manifest import FP16_DECODER_GRAPH
+from vl3edge.runtime.bundle.file_names import FP16_DECODER_GRAPH
 from vl3edge.runtime.config import GenerationConfig
 from vl3edge.runtime.decode.batch import BatchGenerator, BatchRequest
 from vl3edge.runtime.decode.cached_decoder import CachedDecoder

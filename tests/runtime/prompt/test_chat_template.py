@@ -11,7 +11,7 @@ import pytest
 import tokenizers
 
 from vl3edge.runtime.bundle.bundle import open_bundle
-from vl3edge.runtime.bundle.manifest import TokenSpec
+from vl3edge.runtime.bundle.specs import TokenSpec
 from vl3edge.runtime.errors import BundleError, ConfigError
 from vl3edge.runtime.prompt.chat_template import MediaItem, PromptTemplate, VisualSlot, media_items
 from vl3edge.runtime.prompt.splice import VisualTokens, splice
